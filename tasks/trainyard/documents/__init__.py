@@ -1,0 +1,1 @@
+"""The documents that Trainyard stores: frozen pydantic models, one module a kind."""

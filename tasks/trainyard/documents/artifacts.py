@@ -1,0 +1,45 @@
+"""Manifests of checkpoints and bundles; each is written last, after the files it lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from trainyard.documents.base import Document, FileEntry
+
+
+class CheckpointManifest(Document):
+    """`checkpoints/<model>/<revision>/manifest.json`: one exact revision of a model's files."""
+
+    model: str
+    revision: str
+    source: str
+    """Where it came from, for people: a URI without credentials."""
+    files: tuple[FileEntry, ...]
+    """Sorted by path."""
+    digest: str
+    """sha256 of the canonical JSON of `[[path, size, sha256], …]`, sorted by path."""
+    architecture_digest: str
+    """What the compiled code depends on: see `trainyard.sources.architecture`."""
+    parameters: int
+    """Elements of all tensors."""
+
+
+class BundleManifest(Document):
+    """`bundles/<compile key>/manifest.json`: what a compiler made for a target."""
+
+    compile_key: str
+    lane: str
+    key_inputs: dict[str, Any]
+    """The JSON whose digest is the compile key."""
+    files: tuple[FileEntry, ...]
+    digest: str
+    """As for checkpoints."""
+    toolchain: dict[str, str]
+    compile_s: float
+    """Seconds from the server's start until it was ready, with empty caches."""
+    engine_init_s: float | None = None
+    """Seconds that the engine itself reported."""
+    dropped: tuple[str, ...] = Field(default=())
+    """Cache entries that were left out (failed, locked, half-written), each with the reason."""

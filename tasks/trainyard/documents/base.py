@@ -1,0 +1,65 @@
+"""What every stored document has in common."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainyard import __version__
+from trainyard.settings import Settings
+
+SCHEMA: Literal["trainyard/v1"] = "trainyard/v1"
+
+
+class Frozen(BaseModel):
+    """A value: immutable, and it knows all its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class FileEntry(Frozen):
+    """One file of a checkpoint or bundle."""
+
+    path: str
+    """Relative POSIX path inside its folder."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """64 lower-case hex digits."""
+
+
+class Provenance(Frozen):
+    """Who made a document, with what, from what."""
+
+    requested_by: str = ""
+    dag_run: str = ""
+    code_version: str = __version__
+    image: str = ""
+    host: str = ""
+    inputs: tuple[str, ...] = ()
+    """Keys of the documents this one was made from."""
+
+    @classmethod
+    def of(cls, settings: Settings, *inputs: str) -> Provenance:
+        """Return the provenance of something this process makes now."""
+        return cls(
+            requested_by=settings.requested_by,
+            dag_run=settings.dag_run,
+            host=platform.node(),
+            inputs=inputs,
+        )
+
+
+class Document(Frozen):
+    """A stored document."""
+
+    schema_: Literal["trainyard/v1"] = Field(default=SCHEMA, alias="schema")
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    provenance: Provenance = Provenance()
+
+    def to_bytes(self) -> bytes:
+        """Return the document as it is stored: indented UTF-8 JSON with a final newline."""
+        return (self.model_dump_json(by_alias=True, indent=2) + "\n").encode()

@@ -1,0 +1,143 @@
+"""The channel: the mutable document for one model in one environment.
+
+Every change is a compare-and-swap of `channels/<model>/<environment>.json`. Whoever routes traffic
+reads `weights`, `stable` and `candidate`; only the rollout's shell writes it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from trainyard.documents.base import Document, Frozen
+from trainyard.documents.evidence import JudgeSpec, Verdict
+from trainyard.spec.model import Capacity, RolloutStep
+
+Phase = Literal[
+    "idle", "deploying", "warming", "scaling", "shifting", "holding", "baking", "rolling_back"
+]
+Outcome = Literal["promoted", "rolled_back", "withdrawn"]
+"""`rolled_back`: harm or a fuse, the release is rejected. `withdrawn`: ended without a verdict
+against the release (controller lost, aborted, undecided); it may be promoted again."""
+
+
+class Track(Frozen):
+    """A release in a role."""
+
+    release_id: str
+    since: datetime
+    verified: bool = True
+    """False for releases that were adopted without Trainyard's gates."""
+
+
+class Weights(Frozen):
+    """Desired percentages; they sum to 100."""
+
+    stable: int = Field(default=100, ge=0, le=100)
+    candidate: int = Field(default=0, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _sum_is_100(self) -> Weights:
+        if self.stable + self.candidate != 100:
+            raise ValueError(f"weights {self.stable} + {self.candidate} are not 100")
+        return self
+
+
+class RolloutPlan(Frozen):
+    """Everything a rollout needs to know, pinned at its start."""
+
+    kind: Literal["bootstrap", "canary", "rollback"]
+    """bootstrap: there is no stable release yet. rollback: back to a proven release."""
+    capacity: Capacity
+    replicas: int
+    steps: tuple[RolloutStep, ...]
+    bake_s: float
+    holdback_weight: int
+    max_duration_s: float
+    on_undecided: Literal["hold", "rollback"]
+    max_hold_s: float
+    warm_up_requests: int
+    deploy_timeout_s: float
+    drain_timeout_s: float
+    arrivals_timeout_s: float = 30.0
+    """Seconds in which a change of weights must show in the arrivals."""
+    lease_s: float
+    judge: JudgeSpec
+
+
+class RolloutDriver(Frozen):
+    """Who drives the rollout now; an older epoch must stop."""
+
+    run_id: str
+    attempt: int
+    epoch: int
+
+
+class Rollout(Frozen):
+    """The rollout in progress, or the last one."""
+
+    number: int
+    phase: Phase
+    plan: RolloutPlan
+    driver: RolloutDriver
+    requested_by: str = ""
+    started_at: datetime
+    phase_since: datetime
+    step_index: int = 0
+    """Index into `plan.steps`; meaningless before exposure."""
+    exposed_since: datetime | None = None
+    """When the candidate first got traffic."""
+    held_since: datetime | None = None
+    """When an undecided rollout froze its weights."""
+    verdict: Verdict | None = None
+    """The last look."""
+    outcome: Outcome | None = None
+    reason: str = ""
+    """Why it ended, or what it waits for."""
+
+
+class Rejection(Frozen):
+    """A release that must not be promoted again without force and a reason."""
+
+    release_id: str
+    at: datetime
+    rollout: int
+    reason: str
+    evidence_key: str = ""
+
+
+class HistoryEntry(Frozen):
+    """One line of the channel's bounded history."""
+
+    at: datetime
+    event: str
+    """Such as `rollout_started`, `weights`, `promoted`, `rolled_back`, `withdrawn`, `held`."""
+    release_id: str = ""
+    rollout: int | None = None
+    who: str = ""
+    detail: dict[str, Any] = Field(default_factory=dict)
+
+
+class Channel(Document):
+    """`channels/<model>/<environment>.json`."""
+
+    model: str
+    environment: str
+    generation: int = 0
+    """Counts the changes."""
+    stable: Track | None = None
+    previous: tuple[Track, ...] = ()
+    """Earlier stable releases, newest first; the first is where a rollback goes."""
+    candidate: Track | None = None
+    weights: Weights = Weights()
+    rollout: Rollout | None = None
+    rejected: tuple[Rejection, ...] = ()
+    history: tuple[HistoryEntry, ...] = ()
+    """Newest last, bounded."""
+
+    @property
+    def in_progress(self) -> bool:
+        """Is a rollout under way?"""
+        return self.rollout is not None and self.rollout.outcome is None

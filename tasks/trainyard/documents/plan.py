@@ -1,0 +1,87 @@
+"""The plan: the frozen answer to "what would this release do"."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from trainyard.documents.base import Document, Frozen
+from trainyard.spec.model import ModelSpec, Target
+
+StepName = Literal["download", "compile", "measure", "gate", "publish"]
+GateName = Literal["accuracy", "latency"]
+
+
+class ReleaseRequest(Frozen):
+    """What somebody asked for."""
+
+    model: str
+    revision: str | None = None
+    """Empty: the spec's."""
+    targets: tuple[str, ...] = ()
+    """Names of targets; empty: all of the spec."""
+    environments: tuple[str, ...] = ()
+    """Where the release is to be promoted afterwards, in this order."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Settings of a target that this release changes, for example `{"max_num_seqs": 4}`."""
+
+
+class PlannedStep(Frozen):
+    """One step for one target (or for all: `target` is empty)."""
+
+    step: StepName
+    target: str = ""
+    key: str
+    """Key of the document that the step makes."""
+    exists: bool
+    reason: str
+    """Why it will run, or why it need not, in one sentence."""
+
+
+class EvalAssets(Frozen):
+    """A folder of task or prompt files, stored by digest under `evals/<digest>/`."""
+
+    digest: str
+    files: tuple[str, ...]
+
+
+class PlannedTarget(Frozen):
+    """One target with everything that identifies its outputs."""
+
+    target: Target
+    """With the overrides applied."""
+    compile_key: str
+    key_inputs: dict[str, Any]
+    toolchain: dict[str, str]
+    serving: dict[str, Any]
+    """Serving arguments that are not in the compile key, plus the served model name."""
+    serving_digest: str
+    measurement_id: str
+    baselines: dict[str, str] = Field(default_factory=dict)
+    """For each environment asked for: the measurement id of its stable release, if it has one."""
+
+
+class Plan(Document):
+    """`plans/<plan id>.json`."""
+
+    plan_id: str
+    request: ReleaseRequest
+    spec: ModelSpec
+    spec_digest: str
+    revision: str
+    source_fingerprint: str
+    """Digest of the source's listing at planning time; download checks that it still holds."""
+    checkpoint_key: str
+    architecture_digest: str
+    assets: EvalAssets | None = None
+    """Task files and prompts of the spec, frozen with the plan."""
+    targets: tuple[PlannedTarget, ...]
+    steps: tuple[PlannedStep, ...]
+
+    def target(self, name: str) -> PlannedTarget:
+        """Return the planned target of that name; KeyError if there is none."""
+        for planned in self.targets:
+            if planned.target.name == name:
+                return planned
+        raise KeyError(name)

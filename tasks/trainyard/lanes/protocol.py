@@ -1,0 +1,86 @@
+"""A lane as the steps and hosts see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainyard.documents.artifacts import BundleManifest
+from trainyard.spec.model import Target
+
+
+@dataclass(frozen=True)
+class ServerCommand:
+    """How to start a server: argument vector and the lane's own environment variables.
+
+    The caller adds a minimal base environment (PATH, HOME, LANG, TMPDIR); nothing else of the
+    caller's environment reaches the server, so that secrets do not either.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class StartProof:
+    """What a start tells about the use of its bundle."""
+
+    used_bundle: bool
+    reason: str
+    """Why it counts as used or not, with the evidence (log line, new files)."""
+    engine_init_s: float | None
+    new_files: tuple[str, ...]
+
+
+class Lane(Protocol):
+    """One way to compile and serve."""
+
+    name: str
+
+    def problems(self, target: Target) -> Sequence[str]:
+        """Return every rule of the lane that `target` breaks, each as a sentence with the remedy."""
+
+    def toolchain(self, python: Path) -> dict[str, str]:
+        """Return the versions that go into the compile key, as seen by the serving interpreter.
+
+        Raises BadInput if the serving environment lacks them.
+        """
+
+    def key_inputs(
+        self, target: Target, *, architecture_digest: str, toolchain: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Return everything that changes the compiled code and nothing that does not."""
+
+    def serving_settings(self, target: Target, *, served_model_name: str) -> dict[str, Any]:
+        """Return the serving settings that the compile key leaves out."""
+
+    def command(
+        self,
+        target: Target,
+        *,
+        python: Path,
+        model_dir: Path,
+        cache_dir: Path,
+        served_model_name: str,
+        port: int,
+    ) -> ServerCommand:
+        """Return the command that serves `model_dir` on loopback with `cache_dir` as its caches.
+
+        The same command compiles (empty `cache_dir`) and serves (restored `cache_dir`).
+        """
+
+    def capture(self, cache_dir: Path) -> tuple[Sequence[Path], Sequence[str]]:
+        """Return the files of a bundle (relative to `cache_dir`) and what was dropped and why.
+
+        Raises Refused if the caches hold no complete result of a compiler.
+        """
+
+    def snapshot(self, cache_dir: Path) -> frozenset[str]:
+        """Return the names of the compiler's outputs below `cache_dir`, to compare two starts."""
+
+    def prove_start(
+        self, *, log: str, before: frozenset[str], after: frozenset[str], bundle: BundleManifest | None
+    ) -> StartProof:
+        """Judge whether a start used its bundle, from its log and the files before and after."""

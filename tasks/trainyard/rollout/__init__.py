@@ -1,0 +1,1 @@
+"""Moving a channel from its stable release to a candidate, and back."""

@@ -1,0 +1,1 @@
+"""Hosts, routers and the guard: how releases are served and who may move traffic."""

@@ -1,0 +1,86 @@
+"""Hosts and routers as the rollout sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+
+from trainyard.documents.release import Release
+
+ServerState = Literal["starting", "ready", "unhealthy", "failed", "stopping"]
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """One replica as its host sees it now."""
+
+    name: str
+    """Unique, such as `adder-0123456789ab-0`; the `pod` of metrics."""
+    release_id: str
+    state: ServerState
+    url: str
+    """`http://127.0.0.1:port`, empty until known."""
+    started_at: datetime | None
+    restarts: int
+    message: str
+    """Why it is not ready, in one sentence, or how it started."""
+
+
+class Host(Protocol):
+    """Runs the servers of one environment's releases. All calls are idempotent wishes."""
+
+    def deploy(self, environment: str, release: Release, replicas: int) -> None:
+        """Wish for `replicas` servers of `release`; also scales an existing deployment."""
+
+    def remove(self, environment: str, release_id: str) -> None:
+        """Wish for no servers of the release: drain, then stop."""
+
+    def servers(self, environment: str, model: str) -> Sequence[ServerStatus]:
+        """Return every server of the model in the environment, of whatever release."""
+
+
+@dataclass(frozen=True)
+class ReleaseTraffic:
+    """Cumulative counts of one release at the router since the router's start."""
+
+    arrivals: int
+    """Requests sent to it."""
+    errors: int
+    """Requests that failed: no connection, 5xx, or a stream cut before its end."""
+    in_flight: int
+
+
+@dataclass(frozen=True)
+class RouteStatus:
+    """What the router does now."""
+
+    epoch: str
+    """Changes whenever the counters start anew."""
+    weights: Mapping[str, int]
+    """Percent by release id, as in effect."""
+    traffic: Mapping[str, ReleaseTraffic]
+    """By release id."""
+    guard: Literal["following", "lease_expired", "fuse"]
+    """`following`: the route follows the channel. Else the guard holds all traffic on stable."""
+    guard_reason: str
+    channel_generation: int
+    """Generation of the channel that the route reflects."""
+
+
+class Router(Protocol):
+    """Reads the route; nobody but the guard behind it writes weights (wishes go to the channel)."""
+
+    def status(self, environment: str, model: str) -> RouteStatus | None:
+        """Return what the router does now; None if it cannot be asked (it may be restarting)."""
+
+
+class Lease(Protocol):
+    """The sign of life of a rollout's driver."""
+
+    def renew(self, environment: str, model: str, *, holder: str, duration_s: float) -> None:
+        """Say that `holder` drives the rollout for another `duration_s`."""
+
+    def release(self, environment: str, model: str, *, holder: str) -> None:
+        """End the lease, if `holder` has it."""

@@ -1,0 +1,1 @@
+"""Where models come from: resolve a revision, list its files, read them."""

@@ -1,0 +1,1 @@
+"""The model spec and the environments: what users write, and its rules."""

@@ -1,0 +1,39 @@
+"""The environments file: where releases may go and under which rules."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainyard.spec.model import Capacity, Name, SpecPart
+
+
+class Environment(SpecPart):
+    """One place that serves models: its own channel per model and its own promote DAG."""
+
+    description: str = ""
+    platform: Literal["local", "kubernetes"] = "local"
+    target: Name
+    """Which of a model's targets this environment serves."""
+    requires: tuple[Name, ...] = ()
+    """Environments in which a release must have been promoted before it may come here."""
+    soak_s: float = Field(default=0.0, ge=0)
+    """Seconds a release must have been stable in each required environment."""
+    devices: int = Field(default=2, ge=1)
+    """Servers that may run at the same time."""
+    capacity: Capacity = "surge"
+    """The most generous capacity rule this environment can give."""
+    allow_downtime: bool = False
+    """May `capacity: single` stop the stable release while the candidate starts?"""
+    lease_s: float = Field(default=120.0, ge=120.0)
+    """Seconds after which a rollout without a living driver loses its traffic."""
+    rollback_window_s: float = Field(default=0.0, ge=0)
+    """Seconds after a promotion during which the old servers stay warm."""
+
+
+class Environments(SpecPart):
+    """All environments, in the order in which releases pass through them."""
+
+    schema_: Literal["trainyard/v1"] = Field(alias="schema")
+    environments: dict[Name, Environment] = Field(min_length=1)

@@ -1,0 +1,230 @@
+"""The model spec: one YAML file a model, in the catalogue."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from trainyard.names import NAME_PATTERN, REVISION_PATTERN
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Revision = Annotated[str, StringConstraints(pattern=REVISION_PATTERN)]
+LaneName = Literal["cpu", "neuron-native", "neuron-nxdi"]
+Capacity = Literal["surge", "replace", "single"]
+
+
+class SpecPart(BaseModel):
+    """A part of a spec: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LocalSource(SpecPart):
+    """A folder on this machine with one subfolder for each revision."""
+
+    kind: Literal["local"]
+    path: str
+    """The folder, absolute or relative to the spec file. `${TRAINYARD_HOME}` stands for the home."""
+    revision: Revision | None = None
+    """The revision that a release takes when it names none. Empty: the newest subfolder by name."""
+
+
+Source = LocalSource
+"""Where a model comes from. Other kinds join this union when their code exists."""
+
+
+class Target(SpecPart):
+    """A lane on a kind of instance, with its shapes and serving settings."""
+
+    name: Name
+    lane: LaneName
+    instance: str = "local"
+    """Kind of machine: `local`, or an EC2 instance type such as `trn2.48xlarge`."""
+    required: bool = True
+    """May this target fail without failing the release?"""
+    tensor_parallel_size: int = Field(default=1, ge=1, le=128)
+    """Devices (logical cores) that one replica spans."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    max_model_len: int = Field(default=2048, ge=16)
+    """Longest prompt plus answer, in tokens."""
+    max_num_batched_tokens: int = Field(default=2048, ge=16)
+    """Most tokens one engine step may process."""
+    max_num_seqs: int = Field(default=16, ge=1, le=4096)
+    """Most requests that run at the same time; the rest queues."""
+    block_size: int | None = Field(default=None, ge=1)
+    """Tokens in one block of the KV cache; empty: the lane's default."""
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    """Memory for the KV cache, in GiB. Used by lane `cpu`."""
+    enable_prefix_caching: bool = True
+    """Reuse the KV cache of shared prompt prefixes."""
+
+
+class AccuracyTask(SpecPart):
+    """One task of lm-evaluation-harness with its bounds."""
+
+    name: Name
+    path: str | None = None
+    """The task's YAML file, relative to the spec file; its folder goes with the release.
+    Empty: `name` is a task that lm-evaluation-harness brings."""
+    metric: str = "exact_match"
+    num_fewshot: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many samples."""
+    min: float = Field(ge=0, le=1)
+    """The score a release must reach, as a share of 1."""
+    max_drop: float | None = Field(default=None, ge=0, le=1)
+    """How much lower than the stable release's score it may be, as a share of 1."""
+
+
+class Bound(SpecPart):
+    """Limits of one figure; at least one of them is given."""
+
+    min: float | None = None
+    max: float | None = None
+    severity: Literal["critical", "warning"] = "critical"
+
+
+LatencyMetric = Literal[
+    "ttft_p50_ms",
+    "ttft_p90_ms",
+    "ttft_p99_ms",
+    "tpot_p50_ms",
+    "tpot_p90_ms",
+    "tpot_p99_ms",
+    "itl_p99_ms",
+    "e2e_p50_ms",
+    "e2e_p99_ms",
+    "output_tokens_per_s",
+    "requests_per_s",
+    "failed_requests",
+]
+"""Figures of one load level: milliseconds at a percentile, rates, or a count."""
+
+
+class LoadLevel(SpecPart):
+    """One load on the server and the bounds that its figures must keep."""
+
+    name: Name
+    max_concurrency: int = Field(ge=1)
+    """Requests in flight at most."""
+    request_rate: float | None = Field(default=None, gt=0)
+    """Requests a second on average (Poisson). Empty: as fast as the concurrency allows."""
+    num_prompts: int = Field(ge=1)
+    input_len: int = Field(ge=1)
+    """Tokens of a prompt."""
+    output_len: int = Field(ge=1)
+    """Tokens of an answer."""
+    bounds: dict[LatencyMetric, Bound] = Field(min_length=1)
+    max_regression: dict[LatencyMetric, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """How much worse than the stable release's figure it may be, as a share (0.2 is 20 %)."""
+
+
+class AccuracyGate(SpecPart):
+    tasks: tuple[AccuracyTask, ...] = Field(min_length=1)
+
+
+class LatencyGate(SpecPart):
+    levels: tuple[LoadLevel, ...] = Field(min_length=1)
+
+
+class Gates(SpecPart):
+    """What a release must show before it is published."""
+
+    accuracy: AccuracyGate
+    latency: LatencyGate
+
+
+class RolloutStep(SpecPart):
+    """One step of a canary."""
+
+    weight: int = Field(ge=1, le=99)
+    """Percent of the traffic that the candidate gets."""
+    hold_s: float = Field(ge=0)
+    """Seconds to stay on it at least."""
+
+
+class Margins(SpecPart):
+    """When the judge calls a metric harmed and when it calls it good enough."""
+
+    harm: float = Field(gt=0)
+    """Averages: relative slowdown (0.1 is 10 %). Counts: ratio to the stable release (2 is twice)."""
+    promote: float = Field(gt=0)
+    """As `harm`, for promotion: the candidate is proven better than this."""
+    harm_floor: float = Field(default=0.0, ge=0, lt=1)
+    """Counts only: a share of requests below which nothing is harm."""
+    promote_ceiling: float = Field(default=0.0, ge=0, lt=1)
+    """Counts only: a share of requests below which the candidate is good enough by itself."""
+
+
+class JudgeSettings(SpecPart):
+    """How the canary is judged. Empty margins take the documented defaults."""
+
+    block_s: float = Field(default=30.0, gt=0)
+    """Planned seconds of one slice of counts."""
+    min_requests_per_block: int = Field(default=20, ge=5)
+    """Requests that each side needs before a slice counts."""
+    min_blocks_last_step: int = Field(default=2, ge=1)
+    block_noise: float = Field(default=0.0, ge=0, le=1)
+    """Extra noise of one pod's block mean, in log units, on machines that are shared (0.1 is about
+    10 %). Added to the judge's default covariance."""
+    margins: dict[Literal["ttft", "tpot", "errors", "ttft_tail"], Margins] = Field(
+        default_factory=dict
+    )
+
+
+class RolloutSpec(SpecPart):
+    """How a release gets its traffic."""
+
+    capacity: Capacity = "surge"
+    replicas: int = Field(default=1, ge=1, le=1000)
+    """Replicas of the stable release."""
+    steps: tuple[RolloutStep, ...] = (
+        RolloutStep(weight=10, hold_s=600),
+        RolloutStep(weight=50, hold_s=600),
+    )
+    bake_s: float = Field(default=600.0, ge=0)
+    """Seconds after promotion during which the old release keeps its servers and a holdback share."""
+    holdback_weight: int = Field(default=10, ge=0, le=50)
+    """Percent of the traffic that the old release keeps during the bake."""
+    max_duration_s: float = Field(default=3600.0, gt=0)
+    """Seconds of exposure after which the judge's horizon ends."""
+    on_undecided: Literal["hold", "rollback"] = "hold"
+    """What happens when the judge cannot tell in `max_duration_s`."""
+    max_hold_s: float = Field(default=4 * 3600.0, gt=0)
+    """Seconds that an undecided candidate may keep its servers before it is withdrawn."""
+    warm_up_requests: int = Field(default=20, ge=0)
+    """Requests that each new server answers before it gets traffic."""
+    deploy_timeout_s: float = Field(default=1800.0, gt=0)
+    """Seconds that a candidate may take to become ready."""
+    judge: JudgeSettings = JudgeSettings()
+
+
+class Refresh(SpecPart):
+    """When to look for a new revision."""
+
+    cron: str
+    environments: tuple[Name, ...] = ()
+
+
+class ModelSpec(SpecPart):
+    """Everything Trainyard knows about one model."""
+
+    schema_: Literal["trainyard/v1"] = Field(alias="schema")
+    model: Name
+    owner: str = Field(min_length=1)
+    description: str = ""
+    source: Source
+    served_model_name: str = Field(default="", max_length=200)
+    """The name clients ask for; empty: the model's name. The same on both sides of a canary."""
+    prompts: str | None = None
+    """JSONL file (`{"prompt": …}` a line), relative to the spec file, for warm-up requests."""
+    targets: tuple[Target, ...] = Field(min_length=1)
+    gates: Gates
+    rollout: RolloutSpec = RolloutSpec()
+    refresh: Refresh | None = None
+
+    @property
+    def client_model_name(self) -> str:
+        """The model name clients put into requests."""
+        return self.served_model_name or self.model

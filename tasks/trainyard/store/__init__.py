@@ -1,0 +1,1 @@
+"""Files, documents and channels: one protocol, one module a back end."""

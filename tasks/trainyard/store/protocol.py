@@ -1,0 +1,81 @@
+"""The store as the rest of Trainyard sees it.
+
+Keys are relative POSIX paths (`releases/adder/adder-0123456789ab.json`). Nothing is half-visible:
+a key either has its whole content or does not exist. Nothing is overwritten by accident: `create`
+never replaces, `replace` only what the caller has read, and only `put` (status documents,
+progress) lets the last writer win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from trainyard.documents.base import FileEntry
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The content of a key and the version to hand to `replace` or `delete`."""
+
+    data: bytes
+    version: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of a listing."""
+
+    key: str
+    size: int
+
+
+class Store(Protocol):
+    """Where everything lives that outlasts a process."""
+
+    @property
+    def url(self) -> str:
+        """What people call this store; holds no credentials."""
+
+    def read(self, key: str) -> Stored:
+        """Return the content of `key`. Raises NotFound."""
+
+    def exists(self, key: str) -> bool:
+        """Tell whether `key` exists."""
+
+    def create(self, key: str, data: bytes) -> str:
+        """Write `key`, which must not exist, and return its version.
+
+        Raises Conflict if it exists already (whatever its content), StorageFull.
+        """
+
+    def replace(self, key: str, data: bytes, *, version: str) -> str:
+        """Replace `key` if its version still is `version`; return the new one.
+
+        Raises Conflict if it changed or is gone, StorageFull.
+        """
+
+    def put(self, key: str, data: bytes) -> str:
+        """Write `key` whatever it held; the last writer wins. Raises StorageFull."""
+
+    def delete(self, key: str, *, version: str | None = None) -> None:
+        """Remove `key`; with `version`, only that one (Conflict otherwise). Absent keys are fine."""
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the keys below `prefix` (a folder, with or without its final slash), sorted."""
+
+    def open(self, key: str) -> BinaryIO:
+        """Open `key` for reading as a stream. Raises NotFound."""
+
+    def upload(self, key: str, source: BinaryIO, *, sha256: str | None = None) -> FileEntry:
+        """Store a stream under `key`, hashing it in the same pass; idempotent.
+
+        Returns the entry (its `path` is `key`). With `sha256`, content that differs is refused
+        (CorruptFile) and leaves nothing behind. A key that already holds the same content is kept.
+        Raises Conflict if it holds other content, StorageFull.
+        """
+
+    def local_path(self, key: str) -> Path | None:
+        """Return a path to read `key` in place, where the back end has one."""
