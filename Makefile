@@ -1,0 +1,109 @@
+# Everything a newcomer runs. Needs git, make and Python 3.11; `make setup` brings the rest.
+
+PYTHON ?= python3.11
+SYSTEM_PACKAGES ?= install
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# vLLM imports thousands of modules: without byte code each of its starts takes 20-40 s longer.
+unexport PYTHONDONTWRITEBYTECODE
+# An environment that happens to be active is never the one that is meant.
+unexport VIRTUAL_ENV
+export UV_PYTHON_DOWNLOADS := never
+
+UV := .venv-tools/bin/uv
+RUN := .venv/bin
+
+# vLLM for the CPU needs the CPU build of PyTorch. It comes from the folders named in
+# PIP_FIND_LINKS if there are any, else from PyTorch's own index, which uv knows by name.
+ifeq ($(strip $(PIP_FIND_LINKS)),)
+TORCH_SOURCE := --torch-backend cpu
+else
+TORCH_SOURCE := $(foreach place,$(PIP_FIND_LINKS),--find-links $(place))
+endif
+
+# A stamp carries the digest of what it was made from, so a changed lock, on whichever branch,
+# brings its environment up to date and an unchanged one costs nothing.
+digest = $(shell cat $(1) 2>/dev/null | sha256sum | cut -c1-16)
+TOOLS_STAMP := .venv-tools/.made-from-$(call digest,requirements/tools.txt)
+AIRFLOW_STAMP := .venv/.made-from-$(call digest,requirements/airflow.txt pyproject.toml)
+SERVE_STAMP := .venv-serve/.made-from-$(call digest,requirements/serve.txt pyproject.toml)
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+( [a-z]+)*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: system-packages $(AIRFLOW_STAMP) $(SERVE_STAMP) ## Install everything: system packages, .venv (Airflow), .venv-serve (vLLM)
+
+.PHONY: demo
+demo: setup ## Run a whole release on this machine: train, compile, gate, canary, promote, roll back
+	$(RUN)/trainyard demo
+
+.PHONY: test
+test: setup check ## Run the checks, then the unit, integration and end-to-end tests
+	@$(RUN)/pytest
+
+.PHONY: soak
+soak: setup ## Run the long tests and the benchmarks, and print their figures
+	@$(RUN)/pytest -s -m "soak or benchmark"
+
+.PHONY: check
+check: $(AIRFLOW_STAMP) ## Check format, lint, types and import rules
+	@$(RUN)/ruff format --check .
+	@$(RUN)/ruff check .
+	@$(RUN)/mypy
+	@$(RUN)/lint-imports
+
+.PHONY: up
+up: setup ## Start Airflow, the serving agent and the proxy, and leave them running
+	$(RUN)/trainyard up
+
+.PHONY: down stop
+down stop: ## Stop all that `make up` or `make demo` left running
+	@if [ -x $(RUN)/trainyard ]; then $(RUN)/trainyard down; else echo "Nothing is installed, so nothing runs."; fi
+
+.PHONY: clean
+clean: down ## Stop everything, then remove the environments and all data under .trainyard
+	rm -rf .venv .venv-serve .venv-tools .trainyard .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+COMPILE = $(UV) pip compile --quiet $(UPGRADE) --custom-compile-command "make lock" \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links
+
+.PHONY: lock
+lock: $(TOOLS_STAMP) ## Write requirements/*.txt anew; UPGRADE=--upgrade takes newer versions
+	@$(COMPILE) requirements/tools.in -o requirements/tools.txt >/dev/null
+	@$(COMPILE) pyproject.toml --extra airflow --extra dev -o requirements/airflow.txt >/dev/null
+	@$(COMPILE) pyproject.toml --extra serve --override requirements/serve-overrides.txt \
+		$(TORCH_SOURCE) -o requirements/serve.txt >/dev/null
+
+.PHONY: system-packages
+system-packages:
+	@PYTHON="$(PYTHON)" .ci/system-packages $(SYSTEM_PACKAGES)
+
+$(TOOLS_STAMP): | system-packages
+	@echo "Installing uv into .venv-tools"
+	@rm -f .venv-tools/.made-from-*
+	@$(PYTHON) -m venv .venv-tools
+	@.venv-tools/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/tools.txt
+	@touch $@
+
+# `sync` installs exactly the lock; it does not resolve again, so serve's overrides hold.
+define install
+	@echo "Installing requirements/$(2).txt into $(1)"
+	@rm -f $(1)/.made-from-*
+	@$(UV) venv --quiet --allow-existing --python "$(PYTHON)" $(1)
+	@$(UV) pip sync --quiet --python $(1) --require-hashes --compile-bytecode $(3) requirements/$(2).txt
+	@$(UV) pip install --quiet --python $(1) --no-deps --editable .
+	@touch $@
+endef
+
+$(AIRFLOW_STAMP): $(TOOLS_STAMP)
+	$(call install,.venv,airflow,)
+
+$(SERVE_STAMP): $(TOOLS_STAMP)
+	$(call install,.venv-serve,serve,$(TORCH_SOURCE))

@@ -1,0 +1,3 @@
+"""Trainyard's Airflow integration: operators, triggers, and the page in Airflow's interface."""
+
+from __future__ import annotations

@@ -1,0 +1,30 @@
+"""What every test starts from: no settings of the developer's own, and an Airflow home that is thrown away."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import pytest
+from hypothesis import settings
+
+for name in [name for name in os.environ if name.startswith(("TRAINYARD_", "AIRFLOW_"))]:
+    del os.environ[name]
+
+# Airflow reads its home once, when it is first imported, and writes into it.
+_airflow_home = tempfile.mkdtemp(prefix="trainyard-tests-airflow-")
+atexit.register(shutil.rmtree, _airflow_home, ignore_errors=True)
+os.environ["AIRFLOW_HOME"] = _airflow_home
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+
+# A busy machine is no reason for a property to fail.
+settings.register_profile("trainyard", deadline=None)
+settings.load_profile("trainyard")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Asynchronous tests run on asyncio, like the servers do."""
+    return "asyncio"
