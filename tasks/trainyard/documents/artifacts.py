@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field
 
+from trainyard.canonical import digest
 from trainyard.documents.base import Document, FileEntry
+
+
+def files_digest(files: Iterable[FileEntry]) -> str:
+    """Return the digest of a set of files: of `[[path, size, sha256], …]`, sorted by path."""
+    return digest(sorted([entry.path, entry.size, entry.sha256] for entry in files))
 
 
 class CheckpointManifest(Document):
@@ -22,6 +29,8 @@ class CheckpointManifest(Document):
     """sha256 of the canonical JSON of `[[path, size, sha256], …]`, sorted by path."""
     architecture_digest: str
     """What the compiled code depends on: see `trainyard.sources.architecture`."""
+    source_fingerprint: str = ""
+    """The source's listing when the files were read; equal to a plan's: the same content."""
     parameters: int
     """Elements of all tensors."""
 

@@ -61,7 +61,10 @@ class Store(Protocol):
         """Write `key` whatever it held; the last writer wins. Raises StorageFull."""
 
     def delete(self, key: str, *, version: str | None = None) -> None:
-        """Remove `key`; with `version`, only that one (Conflict otherwise). Absent keys are fine."""
+        """Remove `key`; absent keys are fine.
+
+        With `version`, only that version is removed (Conflict if it changed or is gone).
+        """
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the keys below `prefix` (a folder, with or without its final slash), sorted."""

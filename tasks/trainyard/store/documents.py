@@ -1,0 +1,108 @@
+"""Typed documents in a store: read, create once, change by compare-and-swap."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from trainyard.canonical import canonical_json
+from trainyard.documents.base import Document
+from trainyard.errors import Conflict, CorruptFile
+from trainyard.store.protocol import Store
+
+DocumentT = TypeVar("DocumentT", bound=Document)
+
+_NOT_SUBSTANCE = {"created_at", "provenance"}
+_UPDATE_ATTEMPTS = 30
+_LONGEST_PAUSE_S = 0.2
+
+
+def substance(document: Document) -> bytes:
+    """Return what `document` says, without when and by whom it was made, as canonical JSON."""
+    value: dict[str, Any] = document.model_dump(mode="json", by_alias=True, exclude=_NOT_SUBSTANCE)
+    return canonical_json(value)
+
+
+def parse_document(data: bytes, key: str, kind: type[DocumentT]) -> DocumentT:
+    """Return the document in `data`.
+
+    Raises:
+        CorruptFile: it is no document of that kind; the message names `key` and the first problem.
+    """
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise CorruptFile(
+            f"{key} is not a valid {kind.__name__}: {where}: {first['msg']}.",
+            hint="It was changed by hand or written by another version of Trainyard.",
+        ) from error
+
+
+def read_document(store: Store, key: str, kind: type[DocumentT]) -> DocumentT:
+    """Return the document at `key`. Raises NotFound, CorruptFile."""
+    return parse_document(store.read(key).data, key, kind)
+
+
+def read_versioned(store: Store, key: str, kind: type[DocumentT]) -> tuple[DocumentT, str]:
+    """Return the document at `key` and the version to replace it by. Raises as `read_document`."""
+    stored = store.read(key)
+    return parse_document(stored.data, key, kind), stored.version
+
+
+def create_document(store: Store, key: str, document: Document) -> bool:
+    """Store `document` under `key` once.
+
+    Returns:
+        True if it was stored now, False if one that says the same was there already.
+
+    Raises:
+        Conflict: another document is there that says something else.
+        CorruptFile: what is there cannot be read.
+    """
+    try:
+        store.create(key, document.to_bytes())
+    except Conflict as conflict:
+        existing = read_document(store, key, type(document))
+        if substance(existing) != substance(document):
+            raise Conflict(
+                f"{key} exists already in {store.url} and says something else.",
+                hint="Documents are written once; look at what is there.",
+            ) from conflict
+        return False
+    return True
+
+
+def update_document(
+    store: Store, key: str, kind: type[DocumentT], change: Callable[[DocumentT], DocumentT]
+) -> DocumentT:
+    """Change the document at `key` by compare-and-swap and return what is stored then.
+
+    `change` is called with the newest document, again after each lost race, and must be pure. If it
+    returns an equal document, nothing is written.
+
+    Raises:
+        NotFound: there is no such document.
+        Conflict: others kept changing it.
+    """
+    for attempt in range(_UPDATE_ATTEMPTS):
+        current, version = read_versioned(store, key, kind)
+        changed = change(current)
+        if changed == current:
+            return current
+        try:
+            store.replace(key, changed.to_bytes(), version=version)
+        except Conflict:
+            # Not a wait for anything: spreads competing writers so that each gets its turn.
+            time.sleep(random.uniform(0, min(_LONGEST_PAUSE_S, 0.005 * 2**attempt)))
+            continue
+        return changed
+    raise Conflict(
+        f"{key} was changed by others {_UPDATE_ATTEMPTS} times in a row.",
+        hint="Try again; if it lasts, find out who keeps writing it.",
+    )

@@ -1,0 +1,29 @@
+"""The store that the settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from trainyard.errors import BadInput
+from trainyard.settings import Settings
+from trainyard.store.folder import FolderStore
+from trainyard.store.protocol import Store
+
+
+def open_store(settings: Settings) -> Store:
+    """Return the store of this installation.
+
+    Raises:
+        BadInput: `TRAINYARD_STORE` is neither a folder nor a `file:` URL.
+    """
+    name = settings.store
+    parts = urlsplit(name)
+    if "://" not in name:
+        return FolderStore(settings.store_root)
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path:
+        return FolderStore(Path(unquote(parts.path)))
+    raise BadInput(
+        f"TRAINYARD_STORE names a store of kind {parts.scheme!r}, which this version cannot use.",
+        hint="Name a folder, such as /srv/trainyard/store.",
+    )

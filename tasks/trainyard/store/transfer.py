@@ -1,0 +1,40 @@
+"""Streams: copy and hash in one pass, with bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+CHUNK_BYTES = 4 << 20
+"""Bytes held at a time."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What went through a stream."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """64 lower-case hex digits."""
+
+
+def pump(source: BinaryIO, write: Callable[[bytes], object] | None = None) -> Content:
+    """Read `source` to its end, hand each chunk to `write`, and return size and hash."""
+    sha256 = hashlib.sha256()
+    size = 0
+    while chunk := source.read(CHUNK_BYTES):
+        if write is not None:
+            write(chunk)
+        sha256.update(chunk)
+        size += len(chunk)
+    return Content(size=size, sha256=sha256.hexdigest())
+
+
+def hash_file(path: Path) -> Content:
+    """Return size and hash of a local file. Raises OSError."""
+    with path.open("rb") as file:
+        return pump(file)
