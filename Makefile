@@ -29,8 +29,11 @@ endif
 # brings its environment up to date and an unchanged one costs nothing.
 digest = $(shell cat $(1) 2>/dev/null | sha256sum | cut -c1-16)
 TOOLS_STAMP := .venv-tools/.made-from-$(call digest,requirements/tools.txt)
-AIRFLOW_STAMP := .venv/.made-from-$(call digest,requirements/airflow.txt pyproject.toml)
-SERVE_STAMP := .venv-serve/.made-from-$(call digest,requirements/serve.txt pyproject.toml)
+AIRFLOW_LOCKED := .venv/.made-from-$(call digest,requirements/airflow.txt)
+SERVE_LOCKED := .venv-serve/.made-from-$(call digest,requirements/serve.txt)
+PROJECT := $(call digest,pyproject.toml)
+AIRFLOW_STAMP := .venv/.project-$(PROJECT)
+SERVE_STAMP := .venv-serve/.project-$(PROJECT)
 
 .PHONY: help
 help: ## Show this list
@@ -93,17 +96,28 @@ $(TOOLS_STAMP): | system-packages
 	@touch $@
 
 # `sync` installs exactly the lock; it does not resolve again, so serve's overrides hold.
-define install
+define install-lock
 	@echo "Installing requirements/$(2).txt into $(1)"
-	@rm -f $(1)/.made-from-*
+	@rm -f $(1)/.made-from-* $(1)/.project-*
 	@$(UV) venv --quiet --allow-existing --python "$(PYTHON)" $(1)
 	@$(UV) pip sync --quiet --python $(1) --require-hashes --compile-bytecode $(3) requirements/$(2).txt
+	@touch $@
+endef
+
+define install-project
+	@rm -f $(1)/.project-*
 	@$(UV) pip install --quiet --python $(1) --no-deps --editable .
 	@touch $@
 endef
 
-$(AIRFLOW_STAMP): $(TOOLS_STAMP)
-	$(call install,.venv,airflow,)
+$(AIRFLOW_LOCKED): $(TOOLS_STAMP)
+	$(call install-lock,.venv,airflow,)
 
-$(SERVE_STAMP): $(TOOLS_STAMP)
-	$(call install,.venv-serve,serve,$(TORCH_SOURCE))
+$(SERVE_LOCKED): $(TOOLS_STAMP)
+	$(call install-lock,.venv-serve,serve,$(TORCH_SOURCE))
+
+$(AIRFLOW_STAMP): $(AIRFLOW_LOCKED)
+	$(call install-project,.venv)
+
+$(SERVE_STAMP): $(SERVE_LOCKED)
+	$(call install-project,.venv-serve)

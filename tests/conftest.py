@@ -1,4 +1,4 @@
-"""What every test starts from: no settings of the developer's own, and an Airflow home that is thrown away."""
+"""What every test starts from: no settings of the developer's, an Airflow home to throw away."""
 
 from __future__ import annotations
 
