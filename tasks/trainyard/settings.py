@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -54,6 +55,13 @@ class Settings(BaseSettings):
 
     proxy_port: int = 0
     """Port of the local proxy on loopback; 0 chooses a free one and keeps it for later starts."""
+
+    airflow_port: int = 0
+    """Port of the embedded Airflow on loopback; 0 chooses a free one and keeps it."""
+
+    airflow_database: Literal["postgresql", "sqlite"] = "postgresql"
+    """Metadata database of the embedded Airflow. SQLite needs no server, but fails under concurrent
+    API calls."""
 
     guard_interval_s: float = 0.5
     """Seconds between two reconciliations of the local route with the channel's wishes."""

@@ -1,0 +1,82 @@
+"""
+### Promote a release
+
+Moves an environment's traffic to a release, a step at a time, while the judge compares it with the
+stable release. There is one such DAG for each environment, because Airflow grants rights by DAG.
+
+**Tasks.** `verify` checks signature, target, rejections and devices before anything is touched.
+`rollout` waits in the triggerer: deploy, warm up, shift traffic, look, bake. `settle` runs whatever
+happened: if the rollout is unfinished it sends all traffic back to the stable release, and the run
+succeeds only if the release was promoted.
+
+**Runbook.** *Stop a rollout:* mark `rollout` as failed; `settle` returns the traffic. *It holds:* the
+judge cannot tell; give it more traffic or time, or mark it failed. *It was rolled back:* the log of
+`settle` has the figures of both sides; the release is remembered as rejected and comes back only
+with `force` and a reason. *The triggerer died:* the next one goes on; if none does within the
+lease, the guard returns the traffic by itself.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG, Param
+from trainyard_airflow.dag_defaults import (
+    DEFAULT_ARGS,
+    START_DATE,
+    Tag,
+    environments,
+    model_param,
+    reason_param,
+    release_param,
+)
+from trainyard_airflow.rollout_operator import (
+    RolloutOperator,
+    SettleOperator,
+    VerifyReleaseOperator,
+)
+
+EXAMPLE_RELEASE = "model-0123456789ab"
+
+for name, environment in environments().items():
+    with DAG(
+        f"neuron_promote__{name}",
+        dag_display_name=f"Neuron promote: {name}",
+        description=environment.description or f"Move the traffic of {name} to a release.",
+        doc_md=__doc__,
+        schedule=None,
+        start_date=START_DATE,
+        catchup=False,
+        max_active_runs=16,
+        default_args=DEFAULT_ARGS,
+        tags=[Tag.TRAINYARD, Tag.PROMOTE, Tag.TRAFFIC],
+        params={
+            "model": model_param(),
+            "release": release_param(EXAMPLE_RELEASE, optional=False),
+            "force": Param(
+                False,
+                type="boolean",
+                title="Force",
+                description_md="Promote even if this release was rejected before. Needs a reason.",
+                section="Why",
+            ),
+            "reason": reason_param("Needed with *Force*; kept in the channel's history."),
+        },
+    ):
+        verify = VerifyReleaseOperator(
+            task_id="verify",
+            environment=name,
+            doc_md="Check signature, target, rejections and devices before anything is touched.",
+        )
+        rollout = RolloutOperator(
+            task_id="rollout",
+            environment=name,
+            kind="promote",
+            execution_timeout=None,
+            doc_md="Deploy, warm up, shift traffic, look, bake. The log has one line an event.",
+        )
+        settle = SettleOperator(
+            task_id="settle",
+            environment=name,
+            retries=3,
+            doc_md="Leave the channel with a proven release, and tell whether this one was promoted.",
+        ).as_teardown(on_failure_fail_dagrun=True)
+        verify >> rollout >> settle

@@ -1,0 +1,180 @@
+"""
+### Release a model
+
+Takes one revision of a model from its source to a published, signed release, and promotes it to
+the environments you ask for.
+
+**Steps.** `plan` says what will run and refuses bad input before any work starts. `download` stores
+the checkpoint. For each target: `compile` makes the bundle, `measure` runs accuracy and load tests
+on the real server, `accuracy_gate` and `latency_gate` turn figures into verdicts, `publish` signs.
+Then one promotion for each environment, in order. Whatever exists already is reused, and says so.
+
+**When it fails.** The task that failed gives the reason and what to do in its last log line.
+
+| task | usual reason | what to do |
+|---|---|---|
+| `plan` | a mistake in the spec or the request | correct it, trigger a new run |
+| `compile` | out of memory, or the compiler refuses the model | read the tail of the log; retry with less parallelism |
+| `measure` | the server had to compile although it had a bundle | compile again with this toolchain |
+| `accuracy_gate`, `latency_gate` | the release is not good enough | read the verdict; nothing was published |
+| `promote.…` | the canary found a regression | read the task `settle` of the promotion |
+
+Every task may be cleared and run again: finished work is found and not repeated.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, Param, TaskGroup, TriggerRule, task_group
+from trainyard_airflow.dag_defaults import (
+    DEFAULT_ARGS,
+    DEVICE_POOL,
+    START_DATE,
+    Tag,
+    environments,
+    model_param,
+    revision_param,
+)
+from trainyard_airflow.identity import plan_id
+from trainyard_airflow.promote_operator import EnsurePromotionOperator
+from trainyard_airflow.release_tasks import collect_releases, plan_targets
+from trainyard_airflow.retries import STEP_RETRIES, STEP_RETRY_POLICY
+from trainyard_airflow.step_operator import PlanOperator, StepOperator
+
+PLAN_ID = "{{ plan_id(params.model, dag.dag_id, run_id) }}"
+
+STEP_ARGS = {
+    "plan_id": PLAN_ID,
+    "retries": STEP_RETRIES,
+    "retry_policy": STEP_RETRY_POLICY,
+}
+
+with DAG(
+    "neuron_release",
+    dag_display_name="Neuron release",
+    description="Take a revision of a model from its source to a signed release, and promote it.",
+    doc_md=__doc__,
+    schedule=None,
+    start_date=START_DATE,
+    catchup=False,
+    max_active_runs=4,
+    default_args=DEFAULT_ARGS,
+    tags=[Tag.TRAINYARD, Tag.RELEASE],
+    render_template_as_native_obj=False,
+    user_defined_macros={"plan_id": plan_id},
+    params={
+        "model": model_param(),
+        "revision": revision_param(),
+        "targets": Param(
+            [],
+            type="array",
+            items={"type": "string"},
+            title="Targets",
+            description_md="Names of targets of the spec, one a line. Empty: all of them.",
+            section="What",
+        ),
+        "overrides": Param(
+            {},
+            type="object",
+            title="Changed settings",
+            description_md="Settings of the targets that this release changes, for example "
+            '`{"max_num_seqs": 4}`. The spec itself stays as it is.',
+            section="What",
+        ),
+        "environments": Param(
+            [],
+            type="array",
+            items={"type": "string", "enum": list(environments())},
+            examples=list(environments()),
+            title="Promote to",
+            description_md="Environments to promote the release to, in the order of the "
+            "environments file. Empty: publish only.",
+            section="Where",
+        ),
+    },
+):
+    plan = PlanOperator(
+        task_id="plan",
+        plan_id=PLAN_ID,
+        retries=STEP_RETRIES,
+        retry_policy=STEP_RETRY_POLICY,
+        doc_md="Say what this release will do and refuse bad input before any work starts.",
+    )
+    download = StepOperator(
+        task_id="download",
+        step="download",
+        interpreter="serve",
+        execution_timeout=timedelta(hours=12),
+        doc_md="Store the checkpoint: every file hashed on the way, the manifest last.",
+        **STEP_ARGS,
+    )
+
+    @task_group(group_id="target")
+    def release_target(target: str) -> None:
+        """Everything that one target needs to become a release."""
+        compile_bundle = StepOperator(
+            task_id="compile",
+            step="compile",
+            target=target,
+            interpreter="serve",
+            pool=DEVICE_POOL,
+            execution_timeout=timedelta(hours=6),
+            map_index_template="{{ task.target }}",
+            doc_md="Compile for the target, or find a bundle with the same compile key.",
+            **STEP_ARGS,
+        )
+        measure = StepOperator(
+            task_id="measure",
+            step="measure",
+            target=target,
+            interpreter="serve",
+            pool=DEVICE_POOL,
+            execution_timeout=timedelta(hours=6),
+            map_index_template="{{ task.target }}",
+            doc_md="Start the server from its bundle, prove that it did, and measure accuracy and "
+            "latency.",
+            **STEP_ARGS,
+        )
+        gates = [
+            StepOperator(
+                task_id=f"{gate}_gate",
+                step=f"{gate}_gate",
+                target=target,
+                map_index_template="{{ task.target }}",
+                doc_md=f"Judge the {gate} figures by the spec's bounds and the stable release.",
+                **STEP_ARGS,
+            )
+            for gate in ("accuracy", "latency")
+        ]
+        publish = StepOperator(
+            task_id="publish",
+            step="publish",
+            target=target,
+            map_index_template="{{ task.target }}",
+            doc_md="Derive the verdicts again, then sign and store the release.",
+            **STEP_ARGS,
+        )
+        compile_bundle >> measure >> gates >> publish
+
+    targets = plan_targets(PLAN_ID)
+    released = release_target.expand(target=targets)
+    releases = collect_releases(PLAN_ID)
+    plan >> download
+    plan >> targets
+    download >> released >> releases
+
+    with TaskGroup("promote", tooltip="One promotion for each environment asked for, in order."):
+        before = releases
+        for environment in environments():
+            promotion = EnsurePromotionOperator(
+                task_id=environment,
+                environment=environment,
+                plan_id=PLAN_ID,
+                trigger_rule=TriggerRule.NONE_FAILED,
+                retries=STEP_RETRIES,
+                retry_policy=STEP_RETRY_POLICY,
+                doc_md=f"Start `neuron_promote__{environment}` or attach to it, and wait.",
+            )
+            before >> promotion
+            before = promotion

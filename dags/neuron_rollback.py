@@ -1,0 +1,50 @@
+"""
+### Roll back
+
+Returns an environment's traffic to its previous release, or to one you name that was stable
+before: traffic first, everything else after. It starts in the triggerer and needs no free worker.
+
+**Runbook.** Trigger it with the model; leave the release empty for the one before the present one.
+While a promotion is under way, this ends it first. If the old servers are gone they are started
+again from the store, which takes as long as a cached start.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG
+from trainyard_airflow.dag_defaults import (
+    DEFAULT_ARGS,
+    START_DATE,
+    Tag,
+    environments,
+    model_param,
+    reason_param,
+    release_param,
+)
+from trainyard_airflow.rollout_operator import RolloutOperator
+
+for name in environments():
+    with DAG(
+        f"neuron_rollback__{name}",
+        dag_display_name=f"Neuron rollback: {name}",
+        description=f"Return the traffic of {name} to an earlier release.",
+        doc_md=__doc__,
+        schedule=None,
+        start_date=START_DATE,
+        catchup=False,
+        max_active_runs=16,
+        default_args=DEFAULT_ARGS,
+        tags=[Tag.TRAINYARD, Tag.ROLLBACK, Tag.TRAFFIC],
+        params={
+            "model": model_param(),
+            "release": release_param(None, optional=True),
+            "reason": reason_param("Why; kept in the channel's history."),
+        },
+    ):
+        RolloutOperator(
+            task_id="rollback",
+            environment=name,
+            kind="rollback",
+            execution_timeout=None,
+            doc_md="Weights first, then servers. The log has one line an event.",
+        )

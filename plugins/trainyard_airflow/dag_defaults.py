@@ -1,0 +1,107 @@
+"""What all of Trainyard's DAGs have in common: defaults, tags, params of their forms.
+
+Read when DAG files are parsed, so it opens only two small things on this machine: the list of
+specs and the environments file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from airflow.sdk import Param
+from trainyard.names import NAME_PATTERN, RELEASE_ID_PATTERN, REVISION_PATTERN
+from trainyard.settings import get_settings
+from trainyard.spec.environments import Environment
+from trainyard.spec.loader import Catalogue, load_environments
+
+OWNER = "ml-platform"
+START_DATE = datetime(2026, 1, 1, tzinfo=UTC)
+DEVICE_POOL = "trainyard_local_devices"
+
+DEFAULT_ARGS: dict[str, Any] = {
+    "owner": OWNER,
+    "retries": 0,
+    "retry_delay": timedelta(seconds=15),
+    "retry_exponential_backoff": 2.0,
+    "max_retry_delay": timedelta(minutes=10),
+    "execution_timeout": timedelta(minutes=10),
+}
+"""Tasks are not retried unless they say so: steps do, with a policy; gates and rollouts must not."""
+
+
+class Tag(StrEnum):
+    """Every tag a DAG of ours may carry."""
+
+    TRAINYARD = "trainyard"
+    RELEASE = "release"
+    PROMOTE = "promote"
+    ROLLBACK = "rollback"
+    TRAFFIC = "traffic"
+    """It moves production traffic."""
+
+
+def catalogue_models() -> list[str]:
+    """Return the names of the models in the catalogue."""
+    return Catalogue(get_settings().catalogue).names()
+
+
+def environments() -> Mapping[str, Environment]:
+    """Return the environments, in the order in which releases pass through them."""
+    return load_environments(get_settings().environments).environments
+
+
+def model_param() -> Param:
+    """Return the form field for a model of the catalogue."""
+    names = catalogue_models()
+    # A catalogue without models still needs a form that Airflow accepts.
+    choice: dict[str, Any] = {"enum": names} if names else {"pattern": NAME_PATTERN}
+    return Param(
+        names[0] if names else "no-model-yet",
+        type="string",
+        title="Model",
+        description_md="A model of the catalogue (`dags/models`).",
+        section="What",
+        **choice,
+    )
+
+
+def release_param(default: str | None, *, optional: bool) -> Param:
+    """Return the form field for a release id."""
+    return Param(
+        default,
+        type=["null", "string"] if optional else "string",
+        pattern=RELEASE_ID_PATTERN,
+        title="Release",
+        description_md="A release id, as `trainyard releases MODEL` prints it: the model's name and "
+        "12 hex digits."
+        + (" Empty: the release before the present one." if optional else ""),
+        section="What",
+    )
+
+
+def revision_param() -> Param:
+    """Return the form field for a revision of the source."""
+    return Param(
+        None,
+        type=["null", "string"],
+        pattern=REVISION_PATTERN,
+        title="Revision",
+        description_md="A revision of the model's source. Empty: the one its spec names, or else "
+        "the newest.",
+        section="What",
+    )
+
+
+def reason_param(what: str) -> Param:
+    """Return the form field for the reason of a change."""
+    return Param(
+        None,
+        type=["null", "string"],
+        maxLength=500,
+        title="Reason",
+        description_md=what,
+        section="Why",
+    )

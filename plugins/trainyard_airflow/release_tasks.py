@@ -1,0 +1,58 @@
+"""The small Python tasks of `neuron_release`: they read documents, and decide nothing themselves."""
+
+from __future__ import annotations
+
+import logging
+
+from airflow.sdk import task
+
+from trainyard_airflow.exceptions import StepRefused
+
+log = logging.getLogger(__name__)
+
+
+@task
+def plan_targets(plan_id: str) -> list[str]:
+    """Return the names of the plan's targets, for one mapped task group each."""
+    from trainyard.documents.plan import Plan
+    from trainyard.settings import get_settings
+    from trainyard.steps.plan import explain
+    from trainyard.store.documents import read_document
+    from trainyard.store.factory import open_store
+    from trainyard.store.layout import plan_key
+
+    plan = read_document(open_store(get_settings()), plan_key(plan_id), Plan)
+    for row in explain(plan):
+        log.info("%s", row)
+    return [planned.target.name for planned in plan.targets]
+
+
+@task(trigger_rule="all_done")
+def collect_releases(plan_id: str) -> dict[str, str]:
+    """Return the release of each target; fail if a required target has none.
+
+    Runs whatever became of the targets, because one that is not required may fail.
+    """
+    from trainyard.documents.plan import Plan
+    from trainyard.releases import published_by_plan
+    from trainyard.settings import get_settings
+    from trainyard.store.documents import read_document
+    from trainyard.store.factory import open_store
+    from trainyard.store.layout import plan_key
+
+    settings = get_settings()
+    store = open_store(settings)
+    plan = read_document(store, plan_key(plan_id), Plan)
+    releases = published_by_plan(store, plan, settings)
+    missing = [
+        planned.target.name
+        for planned in plan.targets
+        if planned.target.required and planned.target.name not in releases
+    ]
+    if missing:
+        raise StepRefused(
+            f"No release for the required target {', '.join(missing)}: see the tasks of that target."
+        )
+    for target, release_id in releases.items():
+        log.info("Target %s: release %s", target, release_id)
+    return releases

@@ -1,0 +1,142 @@
+"""Operators of a rollout: the checks before it, the wait while it runs, the settling after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from airflow.sdk import BaseOperator, Context
+from airflow.triggers.base import StartTriggerArgs
+
+from trainyard_airflow.exceptions import StepRefused
+from trainyard_airflow.identity import requested_by
+from trainyard_airflow.requests import refuse_unknown_keys
+
+Kind = Literal["promote", "rollback"]
+
+
+class RolloutOperator(BaseOperator):
+    """Wait for a rollout that the triggerer drives; it needs a worker only to report the end.
+
+    Args:
+        environment: name of the environment.
+        kind: `promote` moves to a candidate under the judge, `rollback` back to a proven release.
+
+    Returns the sentence that sums up the rollout. Raises StepRefused unless it was promoted.
+    """
+
+    template_fields: ClassVar[Sequence[str]] = ("request", "requested_by", "run_id")
+
+    def __init__(self, *, environment: str, kind: Kind, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.environment = environment
+        self.kind = kind
+        self.request = "{{ params | tojson }}"
+        self.requested_by = "{{ dag_run.triggering_user_name or '' }}"
+        self.run_id = "{{ dag.dag_id }}/{{ run_id }}"
+        self.start_from_trigger = True
+        self.start_trigger_args = StartTriggerArgs(
+            trigger_cls="trainyard_airflow.rollout_trigger.RolloutTrigger",
+            trigger_kwargs={
+                "environment": environment,
+                "kind": kind,
+                "request": self.request,
+                "requested_by": self.requested_by,
+                "run_id": self.run_id,
+            },
+            next_method="finish",
+        )
+
+    def execute(self, context: Context) -> str:
+        """Start in the triggerer where Airflow did not do so by itself (`dag.test`)."""
+        from trainyard_airflow.rollout_trigger import RolloutTrigger
+
+        self.defer(
+            trigger=RolloutTrigger(
+                environment=self.environment,
+                kind=self.kind,
+                request=self.request,
+                requested_by=self.requested_by,
+                run_id=self.run_id,
+            ),
+            method_name="finish",
+        )
+
+    def finish(self, context: Context, event: dict[str, str]) -> str:
+        """Report the outcome."""
+        if event["outcome"] != "promoted":
+            raise StepRefused(event["message"])
+        self.log.info("%s", event["message"])
+        return event["message"]
+
+
+class VerifyReleaseOperator(BaseOperator):
+    """Check a promotion before anything is touched: conf, signature, rejections, target, devices.
+
+    Args:
+        environment: name of the environment.
+
+    Returns the release id.
+    """
+
+    def __init__(self, *, environment: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.environment = environment
+
+    def execute(self, context: Context) -> str:
+        """Raise StepRefused with the reason if the rollout would be refused."""
+        from trainyard.errors import TrainyardError
+        from trainyard.settings import get_settings
+        from trainyard.wiring import open_rollout
+
+        params = context["params"]
+        refuse_unknown_keys(context["dag_run"].conf, params)
+        try:
+            summary = open_rollout(get_settings()).check(
+                model=params["model"],
+                environment=self.environment,
+                release_id=params["release"],
+                force=bool(params["force"]),
+                reason=params["reason"] or "",
+                requested_by=requested_by(context),
+                run_id=f"{context['dag'].dag_id}/{context['run_id']}",
+            )
+        except TrainyardError as error:
+            if error.retryable:
+                raise
+            raise StepRefused(str(error)) from error
+        self.log.info("%s", summary)
+        return str(params["release"])
+
+
+class SettleOperator(BaseOperator):
+    """The teardown of a promotion: whatever happened, the channel ends with a proven release.
+
+    A person may mark the rollout failed or succeeded, or Airflow may lose it. This reads the
+    channel, sends all traffic to the stable release if the rollout of this run is unfinished, and
+    fails unless the release was promoted, so that the run's state tells the truth.
+
+    Args:
+        environment: name of the environment.
+    """
+
+    def __init__(self, *, environment: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.environment = environment
+
+    def execute(self, context: Context) -> str:
+        """Settle the channel; raise StepRefused with the evidence unless it was promoted."""
+        from trainyard.settings import get_settings
+        from trainyard.wiring import open_rollout
+
+        params = context["params"]
+        result = open_rollout(get_settings()).settle(
+            model=params["model"],
+            environment=self.environment,
+            release_id=params["release"],
+            run_id=f"{context['dag'].dag_id}/{context['run_id']}",
+        )
+        if result.outcome != "promoted":
+            raise StepRefused(result.summary)
+        self.log.info("%s", result.summary)
+        return result.summary

@@ -1,0 +1,105 @@
+"""The trigger that drives a rollout, from taking the channel to the end of the bake.
+
+It lives in the triggerer, so that a rollback needs no free worker: the wish "all to stable" is
+written here, before any task runs. A triggerer that dies loses nothing: another one takes the
+channel over with a higher epoch and goes on where the channel says the rollout stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+if TYPE_CHECKING:
+    from trainyard.rollout.driver import DriveResult
+
+RETRY_AFTER_S = 2.0
+"""Pause after a failure that may pass (the store is away for a moment)."""
+
+
+class RolloutTrigger(BaseTrigger):
+    """Drive one rollout to its end.
+
+    Args:
+        environment: name of the environment.
+        kind: `promote` or `rollback`.
+        request: the run's params as JSON (templated by Airflow when it starts in the triggerer).
+        requested_by: who asked for it.
+        run_id: the run that owns the rollout.
+    """
+
+    def __init__(
+        self, *, environment: str, kind: str, request: str, requested_by: str, run_id: str
+    ) -> None:
+        super().__init__()
+        self.environment = environment
+        self.kind = kind
+        self.request = request
+        self.requested_by = requested_by
+        self.run_id = run_id
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what another triggerer needs to go on."""
+        return (
+            "trainyard_airflow.rollout_trigger.RolloutTrigger",
+            {
+                "environment": self.environment,
+                "kind": self.kind,
+                "request": self.request,
+                "requested_by": self.requested_by,
+                "run_id": self.run_id,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Tick until the rollout has an outcome, then fire it."""
+        from trainyard.errors import TrainyardError
+
+        ticks = 0
+        said = ""
+        try:
+            drive = await asyncio.to_thread(self._start)
+            while True:
+                try:
+                    result: DriveResult = await asyncio.to_thread(drive)
+                except TrainyardError as error:
+                    if not error.retryable:
+                        raise
+                    self.log.warning("%s Trying again.", error)
+                    await asyncio.sleep(RETRY_AFTER_S)
+                    continue
+                for line in result.messages:
+                    if line != said:
+                        self.log.info("%s", line)
+                        said = line
+                if result.done:
+                    break
+                ticks += 1
+                await asyncio.sleep(result.next_in_s)
+        except TrainyardError as error:
+            yield TriggerEvent({"outcome": "refused", "message": str(error)})
+            return
+        yield TriggerEvent({"outcome": result.outcome, "message": result.summary})
+
+    def _start(self) -> Any:
+        """Take the channel and return the function that makes one tick."""
+        from trainyard.settings import get_settings
+        from trainyard.wiring import open_rollout
+
+        params = json.loads(self.request)
+        rollouts = open_rollout(get_settings())
+        return rollouts.begin(
+            kind=self.kind,
+            model=params["model"],
+            environment=self.environment,
+            release_id=params.get("release") or None,
+            force=bool(params.get("force")),
+            reason=params.get("reason") or "",
+            requested_by=self.requested_by,
+            run_id=self.run_id,
+            say=lambda line: self.log.info("%s", line),
+        )

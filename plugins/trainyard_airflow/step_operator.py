@@ -1,0 +1,130 @@
+"""Runs one step of a release as a subprocess on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from airflow.sdk import BaseOperator, Context
+
+from trainyard_airflow.exceptions import outcome_exception
+from trainyard_airflow.identity import requested_by
+
+Interpreter = Literal["control", "serve"]
+
+
+class StepOperator(BaseOperator):
+    """Run `trainyard STEP` and turn its status document into the outcome of the task.
+
+    The same command runs on a laptop and in a pod; only this operator knows that it is a subprocess
+    here. The step shares the task's process group, so that whatever ends the task ends the step,
+    and it watches its standard input, which closes when this process is killed outright.
+
+    Args:
+        step: name of the step, as in `trainyard STEP`.
+        plan_id: the plan it works on (templated).
+        target: the target it works on, if it works on one (templated).
+        arguments: further command-line arguments (templated).
+        interpreter: `control` runs it beside Airflow, `serve` in the environment that has vLLM.
+
+    Returns the key of the document that the step made or found.
+    """
+
+    template_fields: ClassVar[Sequence[str]] = ("plan_id", "target", "arguments")
+
+    def __init__(
+        self,
+        *,
+        step: str,
+        plan_id: str,
+        target: str = "",
+        arguments: Sequence[str] = (),
+        interpreter: Interpreter = "control",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.step = step
+        self.plan_id = plan_id
+        self.target = target
+        self.arguments = arguments
+        self.interpreter = interpreter
+        self._process: subprocess.Popen[str] | None = None
+
+    def execute(self, context: Context) -> str:
+        """Run the step, log what it prints, and raise what its exit code means."""
+        from trainyard.settings import get_settings
+        from trainyard.steps.status import read_status
+        from trainyard.store.factory import open_store
+
+        if self.target:
+            context["target"] = self.target  # type: ignore[typeddict-unknown-key]
+        settings = get_settings()
+        exit_code = self._run(self.command(settings.serving_interpreter), context)
+        status = read_status(open_store(settings), self.plan_id, self.step, self.target)
+        if exit_code == 0 and status is not None and status.output_key:
+            return status.output_key
+        if status is not None and status.state == "failed":
+            message = f"{status.reason} {status.hint}".strip()
+        else:
+            message = f"Step {self.step} ended with exit code {exit_code} and left no report."
+        raise outcome_exception(exit_code)(message)
+
+    def command(self, serving_interpreter: Path) -> list[str]:
+        """Return the command line of the step."""
+        python = str(serving_interpreter) if self.interpreter == "serve" else sys.executable
+        command = [python, "-m", "trainyard", self.step, "--plan", self.plan_id]
+        if self.target:
+            command += ["--target", self.target]
+        return [*command, *self.arguments, "--die-with-parent"]
+
+    def _run(self, command: list[str], context: Context) -> int:
+        from trainyard.platform.environment import base_environment, trainyard_environment
+        from trainyard.settings import get_settings
+
+        env = base_environment() | trainyard_environment(get_settings())
+        env["TRAINYARD_DAG_RUN"] = f"{context['dag'].dag_id}/{context['run_id']}"
+        env["TRAINYARD_REQUESTED_BY"] = requested_by(context)
+        self.log.info("Running: %s", " ".join(command))
+        self._process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.log.info("%s", line.rstrip())
+        return self._process.wait()
+
+    def on_kill(self) -> None:
+        """End the step when a person or a timeout ends the task."""
+        if self._process is not None and self._process.poll() is None:
+            os.kill(self._process.pid, signal.SIGTERM)
+            try:
+                self._process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+
+class PlanOperator(StepOperator):
+    """Make the plan of a release from the run's params; returns the key of the plan."""
+
+    def __init__(self, *, plan_id: str, **kwargs: Any) -> None:
+        super().__init__(step="plan", plan_id=plan_id, **kwargs)
+
+    def execute(self, context: Context) -> str:
+        """Refuse a conf that holds anything but the DAG's params, then plan."""
+        from trainyard_airflow.requests import release_request
+
+        request = release_request(context)
+        self.arguments = ("--request", json.dumps(request.model_dump(mode="json")))
+        return super().execute(context)

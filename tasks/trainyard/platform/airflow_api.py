@@ -1,0 +1,139 @@
+"""The few calls of Airflow's public REST API (v2) that Trainyard makes from outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from trainyard.errors import BadInput, NotFound, Transient, TrainyardError
+from trainyard.platform.pools import Pool
+
+REQUEST_TIMEOUT_S = 30.0
+
+
+class AirflowApi:
+    """A logged-in client; logs in again when its token expires.
+
+    Args:
+        url: where Airflow listens, such as `http://127.0.0.1:8080`.
+        transport: replaces the network in tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        username: str,
+        password: str,
+        *,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._client = httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, transport=transport)
+        self._login = {"username": username, "password": password}
+        self._token = ""
+
+    def request(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        """Send one request with our token.
+
+        Raises:
+            Transient: Airflow cannot be reached.
+            BadInput: the login is refused.
+        """
+        try:
+            if not self._token:
+                self._log_in()
+            response = self._send(method, path, body)
+            if response.status_code == 401:
+                self._log_in()
+                response = self._send(method, path, body)
+        except httpx.HTTPError as error:
+            raise Transient(
+                f"Airflow at {self._client.base_url} cannot be reached: {error}",
+                hint="`trainyard up` starts it; logs are in the home's logs folder.",
+            ) from error
+        return response
+
+    def _log_in(self) -> None:
+        response = self._client.post("/auth/token", json=self._login)
+        if response.status_code != 201:
+            raise BadInput(
+                f"Airflow refused the login of {self._login['username']!r} "
+                f"({response.status_code}).",
+                hint="`trainyard status` prints the login of the embedded platform.",
+            )
+        self._token = response.json()["access_token"]
+
+    def _send(self, method: str, path: str, body: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self._token}"}
+        return self._client.request(method, path, json=body, headers=headers)
+
+    def ensure_pool(self, pool: Pool) -> None:
+        """Create the pool, or bring an existing one to the wished size."""
+        body = {
+            "name": pool.name,
+            "slots": pool.slots,
+            "description": pool.description,
+            "include_deferred": True,
+        }
+        response = self.request("POST", "/api/v2/pools", body)
+        if response.status_code == 409:
+            response = self.request("PATCH", f"/api/v2/pools/{pool.name}", body)
+        _check(response, f"pool {pool.name}")
+
+    def wait_for_dag(self, dag_id: str, *, timeout_s: float = 120.0) -> None:
+        """Wait until Airflow has parsed a DAG. Raises Transient with its import errors if not."""
+        deadline = time.monotonic() + timeout_s
+        while self.request("GET", f"/api/v2/dags/{dag_id}").status_code != 200:
+            if time.monotonic() > deadline:
+                errors = self.request("GET", "/api/v2/importErrors").text
+                raise Transient(
+                    f"Airflow did not load the DAG {dag_id} within {timeout_s:.0f} s.",
+                    hint=f"Import errors: {errors[:2000]}",
+                )
+            time.sleep(1)
+
+    def trigger(
+        self, dag_id: str, run_id: str, conf: Mapping[str, Any], *, note: str = ""
+    ) -> bool:
+        """Start a run; False if a run of that id exists already.
+
+        Raises:
+            NotFound: no such DAG.
+            BadInput: Airflow refuses the conf.
+        """
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf), "note": note}
+        response = self.request("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)
+        if response.status_code == 409:
+            return False
+        _check(response, f"run {run_id} of {dag_id}")
+        return True
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """Return a run's state, such as `running` or `success`."""
+        response = self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")
+        _check(response, f"run {run_id} of {dag_id}")
+        return str(response.json()["state"])
+
+    def task_states(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the task instances of a run as Airflow describes them."""
+        response = self.request(
+            "GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=200"
+        )
+        _check(response, f"tasks of {run_id}")
+        instances: list[dict[str, Any]] = response.json()["task_instances"]
+        return instances
+
+
+def _check(response: httpx.Response, what: str) -> None:
+    """Turn a refusal into an error of ours."""
+    if response.is_success:
+        return
+    try:
+        detail = response.json().get("detail", response.text)
+    except ValueError:
+        detail = response.text
+    kinds: dict[int, type[TrainyardError]] = {404: NotFound, 400: BadInput, 422: BadInput}
+    kind = kinds.get(response.status_code, Transient)
+    raise kind(f"Airflow refused {what} ({response.status_code}): {detail}")
