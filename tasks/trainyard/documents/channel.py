@@ -19,8 +19,15 @@ Phase = Literal[
     "idle", "deploying", "warming", "scaling", "shifting", "holding", "baking", "rolling_back"
 ]
 Outcome = Literal["promoted", "rolled_back", "withdrawn"]
-"""`rolled_back`: harm or a fuse, the release is rejected. `withdrawn`: ended without a verdict
+"""`promoted`: the rollout's release is stable now (for a rollback: the earlier release is back).
+`rolled_back`: harm or a fuse, the release is rejected. `withdrawn`: ended without a verdict
 against the release (controller lost, aborted, undecided); it may be promoted again."""
+
+EXPOSED_PHASES: frozenset[Phase] = frozenset({"shifting", "holding", "baking"})
+"""The only phases in which a candidate may have traffic."""
+
+HISTORY_LIMIT = 200
+"""Entries of a channel's history that are kept."""
 
 
 class Track(Frozen):
@@ -30,6 +37,8 @@ class Track(Frozen):
     since: datetime
     verified: bool = True
     """False for releases that were adopted without Trainyard's gates."""
+    warm_until: datetime | None = None
+    """Earlier releases only: until then its servers stay up, for a rollback without a start."""
 
 
 class Weights(Frozen):
@@ -64,6 +73,8 @@ class RolloutPlan(Frozen):
     arrivals_timeout_s: float = 30.0
     """Seconds in which a change of weights must show in the arrivals."""
     lease_s: float
+    keep_warm_s: float = 0.0
+    """Seconds after a promotion during which the old release keeps its servers."""
     judge: JudgeSpec
 
 
@@ -75,10 +86,33 @@ class RolloutDriver(Frozen):
     epoch: int
 
 
+class Replicas(Frozen):
+    """Desired numbers of servers by role."""
+
+    stable: int = Field(default=0, ge=0)
+    candidate: int = Field(default=0, ge=0)
+
+
+class ArrivalsMark(Frozen):
+    """The router's counters when a change of weights was first seen in effect."""
+
+    at: datetime
+    epoch: str
+    """The router's epoch; counters of another epoch cannot be compared."""
+    arrivals: dict[str, int]
+    """By release id."""
+    errors: dict[str, int] = Field(default_factory=dict)
+    """By release id."""
+
+
 class Rollout(Frozen):
     """The rollout in progress, or the last one."""
 
     number: int
+    release_id: str
+    """The release that the rollout is about, whatever its role is now."""
+    reference_id: str = ""
+    """The release that was stable at the start; empty for a bootstrap."""
     phase: Phase
     plan: RolloutPlan
     driver: RolloutDriver
@@ -91,8 +125,21 @@ class Rollout(Frozen):
     """When the candidate first got traffic."""
     held_since: datetime | None = None
     """When an undecided rollout froze its weights."""
+    replicas: Replicas = Replicas()
+    """Desired servers, by the roles of now."""
+    warmed: tuple[str, ...] = ()
+    """Servers (name and start time) that have answered their warm-up requests."""
+    mark: ArrivalsMark | None = None
+    """What arrivals are compared with, since the last change of weights."""
     verdict: Verdict | None = None
     """The last look."""
+    evidence_key: str = ""
+    """Key of the last look's document."""
+    ending: Outcome | None = None
+    """The outcome that is certain already, while the servers of the losing side are taken away."""
+    cleanup: Literal["traffic", "draining", "removing"] | None = None
+    """How far that is: until arrivals stop, until requests end, until servers are gone."""
+    cleanup_since: datetime | None = None
     outcome: Outcome | None = None
     reason: str = ""
     """Why it ended, or what it waits for."""
@@ -112,6 +159,8 @@ class HistoryEntry(Frozen):
     """One line of the channel's bounded history."""
 
     at: datetime
+    generation: int = 0
+    """Generation of the channel that the event made; with `event` it identifies the entry."""
     event: str
     """Such as `rollout_started`, `weights`, `promoted`, `rolled_back`, `withdrawn`, `held`."""
     release_id: str = ""
