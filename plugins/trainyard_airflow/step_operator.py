@@ -32,6 +32,7 @@ class StepOperator(BaseOperator):
         target: the target it works on, if it works on one (templated).
         arguments: further command-line arguments (templated).
         interpreter: `control` runs it beside Airflow, `serve` in the environment that has vLLM.
+        status_name: name of the step's status document, where it is not the step's own.
 
     Returns the key of the document that the step made or found.
     """
@@ -46,6 +47,7 @@ class StepOperator(BaseOperator):
         target: str = "",
         arguments: Sequence[str] = (),
         interpreter: Interpreter = "control",
+        status_name: str = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -54,6 +56,7 @@ class StepOperator(BaseOperator):
         self.target = target
         self.arguments = arguments
         self.interpreter = interpreter
+        self.status_name = status_name or step
         self._process: subprocess.Popen[str] | None = None
 
     def execute(self, context: Context) -> str:
@@ -66,7 +69,9 @@ class StepOperator(BaseOperator):
             context["target"] = self.target  # type: ignore[typeddict-unknown-key]
         settings = get_settings()
         exit_code = self._run(self.command(settings.serving_interpreter), context)
-        status = read_status(open_store(settings), self.plan_id, self.step, self.target)
+        status = read_status(
+            open_store(settings), self.plan_id, self.status_name, self.target
+        )
         if exit_code == 0 and status is not None and status.output_key:
             return status.output_key
         if status is not None and status.state == "failed":

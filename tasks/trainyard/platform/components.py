@@ -40,9 +40,13 @@ def service_components(settings: Settings) -> Sequence[Component]:
     paths = PlatformPaths(settings.home.resolve())
     env = airflow_environment(settings, load_choices(settings))
     airflow = airflow_program()
+    # Scheduler and triggerer would serve their logs on every interface; here all of Airflow reads
+    # them from the same disk.
     airflow_parts = [
-        Component(name, (airflow, name), env, paths.airflow)
-        for name in ("api-server", "scheduler", "dag-processor", "triggerer")
+        Component("api-server", (airflow, "api-server"), env, paths.airflow),
+        Component("scheduler", (airflow, "scheduler", "--skip-serve-logs"), env, paths.airflow),
+        Component("dag-processor", (airflow, "dag-processor"), env, paths.airflow),
+        Component("triggerer", (airflow, "triggerer", "--skip-serve-logs"), env, paths.airflow),
     ]
     own_parts = [
         Component(name, (sys.executable, "-m", "trainyard", name), env, paths.run)

@@ -88,6 +88,15 @@ def _start_supervisor(settings: Settings, paths: PlatformPaths) -> None:
         )
 
 
+def address(settings: Settings) -> Address | None:
+    """Return where the running platform is, or None if it does not run."""
+    url = proxy_url(settings)
+    if url is None or not is_running(PlatformPaths(settings.home.resolve())):
+        return None
+    choices = load_choices(settings)
+    return Address(choices.api_url, "admin", choices.admin_password, url)
+
+
 def _wait_until_healthy(settings: Settings, paths: PlatformPaths, say: Say) -> Address:
     deadline = time.monotonic() + START_TIMEOUT_S
     said = ""
@@ -100,10 +109,9 @@ def _wait_until_healthy(settings: Settings, paths: PlatformPaths, say: Say) -> A
         seen_running = seen_running or running
         missing = _missing_part(settings) if running else "the supervisor"
         if not missing:
-            choices = load_choices(settings)
-            url = proxy_url(settings)
-            assert url is not None
-            return Address(choices.api_url, "admin", choices.admin_password, url)
+            found = address(settings)
+            if found is not None:
+                return found
         if missing != said:
             say(f"Waiting for {missing}.")
             said = missing

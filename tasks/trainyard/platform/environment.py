@@ -108,9 +108,6 @@ def airflow_environment(settings: Settings, choices: Choices) -> dict[str, str]:
         "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
-        # The triggerer's log server would take a fixed port; logs are read from files here.
-        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(choices.trigger_log_port),
-        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(choices.worker_log_port),
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(paths.airflow / "logs"),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "GX_ANALYTICS_ENABLED": "False",

@@ -74,8 +74,6 @@ class Choices(BaseModel):
     """What was chosen at the first start and must stay the same afterwards."""
 
     api_port: int
-    trigger_log_port: int
-    worker_log_port: int
     admin_password: str
     fernet_key: str
     jwt_secret: str
@@ -96,8 +94,6 @@ def load_choices(settings: Settings) -> Choices:
     except FileNotFoundError:
         choices = Choices(
             api_port=settings.airflow_port or free_port(),
-            trigger_log_port=free_port(),
-            worker_log_port=free_port(),
             admin_password=secrets.token_urlsafe(9),
             fernet_key=base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             jwt_secret=secrets.token_urlsafe(32),

@@ -1,0 +1,402 @@
+"""The command line: the same entry point on a laptop, in a pod and in an Airflow task."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trainyard import __version__
+from trainyard.errors import BadInput, TrainyardError
+from trainyard.settings import Settings, get_settings
+from trainyard.steps.context import StepContext, StepResult
+
+app = typer.Typer(
+    name="trainyard",
+    help="Release large language models on AWS Trainium and Inferentia: compile, measure, gate, "
+    "publish, canary, roll back.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+STEPS = "Steps of a release"
+LOOK = "Look at things"
+PLATFORM = "The platform on this machine"
+
+out = Console()
+err = Console(stderr=True)
+
+PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
+TargetOption = Annotated[
+    str, typer.Option("--target", help="Name of the target.", show_default=False)
+]
+DieWithParentOption = Annotated[
+    bool,
+    typer.Option(
+        "--die-with-parent",
+        help="Stop when standard input closes. Airflow uses it; a terminal has no need of it.",
+    ),
+]
+ModelArgument = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
+EnvironmentArgument = Annotated[
+    str, typer.Argument(help="Name of the environment.", show_default=False)
+]
+
+
+def _fail(error: TrainyardError) -> NoReturn:
+    err.print(f"[bold red]Error:[/] {error.message}", highlight=False, soft_wrap=True)
+    if error.hint:
+        err.print(f"[bold]What to do:[/] {error.hint}", highlight=False, soft_wrap=True)
+    raise typer.Exit(error.exit_code)
+
+
+def _say(line: str) -> None:
+    out.print(line, highlight=False, soft_wrap=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        _say(f"trainyard {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold the options of all commands."""
+
+
+# --- Steps ------------------------------------------------------------------------------------
+
+
+def _run(
+    name: str,
+    plan_id: str,
+    target: str,
+    die_with_parent: bool,
+    body: Callable[[StepContext], StepResult],
+) -> NoReturn:
+    """Run a step under its lock and status document, and exit with its code."""
+    from trainyard.steps.runner import run_step
+    from trainyard.store.factory import open_store
+
+    settings = get_settings()
+    try:
+        store = open_store(settings)
+    except TrainyardError as error:
+        _fail(error)
+    code = run_step(
+        name,
+        plan_id=plan_id,
+        target=target,
+        body=body,
+        settings=settings,
+        store=store,
+        die_with_parent=die_with_parent,
+    )
+    raise typer.Exit(code)
+
+
+def _plan_of(plan_id: str, context: StepContext) -> Any:
+    from trainyard.documents.plan import Plan
+    from trainyard.store.documents import read_document
+    from trainyard.store.layout import plan_key
+
+    return read_document(context.store, plan_key(plan_id), Plan)
+
+
+@app.command(rich_help_panel=STEPS)
+def plan(
+    request: Annotated[
+        str,
+        typer.Option(
+            help='The request as JSON: {"model": …, "revision": …, "targets": […], '
+            '"environments": […], "overrides": {…}}.',
+            show_default=False,
+        ),
+    ] = "",
+    model: Annotated[str, typer.Option(help="Name of the model, instead of --request.")] = "",
+    revision: Annotated[str, typer.Option(help="Revision of the source.")] = "",
+    environment: Annotated[
+        list[str] | None, typer.Option(help="Environment to promote to; may be repeated.")
+    ] = None,
+    plan_id: Annotated[
+        str, typer.Option("--plan", help="Id of the plan; empty: made from its content.")
+    ] = "",
+    die_with_parent: DieWithParentOption = False,
+) -> None:
+    """Say what a release would do, and refuse bad input before any work starts."""
+    from pydantic import ValidationError
+
+    from trainyard.documents.plan import ReleaseRequest
+    from trainyard.steps.plan import plan as make_plan
+
+    if bool(request) == bool(model):
+        _fail(BadInput("Give either --request or --model."))
+    try:
+        wanted = (
+            ReleaseRequest.model_validate_json(request)
+            if request
+            else ReleaseRequest(
+                model=model, revision=revision or None, environments=tuple(environment or ())
+            )
+        )
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'request'}: {e['msg']}" for e in error.errors()
+        )
+        _fail(BadInput(f"The request is not valid: {problems}."))
+    _run(
+        "plan",
+        plan_id or f"{wanted.model}-draft",
+        "",
+        die_with_parent,
+        lambda context: make_plan(wanted, context, plan_id=plan_id or None),
+    )
+
+
+@app.command(rich_help_panel=STEPS)
+def download(plan_id: PlanOption, die_with_parent: DieWithParentOption = False) -> None:
+    """Store the checkpoint of a plan, every file hashed on the way."""
+    from trainyard.steps.download import download as step
+
+    _run("download", plan_id, "", die_with_parent, lambda c: step(_plan_of(plan_id, c), c))
+
+
+@app.command("compile", rich_help_panel=STEPS)
+def compile_(
+    plan_id: PlanOption, target: TargetOption, die_with_parent: DieWithParentOption = False
+) -> None:
+    """Compile for a target, or find the bundle with the same compile key."""
+    from trainyard.steps.compile import compile_bundle as step
+
+    _run(
+        "compile", plan_id, target, die_with_parent, lambda c: step(_plan_of(plan_id, c), target, c)
+    )
+
+
+@app.command(rich_help_panel=STEPS)
+def measure(
+    plan_id: PlanOption, target: TargetOption, die_with_parent: DieWithParentOption = False
+) -> None:
+    """Start the server from its bundle, prove that it did, and measure accuracy and latency."""
+    from trainyard.steps.measure import measure as step
+
+    _run(
+        "measure", plan_id, target, die_with_parent, lambda c: step(_plan_of(plan_id, c), target, c)
+    )
+
+
+@app.command(rich_help_panel=STEPS)
+def gate(
+    plan_id: PlanOption,
+    target: TargetOption,
+    gate: Annotated[
+        Literal["accuracy", "latency"], typer.Option(help="Which gate.", show_default=False)
+    ],
+    die_with_parent: DieWithParentOption = False,
+) -> None:
+    """Turn the figures of a measurement into a verdict."""
+    from trainyard.steps.gate import gate as step
+
+    _run(
+        f"{gate}_gate",
+        plan_id,
+        target,
+        die_with_parent,
+        lambda c: step(_plan_of(plan_id, c), target, gate, c),
+    )
+
+
+@app.command(rich_help_panel=STEPS)
+def publish(
+    plan_id: PlanOption, target: TargetOption, die_with_parent: DieWithParentOption = False
+) -> None:
+    """Derive the verdicts again, then sign and store the release."""
+    from trainyard.steps.publish import publish as step
+
+    _run(
+        "publish", plan_id, target, die_with_parent, lambda c: step(_plan_of(plan_id, c), target, c)
+    )
+
+
+# --- Look -------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=LOOK)
+def check(
+    files: Annotated[
+        list[Path], typer.Argument(help="Model specs and environment files.", show_default=False)
+    ],
+) -> None:
+    """Check model specs and environment files; name every problem with its line and remedy."""
+    from trainyard.steps.plan import check_files_with_lanes
+
+    problems = check_files_with_lanes(files)
+    for problem in problems:
+        place = f"{problem.file}:{problem.line}"
+        err.print(f"[bold]{place}[/] [cyan]{problem.key}[/]: {problem.message}", highlight=False)
+        if problem.remedy:
+            err.print(f"    {problem.remedy}", highlight=False)
+    if problems:
+        noun = "problem" if len(problems) == 1 else "problems"
+        err.print(f"[bold red]{len(problems)} {noun}.[/]")
+        raise typer.Exit(BadInput.exit_code)
+    _say(f"{len(files)} file{'s' if len(files) != 1 else ''}: no problems.")
+
+
+@app.command(rich_help_panel=LOOK)
+def schema(
+    what: Annotated[
+        Literal["model", "environments"], typer.Argument(help="Which JSON Schema.")
+    ] = "model",
+) -> None:
+    """Print the JSON Schema of model specs or of the environments file."""
+    from trainyard.spec.schema import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(what), indent=2) + "\n")
+
+
+@app.command(rich_help_panel=LOOK)
+def releases(model: ModelArgument) -> None:
+    """List the published releases of a model."""
+    from trainyard.releases import list_releases
+    from trainyard.store.factory import open_store
+
+    settings = get_settings()
+    table = Table("Release", "Revision", "Target", "Compile key", "Published")
+    try:
+        for release in list_releases(open_store(settings), model):
+            table.add_row(
+                release.release_id,
+                release.revision,
+                release.target.name,
+                release.compile_key[:12],
+                f"{release.created_at:%Y-%m-%d %H:%M} UTC",
+            )
+    except TrainyardError as error:
+        _fail(error)
+    out.print(table)
+
+
+@app.command(rich_help_panel=LOOK)
+def channel(
+    model: ModelArgument,
+    environment: EnvironmentArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole document.")] = False,
+) -> None:
+    """Show what an environment serves, and the last events of its rollouts."""
+    from trainyard.reports.channel import channel_table
+    from trainyard.rollout.channel_store import read_channel
+    from trainyard.store.factory import open_store
+
+    try:
+        document = read_channel(open_store(get_settings()), model, environment)
+    except TrainyardError as error:
+        _fail(error)
+    if as_json:
+        sys.stdout.write(document.to_bytes().decode())
+    else:
+        out.print(channel_table(document))
+
+
+@app.command(rich_help_panel=LOOK)
+def status(plan_id: Annotated[str, typer.Argument(help="Id of a plan.")]) -> None:
+    """Show how far the steps of a plan are."""
+    from trainyard.reports.status import status_table
+    from trainyard.steps.status import list_statuses
+    from trainyard.store.factory import open_store
+
+    try:
+        out.print(status_table(list_statuses(open_store(get_settings()), plan_id)))
+    except TrainyardError as error:
+        _fail(error)
+
+
+# --- Platform ---------------------------------------------------------------------------------
+
+
+def _print_address(settings: Settings) -> None:
+    from trainyard.platform.control import address
+
+    found = address(settings)
+    if found is None:
+        _say("The platform does not run. `trainyard up` starts it.")
+        return
+    _say(f"Airflow  {found.airflow_url}  (user {found.username}, password {found.password})")
+    _say(f"Serving  {found.proxy_url}/<environment>/<model>/v1")
+
+
+@app.command(rich_help_panel=PLATFORM)
+def up() -> None:
+    """Start PostgreSQL, Airflow, the agent and the proxy, and wait until all are healthy."""
+    from trainyard.platform.control import up as start
+
+    settings = get_settings()
+    try:
+        start(settings, _say)
+    except TrainyardError as error:
+        _fail(error)
+    _print_address(settings)
+
+
+@app.command(rich_help_panel=PLATFORM)
+def down() -> None:
+    """Stop every process that `up` or `demo` started, servers of releases included."""
+    from trainyard.platform.control import down as stop
+
+    try:
+        stop(get_settings(), _say)
+    except TrainyardError as error:
+        _fail(error)
+
+
+@app.command(rich_help_panel=PLATFORM)
+def where() -> None:
+    """Print the addresses and the login of the running platform."""
+    _print_address(get_settings())
+
+
+@app.command(rich_help_panel=PLATFORM)
+def demo() -> None:
+    """Take four releases of a small model through everything, with real traffic."""
+    from trainyard.demo.run import run_demo
+
+    try:
+        code = run_demo(get_settings(), out)
+    except TrainyardError as error:
+        _fail(error)
+    raise typer.Exit(code)
+
+
+@app.command(hidden=True)
+def agent() -> None:
+    """Keep the servers that are wished for running (the supervisor starts this)."""
+    from trainyard.serving.agent import run_agent
+
+    try:
+        run_agent(get_settings())
+    except TrainyardError as error:
+        _fail(error)
+
+
+@app.command(hidden=True)
+def proxy() -> None:
+    """Split traffic between releases (the supervisor starts this)."""
+    from trainyard.serving.proxy import run_proxy
+
+    try:
+        run_proxy(get_settings())
+    except TrainyardError as error:
+        _fail(error)
