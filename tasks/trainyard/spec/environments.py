@@ -13,7 +13,9 @@ class Environment(SpecPart):
     """One place that serves models: its own channel per model and its own promote DAG."""
 
     description: str = ""
+    """What it is for, for people."""
     platform: Literal["local", "kubernetes"] = "local"
+    """Where its servers run: processes on this machine, or pods."""
     target: Name
     """Which of a model's targets this environment serves."""
     requires: tuple[Name, ...] = ()
@@ -36,4 +38,6 @@ class Environments(SpecPart):
     """All environments, in the order in which releases pass through them."""
 
     schema_: Literal["trainyard/v1"] = Field(alias="schema")
+    """Always `trainyard/v1`."""
     environments: dict[Name, Environment] = Field(min_length=1)
+    """The environments by name."""

@@ -12,6 +12,13 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Revision = Annotated[str, StringConstraints(pattern=REVISION_PATTERN)]
 LaneName = Literal["cpu", "neuron-native", "neuron-nxdi"]
 Capacity = Literal["surge", "replace", "single"]
+"""`surge`: the candidate comes on top of the full stable release. `replace`: stable shrinks as the
+candidate grows. `single`: the stable release stops before the candidate starts."""
+TASK_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?$"
+TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME_PATTERN)]
+"""Names of accuracy tasks: what lm-evaluation-harness calls them, underscores included."""
+SERVED_NAME_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9._:/@-]{0,199})?$"
+INSTANCE_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,49}$"
 
 
 class SpecPart(BaseModel):
@@ -24,8 +31,9 @@ class LocalSource(SpecPart):
     """A folder on this machine with one subfolder for each revision."""
 
     kind: Literal["local"]
-    path: str
-    """The folder, absolute or relative to the spec file. `${TRAINYARD_HOME}` stands for the home."""
+    """`local`: a folder on this machine."""
+    path: str = Field(min_length=1)
+    """The folder, absolute or relative to the spec file; `${TRAINYARD_HOME}` is filled in."""
     revision: Revision | None = None
     """The revision that a release takes when it names none. Empty: the newest subfolder by name."""
 
@@ -38,14 +46,17 @@ class Target(SpecPart):
     """A lane on a kind of instance, with its shapes and serving settings."""
 
     name: Name
+    """What the spec and the environments call it. Unique in the spec."""
     lane: LaneName
-    instance: str = "local"
+    """The way to compile and serve."""
+    instance: str = Field(default="local", pattern=INSTANCE_PATTERN)
     """Kind of machine: `local`, or an EC2 instance type such as `trn2.48xlarge`."""
     required: bool = True
-    """May this target fail without failing the release?"""
+    """Must this target succeed? If not, the release goes on without it when it fails."""
     tensor_parallel_size: int = Field(default=1, ge=1, le=128)
     """Devices (logical cores) that one replica spans."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Number format of weights and arithmetic."""
     max_model_len: int = Field(default=2048, ge=16)
     """Longest prompt plus answer, in tokens."""
     max_num_batched_tokens: int = Field(default=2048, ge=16)
@@ -63,12 +74,15 @@ class Target(SpecPart):
 class AccuracyTask(SpecPart):
     """One task of lm-evaluation-harness with its bounds."""
 
-    name: Name
+    name: TaskName
+    """The task's name, as in the `task:` line of its YAML file. Unique in the spec."""
     path: str | None = None
     """The task's YAML file, relative to the spec file; its folder goes with the release.
     Empty: `name` is a task that lm-evaluation-harness brings."""
-    metric: str = "exact_match"
+    metric: str = Field(default="exact_match", min_length=1)
+    """The task's metric to compare, with its filter after a comma if it has one."""
     num_fewshot: int = Field(default=0, ge=0)
+    """Solved examples in front of each question."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first so many samples."""
     min: float = Field(ge=0, le=1)
@@ -81,8 +95,11 @@ class Bound(SpecPart):
     """Limits of one figure; at least one of them is given."""
 
     min: float | None = None
+    """The least that passes."""
     max: float | None = None
+    """The most that passes."""
     severity: Literal["critical", "warning"] = "critical"
+    """`critical`: a figure outside stops the release. `warning`: it is reported only."""
 
 
 LatencyMetric = Literal[
@@ -106,33 +123,44 @@ class LoadLevel(SpecPart):
     """One load on the server and the bounds that its figures must keep."""
 
     name: Name
+    """Unique in the spec."""
     max_concurrency: int = Field(ge=1)
     """Requests in flight at most."""
     request_rate: float | None = Field(default=None, gt=0)
     """Requests a second on average (Poisson). Empty: as fast as the concurrency allows."""
     num_prompts: int = Field(ge=1)
+    """Requests in all."""
     input_len: int = Field(ge=1)
     """Tokens of a prompt."""
     output_len: int = Field(ge=1)
     """Tokens of an answer."""
     bounds: dict[LatencyMetric, Bound] = Field(min_length=1)
+    """Absolute limits by figure."""
     max_regression: dict[LatencyMetric, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """How much worse than the stable release's figure it may be, as a share (0.2 is 20 %)."""
 
 
 class AccuracyGate(SpecPart):
+    """The answers that a release must get right."""
+
     tasks: tuple[AccuracyTask, ...] = Field(min_length=1)
+    """Tasks of lm-evaluation-harness."""
 
 
 class LatencyGate(SpecPart):
+    """The speed that a release must have."""
+
     levels: tuple[LoadLevel, ...] = Field(min_length=1)
+    """Loads that are measured one after the other."""
 
 
 class Gates(SpecPart):
     """What a release must show before it is published."""
 
     accuracy: AccuracyGate
+    """Bounds on task scores."""
     latency: LatencyGate
+    """Bounds on latency and throughput under load."""
 
 
 class RolloutStep(SpecPart):
@@ -144,16 +172,21 @@ class RolloutStep(SpecPart):
     """Seconds to stay on it at least."""
 
 
+JudgedMetric = Literal["ttft", "tpot", "errors", "ttft_tail"]
+"""`ttft` and `tpot` are averages, `errors` and `ttft_tail` counts."""
+AVERAGES: frozenset[str] = frozenset({"ttft", "tpot"})
+
+
 class Margins(SpecPart):
     """When the judge calls a metric harmed and when it calls it good enough."""
 
     harm: float = Field(gt=0)
-    """Averages: relative slowdown (0.1 is 10 %). Counts: ratio to the stable release (2 is twice)."""
+    """Averages: relative slowdown (0.1 is 10 %). Counts: ratio to stable (2 is twice)."""
     promote: float = Field(gt=0)
     """As `harm`, for promotion: the candidate is proven better than this."""
-    harm_floor: float = Field(default=0.0, ge=0, lt=1)
+    harm_floor: float = Field(default=0.0, ge=0, lt=0.5)
     """Counts only: a share of requests below which nothing is harm."""
-    promote_ceiling: float = Field(default=0.0, ge=0, lt=1)
+    promote_ceiling: float = Field(default=0.0, ge=0, lt=0.5)
     """Counts only: a share of requests below which the candidate is good enough by itself."""
 
 
@@ -165,26 +198,29 @@ class JudgeSettings(SpecPart):
     min_requests_per_block: int = Field(default=20, ge=5)
     """Requests that each side needs before a slice counts."""
     min_blocks_last_step: int = Field(default=2, ge=1)
+    """Slices that must count at the last step's weight before a promotion."""
     block_noise: float = Field(default=0.0, ge=0, le=1)
     """Extra noise of one pod's block mean, in log units, on machines that are shared (0.1 is about
     10 %). Added to the judge's default covariance."""
-    margins: dict[Literal["ttft", "tpot", "errors", "ttft_tail"], Margins] = Field(
-        default_factory=dict
-    )
+    margins: dict[JudgedMetric, Margins] = Field(default_factory=dict)
+    """Other margins than the documented ones, by metric."""
 
 
 class RolloutSpec(SpecPart):
     """How a release gets its traffic."""
 
     capacity: Capacity = "surge"
+    """How the candidate gets its servers: `surge` adds them to the stable release's, `replace`
+    takes them from it one by one, `single` stops the stable release first."""
     replicas: int = Field(default=1, ge=1, le=1000)
     """Replicas of the stable release."""
     steps: tuple[RolloutStep, ...] = (
         RolloutStep(weight=10, hold_s=600),
         RolloutStep(weight=50, hold_s=600),
     )
+    """The canary's weights, growing."""
     bake_s: float = Field(default=600.0, ge=0)
-    """Seconds after promotion during which the old release keeps its servers and a holdback share."""
+    """Seconds after promotion in which the old release keeps its servers and a holdback share."""
     holdback_weight: int = Field(default=10, ge=0, le=50)
     """Percent of the traffic that the old release keeps during the bake."""
     max_duration_s: float = Field(default=3600.0, gt=0)
@@ -198,31 +234,43 @@ class RolloutSpec(SpecPart):
     deploy_timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that a candidate may take to become ready."""
     judge: JudgeSettings = JudgeSettings()
+    """How the candidate is compared with the stable release."""
 
 
 class Refresh(SpecPart):
     """When to look for a new revision."""
 
     cron: str
+    """When to look: five fields (minute, hour, day of the month, month, day of the week), UTC."""
     environments: tuple[Name, ...] = ()
+    """Where a release of a new revision goes, in this order. Empty: it is published only."""
 
 
 class ModelSpec(SpecPart):
     """Everything Trainyard knows about one model."""
 
     schema_: Literal["trainyard/v1"] = Field(alias="schema")
+    """Always `trainyard/v1`."""
     model: Name
+    """The model's name, the same as the file's (`<model>.yaml`)."""
     owner: str = Field(min_length=1)
+    """Who answers for the model: a team or a person."""
     description: str = ""
+    """What the model is for, for people."""
     source: Source
-    served_model_name: str = Field(default="", max_length=200)
+    """Where its files come from."""
+    served_model_name: str = Field(default="", pattern=SERVED_NAME_PATTERN)
     """The name clients ask for; empty: the model's name. The same on both sides of a canary."""
     prompts: str | None = None
     """JSONL file (`{"prompt": …}` a line), relative to the spec file, for warm-up requests."""
     targets: tuple[Target, ...] = Field(min_length=1)
+    """What is compiled, measured and published; each becomes a release of its own."""
     gates: Gates
+    """What stands between a measurement and a release."""
     rollout: RolloutSpec = RolloutSpec()
+    """How a release gets its traffic, in every environment."""
     refresh: Refresh | None = None
+    """Empty: releases start only when somebody asks."""
 
     @property
     def client_model_name(self) -> str:

@@ -1,0 +1,165 @@
+"""The files beside a spec that go with a release: task folders and prompts.
+
+They are data. A task folder that holds programs is refused, and so is a task file that names a
+Python function: what runs in a measurement is lm-evaluation-harness and nothing that came with a
+model.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from trainyard.errors import BadInput
+from trainyard.names import check_relative_path
+from trainyard.spec.model import AccuracyTask, ModelSpec
+from trainyard.spec.partial import known
+from trainyard.spec.rules import Finding
+from trainyard.spec.yaml_source import Location, read_yaml
+
+SUFFIXES = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".md"})
+"""What a task folder may hold."""
+MAX_FILES = 500
+MAX_BYTES = 256 << 20
+"""Of all files together; larger evaluation sets belong into a data set that the harness loads."""
+
+
+def asset_files(spec: ModelSpec, folder: Path) -> tuple[dict[str, Path], list[Finding]]:
+    """Return the files that go with a release, and what is wrong with them.
+
+    Args:
+        spec: the spec, which may have holes.
+        folder: the folder of the spec file.
+
+    Returns:
+        files by their path relative to `folder` (POSIX, sorted), and findings.
+    """
+    files: dict[str, Path] = {}
+    findings: list[Finding] = []
+    if known(spec, "gates") and known(spec.gates, "accuracy"):
+        accuracy = spec.gates.accuracy
+        for index, task in enumerate(accuracy.tasks if known(accuracy, "tasks") else ()):
+            if known(task, "path") and task.path is not None:
+                where = ("gates", "accuracy", "tasks", index, "path")
+                findings += _add_task(task, task.path, folder, where, files)
+    if known(spec, "prompts") and spec.prompts is not None:
+        findings += _add_prompts(spec.prompts, folder, files)
+    return dict(sorted(files.items())), findings
+
+
+def _add_task(
+    task: AccuracyTask, name: str, folder: Path, where: Location, files: dict[str, Path]
+) -> Iterator[Finding]:
+    problem = _file_problem(folder, name)
+    if problem is None and PurePosixPath(name).suffix not in {".yaml", ".yml"}:
+        problem = (f"{name} is no YAML file.", "Name the task's YAML file.")
+    if problem is None and "/" not in name:
+        problem = (
+            f"{name} lies beside the spec, so that all specs would go with the release.",
+            "Move the task into a folder of its own, such as `<model>/<task>.yaml`.",
+        )
+    if problem is not None:
+        yield Finding(where, *problem)
+        return
+    yield from _task_findings(task, folder / name, where)
+    size = 0
+    inside = sorted((folder / name).parent.rglob("*"))
+    for path in inside:
+        relative = path.relative_to(folder).as_posix()
+        if any(part.startswith((".", "__")) for part in path.relative_to(folder).parts):
+            continue
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode):
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            yield Finding(where, f"{relative} is no ordinary file.", "Copy the file itself.")
+            continue
+        if path.suffix not in SUFFIXES:
+            yield Finding(
+                where,
+                f"{relative} does not belong into a task folder.",
+                f"Keep only data there ({', '.join(sorted(SUFFIXES))}).",
+            )
+            continue
+        size += found.st_size
+        files[relative] = path
+    if size > MAX_BYTES or len(inside) > MAX_FILES:
+        yield Finding(
+            where,
+            f"The task's folder holds {len(inside)} files and {size >> 20} MiB.",
+            f"Keep it below {MAX_FILES} files and {MAX_BYTES >> 20} MiB.",
+        )
+
+
+def _task_findings(task: AccuracyTask, path: Path, where: Location) -> Iterator[Finding]:
+    """Yield what is wrong inside a task's YAML file."""
+    try:
+        content = read_yaml(path)
+    except BadInput as error:
+        yield Finding(where, error.message, error.hint)
+        return
+    for flaw in content.flaws:
+        yield Finding(where, f"{path.name}, line {flaw.position.line}: {flaw.message}", flaw.remedy)
+    if content.data is None:
+        return
+    if known(task, "name") and content.data.get("task") != task.name:
+        yield Finding(
+            where,
+            f"{path.name} holds the task {content.data.get('task')!r}, not {task.name!r}.",
+            "Give the `task:` line of the file and `name` the same value.",
+        )
+
+
+def _add_prompts(name: str, folder: Path, files: dict[str, Path]) -> Iterator[Finding]:
+    where = ("prompts",)
+    problem = _file_problem(folder, name)
+    if problem is None:
+        path = folder / name
+        problem = _prompts_problem(path)
+        files[name] = path
+    if problem is not None:
+        yield Finding(where, *problem)
+
+
+def _prompts_problem(path: Path) -> tuple[str, str] | None:
+    remedy = 'Write one `{"prompt": "…"}` a line.'
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return f"{path.name} is larger than {MAX_BYTES >> 20} MiB.", "A few prompts suffice."
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        return f"{path.name} is not UTF-8 text.", remedy
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}.", "Check its rights."
+    if not lines:
+        return f"{path.name} is empty.", remedy
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            return f"{path.name}, line {number}: this is not JSON.", remedy
+        prompt = value.get("prompt") if isinstance(value, dict) else None
+        if not isinstance(prompt, str) or not prompt:
+            return f"{path.name}, line {number}: there is no prompt.", remedy
+    return None
+
+
+def _file_problem(folder: Path, name: str) -> tuple[str, str] | None:
+    """Return what is wrong with a file named in the spec; None if it can be used."""
+    try:
+        check_relative_path(name)
+    except BadInput:
+        return (
+            f"{name!r} leaves the folder of the spec.",
+            "Name a file below that folder, without `..` and without a leading `/`.",
+        )
+    path = folder / name
+    if not path.exists():
+        return f"There is no file {name}.", f"Put it beside the spec, as {name}."
+    if not path.is_file():
+        return f"{name} is no file.", "Name a file."
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return f"{name} is a link out of the folder of the spec.", "Copy the file itself."
+    return None

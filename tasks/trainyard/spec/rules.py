@@ -1,0 +1,415 @@
+"""What single values cannot tell: contradictions inside a spec, and between files.
+
+Each rule yields findings and touches nothing outside its arguments. The rules are kept out of the
+models on purpose: a stored release stays readable when a later version has stricter rules.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from trainyard.spec.cron import cron_problem
+from trainyard.spec.environments import Environment, Environments
+from trainyard.spec.model import (
+    AVERAGES,
+    AccuracyTask,
+    Bound,
+    JudgeSettings,
+    LoadLevel,
+    LocalSource,
+    Margins,
+    ModelSpec,
+    RolloutSpec,
+    Target,
+)
+from trainyard.spec.partial import known
+from trainyard.spec.sentences import choose
+from trainyard.spec.yaml_source import Location
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that contradicts something else."""
+
+    location: Location
+    message: str
+    """What is wrong, one sentence."""
+    remedy: str
+    """What would be right, one sentence."""
+
+    def below(self, *location: str | int) -> Finding:
+        """Return the finding as seen from further out."""
+        return replace(self, location=(*location, *self.location))
+
+
+def spec_findings(spec: ModelSpec) -> Iterator[Finding]:
+    """Yield every contradiction inside a model spec (which may have holes)."""
+    if known(spec, "source"):
+        yield from _below(source_findings(spec.source), "source")
+    targets = spec.targets if known(spec, "targets") else ()
+    yield from _below(_repeated(targets, "target"), "targets")
+    for index, target in enumerate(targets):
+        yield from _below(target_findings(target), "targets", index)
+    if known(spec, "gates"):
+        gates = spec.gates
+        if known(gates, "accuracy") and known(gates.accuracy, "tasks"):
+            tasks = gates.accuracy.tasks
+            yield from _below(_repeated(tasks, "task"), "gates", "accuracy", "tasks")
+        if known(gates, "latency") and known(gates.latency, "levels"):
+            where = ("gates", "latency", "levels")
+            levels = gates.latency.levels
+            yield from _below(_repeated(levels, "level"), *where)
+            for index, level in enumerate(levels):
+                yield from _below(level_findings(level), *where, index)
+                yield from _below(fit_findings(level, targets), *where, index)
+    if known(spec, "rollout"):
+        yield from _below(rollout_findings(spec.rollout), "rollout")
+    if known(spec, "refresh") and spec.refresh is not None and known(spec.refresh, "cron"):
+        problem = cron_problem(spec.refresh.cron)
+        if problem is not None:
+            yield Finding(
+                ("refresh", "cron"),
+                problem,
+                "Write minute, hour, day of the month, month and day of the week, "
+                "such as `0 3 * * mon`.",
+            )
+
+
+def source_findings(source: LocalSource) -> Iterator[Finding]:
+    """Yield what is wrong with a source."""
+    if not known(source, "path"):
+        return
+    for variable in re.findall(r"\$\{?([A-Za-z0-9_]*)\}?", source.path):
+        if variable != "TRAINYARD_HOME":
+            yield Finding(
+                ("path",),
+                f"{source.path!r} uses a variable that has no meaning here.",
+                "Only ${TRAINYARD_HOME} is filled in.",
+            )
+
+
+def target_findings(target: Target) -> Iterator[Finding]:
+    """Yield contradictions between a target's settings that hold on every lane."""
+    if known(target, "max_num_batched_tokens", "max_num_seqs"):
+        tokens, requests = target.max_num_batched_tokens, target.max_num_seqs
+        if tokens < requests:
+            yield Finding(
+                ("max_num_batched_tokens",),
+                f"max_num_batched_tokens {tokens} is less than max_num_seqs {requests}; each "
+                "running request needs one token of a step.",
+                f"Give at least {requests}, or a smaller max_num_seqs.",
+            )
+    if known(target, "block_size", "max_model_len"):
+        size, length = target.block_size, target.max_model_len
+        if size is not None and size > length:
+            yield Finding(
+                ("block_size",),
+                f"block_size {size} is more than max_model_len {length}.",
+                f"Give at most {length}, or leave it out for the lane's default.",
+            )
+
+
+def level_findings(level: LoadLevel) -> Iterator[Finding]:
+    """Yield contradictions inside one load level."""
+    if known(level, "num_prompts", "max_concurrency") and level.num_prompts < level.max_concurrency:
+        yield Finding(
+            ("num_prompts",),
+            f"num_prompts {level.num_prompts} never reaches max_concurrency "
+            f"{level.max_concurrency}.",
+            f"Give at least {level.max_concurrency} prompts, better several times as many.",
+        )
+    if known(level, "bounds"):
+        for metric, bound in level.bounds.items():
+            yield from _below(_bound_findings(bound), "bounds", metric)
+
+
+def _bound_findings(bound: Bound) -> Iterator[Finding]:
+    if not known(bound, "min", "max"):
+        return
+    if bound.min is None and bound.max is None:
+        yield Finding((), "The bound has neither min nor max.", "Give at least one of them.")
+    elif bound.min is not None and bound.max is not None and bound.min > bound.max:
+        yield Finding(
+            ("min",),
+            f"min {bound.min:g} is above max {bound.max:g}; nothing can pass.",
+            "Exchange or correct the two.",
+        )
+
+
+def fit_findings(level: LoadLevel, targets: Sequence[Target]) -> Iterator[Finding]:
+    """Yield the targets whose longest sequence is too short for a load level."""
+    if not known(level, "input_len", "output_len"):
+        return
+    needed = level.input_len + level.output_len
+    for target in targets:
+        if known(target, "max_model_len") and needed > target.max_model_len:
+            name = target.name if known(target, "name") else "without a name"
+            yield Finding(
+                ("output_len",),
+                f"input_len {level.input_len} + output_len {level.output_len} is {needed}, more "
+                f"than max_model_len {target.max_model_len} of target {name}.",
+                f"Keep the sum at {target.max_model_len} or less, or raise max_model_len.",
+            )
+
+
+def rollout_findings(rollout: RolloutSpec) -> Iterator[Finding]:
+    """Yield contradictions inside the rollout's settings."""
+    if known(rollout, "steps"):
+        yield from _below(_step_findings(rollout), "steps")
+        steps = rollout.steps
+        holds = sum(step.hold_s for step in steps if known(step, "hold_s"))
+        if known(rollout, "max_duration_s") and holds > rollout.max_duration_s:
+            yield Finding(
+                ("max_duration_s",),
+                f"The steps hold for {holds:g} s, longer than max_duration_s "
+                f"{rollout.max_duration_s:g}.",
+                f"Give at least {holds:g}, or shorter holds.",
+            )
+    if not known(rollout, "judge"):
+        return
+    judge = rollout.judge
+    if known(rollout, "max_duration_s") and known(judge, "block_s", "min_blocks_last_step"):
+        needed = judge.block_s * judge.min_blocks_last_step
+        if needed > rollout.max_duration_s:
+            yield Finding(
+                ("judge", "block_s"),
+                f"{judge.min_blocks_last_step} blocks of {judge.block_s:g} s do not fit into "
+                f"max_duration_s {rollout.max_duration_s:g}.",
+                "Give shorter blocks or a longer max_duration_s.",
+            )
+    yield from _below(_margin_findings(judge), "judge", "margins")
+
+
+def _step_findings(rollout: RolloutSpec) -> Iterator[Finding]:
+    steps = rollout.steps
+    if not steps:
+        yield Finding(
+            (),
+            "A rollout without steps would give a candidate all traffic at once.",
+            "Give at least one step, such as `{weight: 50, hold_s: 600}`.",
+        )
+        return
+    for index, (before, after) in enumerate(pairwise(steps), start=1):
+        if known(before, "weight") and known(after, "weight") and after.weight <= before.weight:
+            yield Finding(
+                (index, "weight"),
+                f"Weight {after.weight} follows weight {before.weight}; the weights must grow.",
+                f"Give more than {before.weight}, or remove the step.",
+            )
+    last = steps[-1]
+    if known(last, "weight") and known(rollout, "holdback_weight"):
+        share = 100 - rollout.holdback_weight
+        if last.weight > share:
+            yield Finding(
+                (len(steps) - 1, "weight"),
+                f"The last weight {last.weight} is more than the {share} % that the candidate "
+                f"has in the bake, where holdback_weight {rollout.holdback_weight} stays behind.",
+                f"Give at most {share}, or a smaller holdback_weight.",
+            )
+
+
+def _margin_findings(judge: JudgeSettings) -> Iterator[Finding]:
+    if not known(judge, "margins"):
+        return
+    for metric, margins in judge.margins.items():
+        kind = "average" if metric in AVERAGES else "count"
+        yield from _below(_one_margin(metric, kind, margins), metric)
+
+
+def _one_margin(metric: str, kind: str, margins: Margins) -> Iterator[Finding]:
+    if known(margins, "harm", "promote") and margins.harm > margins.promote:
+        yield Finding(
+            ("harm",),
+            f"harm {margins.harm:g} is above promote {margins.promote:g}; a candidate between the "
+            "two could be neither rolled back nor promoted.",
+            f"Give at most {margins.promote:g}.",
+        )
+    if kind == "count":
+        for name in ("harm", "promote"):
+            if known(margins, name) and getattr(margins, name) < 1:
+                yield Finding(
+                    (name,),
+                    f"{name} {getattr(margins, name):g} is below 1; {metric} is a count and its "
+                    "margin a ratio to the stable release.",
+                    "Give 1 or more; 2 is twice as many.",
+                )
+        floors = known(margins, "harm_floor", "promote_ceiling")
+        if floors and margins.harm_floor > margins.promote_ceiling > 0:
+            yield Finding(
+                ("harm_floor",),
+                f"harm_floor {margins.harm_floor:g} is above promote_ceiling "
+                f"{margins.promote_ceiling:g}.",
+                f"Give at most {margins.promote_ceiling:g}.",
+            )
+        return
+    for name in ("harm_floor", "promote_ceiling"):
+        if known(margins, name) and getattr(margins, name) > 0:
+            yield Finding(
+                (name,),
+                f"{metric} is an average and has no {name}.",
+                "Remove the key; it is for errors and ttft_tail.",
+            )
+
+
+def environments_findings(environments: Environments) -> Iterator[Finding]:
+    """Yield every contradiction inside the environments file (which may have holes)."""
+    if not known(environments, "environments"):
+        return
+    by_name = environments.environments
+    for name, environment in by_name.items():
+        yield from _below(_environment_findings(environment), "environments", name)
+    yield from _below(_requires_findings(by_name), "environments")
+
+
+def _environment_findings(environment: Environment) -> Iterator[Finding]:
+    if known(environment, "capacity", "allow_downtime", "devices"):
+        if environment.capacity == "single" and not environment.allow_downtime:
+            yield Finding(
+                ("capacity",),
+                "capacity single stops the stable release before the candidate starts, and "
+                "allow_downtime is false.",
+                "Set allow_downtime: true, or choose replace or surge.",
+            )
+        elif environment.capacity != "single" and environment.devices < 2:
+            yield Finding(
+                ("capacity",),
+                f"capacity {environment.capacity} needs room for two servers, and devices is "
+                f"{environment.devices}.",
+                "Give 2 or more devices, or choose single and set allow_downtime: true.",
+            )
+    if known(environment, "soak_s", "requires") and environment.soak_s and not environment.requires:
+        yield Finding(
+            ("soak_s",),
+            "soak_s counts in the required environments, and requires names none.",
+            "Name the environment to soak in under requires, or remove soak_s.",
+        )
+
+
+def _requires_findings(environments: Mapping[str, Environment]) -> Iterator[Finding]:
+    required = {
+        name: environment.requires if known(environment, "requires") else ()
+        for name, environment in environments.items()
+    }
+    circle = _circle(required)
+    if circle:
+        yield Finding(
+            (circle[0], "requires"),
+            f"The environments require each other: {' → '.join(circle)}.",
+            "Remove one of the requirements.",
+        )
+    earlier: set[str] = set()
+    for name, needed in required.items():
+        for index, other in enumerate(needed):
+            where = (name, "requires", index)
+            if other in needed[:index]:
+                yield Finding(where, f"{other} is required twice.", "Name it once.")
+            elif other not in environments:
+                others = [known_name for known_name in environments if known_name != name]
+                yield Finding(where, f"There is no environment {other!r}.", choose(other, others))
+            elif other not in earlier and not circle:
+                yield Finding(
+                    where,
+                    f"{name} requires {other}, which comes after it.",
+                    f"Move {other} above {name}: releases pass through in this order.",
+                )
+        earlier.add(name)
+
+
+def _circle(required: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return environments that require each other in a circle, first one repeated; or nothing."""
+    try:
+        graphlib.TopologicalSorter(required).prepare()
+    except graphlib.CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def refresh_findings(spec: ModelSpec, environments: Environments) -> Iterator[Finding]:
+    """Yield what is wrong with a spec's refresh, given the environments."""
+    if not (known(spec, "refresh", "targets") and known(environments, "environments")):
+        return
+    if spec.refresh is None or not known(spec.refresh, "environments"):
+        return
+    named = [target.name for target in spec.targets if known(target, "name")]
+    findings = destination_findings(
+        spec.refresh.environments, environments, named, promoted=lambda _name: False
+    )
+    yield from _below(findings, "refresh", "environments")
+
+
+def destination_findings(
+    wanted: Sequence[str],
+    environments: Environments,
+    targets: Sequence[str],
+    *,
+    promoted: Callable[[str], bool],
+) -> Iterator[Finding]:
+    """Yield why a release cannot go to the environments `wanted`, in this order.
+
+    Args:
+        wanted: names of environments.
+        environments: all there are.
+        targets: names of the targets that the release has.
+        promoted: may an environment count as passed although it is not in `wanted` before?
+    """
+    every = environments.environments
+    for index, name in enumerate(wanted):
+        if name in wanted[:index]:
+            yield Finding((index,), f"{name} is named twice.", "Name it once.")
+            continue
+        environment = every.get(name)
+        if environment is None:
+            yield Finding((index,), f"There is no environment {name!r}.", choose(name, list(every)))
+            continue
+        if known(environment, "target") and environment.target not in targets:
+            yield Finding(
+                (index,),
+                f"Environment {name} serves target {environment.target!r}, and the release has "
+                f"{', '.join(targets) or 'none'}.",
+                f"Add target {environment.target}, or leave {name} out.",
+            )
+        if not known(environment, "requires"):
+            continue
+        for needed in environment.requires:
+            if needed in every and needed not in wanted[:index] and not promoted(needed):
+                yield Finding(
+                    (index,),
+                    f"Environment {name} requires {needed}, where the release has not been.",
+                    f"Name {needed} before {name}.",
+                )
+
+
+def served_findings(environments: Environments, targets: Iterable[str]) -> Iterator[Finding]:
+    """Yield the environments whose target no model has."""
+    if not known(environments, "environments"):
+        return
+    every = sorted(set(targets))
+    for name, environment in environments.environments.items():
+        if known(environment, "target") and environment.target not in every:
+            yield Finding(
+                ("environments", name, "target"),
+                f"No model has a target {environment.target!r}.",
+                choose(environment.target, every),
+            )
+
+
+def _below(findings: Iterable[Finding], *location: str | int) -> Iterator[Finding]:
+    return (finding.below(*location) for finding in findings)
+
+
+def _repeated(parts: Sequence[Target | LoadLevel | AccuracyTask], what: str) -> Iterator[Finding]:
+    seen: set[str] = set()
+    for index, part in enumerate(parts):
+        if not known(part, "name"):
+            continue
+        if part.name in seen:
+            yield Finding(
+                (index, "name"),
+                f"There is another {what} named {part.name!r} above.",
+                "Rename one of them.",
+            )
+        seen.add(part.name)

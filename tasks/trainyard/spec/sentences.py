@@ -1,0 +1,169 @@
+"""What the validator found, said in plain sentences."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Sequence
+from typing import Any, Union, get_args, get_origin
+
+from pydantic_core import ErrorDetails
+
+from trainyard.names import NAME_PATTERN, REVISION_PATTERN
+from trainyard.spec.model import (
+    INSTANCE_PATTERN,
+    SERVED_NAME_PATTERN,
+    TASK_NAME_PATTERN,
+    SpecPart,
+)
+from trainyard.spec.yaml_source import Location
+
+_PATTERNS = {
+    NAME_PATTERN: "Use 1 to 40 lower-case letters, digits and hyphens, starting and ending with a "
+    "letter or digit.",
+    REVISION_PATTERN: "Use 1 to 100 letters, digits, dots, hyphens and underscores (no '/').",
+    TASK_NAME_PATTERN: "Use 1 to 100 letters, digits, dots, hyphens and underscores.",
+    SERVED_NAME_PATTERN: "Use letters, digits and . _ : / @ -, starting with a letter or digit.",
+    INSTANCE_PATTERN: "Write `local` or the instance type, such as `trn2.48xlarge`.",
+}
+
+_TYPES = {
+    "string": ("text", "Write text; put quotes around a value that looks like a number or a word "
+               "such as true or null."),
+    "int": ("a whole number", "Write a whole number without quotes."),
+    "float": ("a number", "Write a number without quotes."),
+    "bool": ("true or false", "Write true or false without quotes."),
+    "tuple": ("a list", "Write a list: one `- item` a line, or `[a, b]`."),
+    "list": ("a list", "Write a list: one `- item` a line, or `[a, b]`."),
+    "dict": ("a mapping", "Write keys and values below it, indented."),
+    "model": ("a mapping", "Write keys and values below it, indented."),
+}  # fmt: skip
+
+
+def say(error: ErrorDetails, root: type[SpecPart]) -> tuple[Location, str, str]:
+    """Return location, message and remedy for one error of the validator.
+
+    Args:
+        error: an item of `ValidationError.errors()`.
+        root: the type that was validated.
+    """
+    kind, value = error["type"], error.get("input")
+    context: dict[str, Any] = error.get("ctx") or {}
+    location = tuple(part for part in error["loc"] if part != "[key]")
+    if kind == "extra_forbidden":
+        return location, *_unknown_key(str(location[-1]), part_at(root, location[:-1]))
+    if kind == "missing":
+        return location, *_missing_key(str(location[-1]), part_at(root, location[:-1]))
+    if error["loc"] and error["loc"][-1] == "[key]":
+        value = location[-1]
+    shown = show(value)
+    if kind in ("literal_error", "union_tag_invalid"):
+        choices = _choices(context)
+        return location, f"{shown} is not possible here.", choose(value, choices)
+    if kind == "string_pattern_mismatch":
+        remedy = _PATTERNS.get(context["pattern"], f"It must match {context['pattern']}.")
+        return location, f"{shown} is not a valid name.", remedy
+    if kind in ("string_too_short", "too_short"):
+        return location, "There is nothing here.", "Give at least one."
+    limit = _limit(kind, context)
+    if limit is not None:
+        return location, f"{shown} is out of range.", f"Give a number {limit}."
+    wanted = _TYPES.get(kind.split("_")[0])
+    if wanted is not None:
+        return location, f"{shown} is not {wanted[0]}.", wanted[1]
+    return location, f"{shown} is not possible here.", f"The rule is: {error['msg']}."
+
+
+def show(value: Any) -> str:
+    """Return a value as people wrote it, shortened."""
+    if isinstance(value, dict):
+        return "A mapping"
+    if isinstance(value, list | tuple):
+        return "A list"
+    if value is None:
+        return "Nothing (null)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…'"
+
+
+def did_you_mean(value: object, choices: Iterable[str]) -> str:
+    """Return "Did you mean …?" for the nearest choice, or an empty text."""
+    near = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.6)
+    return f"Did you mean {near[0]}?" if near else ""
+
+
+def choose(value: object, choices: Sequence[str]) -> str:
+    """Return the remedy for a value that is none of `choices`."""
+    listed = f"Possible: {', '.join(choices)}."
+    return f"{did_you_mean(value, choices)} {listed}".strip()
+
+
+def part_at(root: type[SpecPart], location: Location) -> type[SpecPart] | None:
+    """Return the type of the part at `location`; None if there is none."""
+    annotation: Any = root
+    for step in location:
+        annotation = _inside(annotation, step)
+    return _plain(annotation)
+
+
+def _plain(annotation: Any) -> type[SpecPart] | None:
+    if isinstance(annotation, type) and issubclass(annotation, SpecPart):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        found = (_plain(argument) for argument in get_args(annotation))
+        return next((part for part in found if part is not None), None)
+    return None
+
+
+def _inside(annotation: Any, step: str | int) -> Any:
+    part = _plain(annotation)
+    if part is not None:
+        for name, field in part.model_fields.items():
+            if (field.alias or name) == step:
+                return field.annotation
+        return None
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0]
+    if get_origin(annotation) is dict:
+        return get_args(annotation)[1]
+    return None
+
+
+def _keys(part: type[SpecPart] | None) -> dict[str, str]:
+    """Return the keys of a part with their descriptions."""
+    if part is None:
+        return {}
+    return {
+        field.alias or name: field.description or "" for name, field in part.model_fields.items()
+    }
+
+
+def _unknown_key(key: str, part: type[SpecPart] | None) -> tuple[str, str]:
+    if key == "<<":
+        return "Merge keys are not allowed.", "Write the keys out."
+    return f"There is no key {key!r} here.", choose(key, list(_keys(part)))
+
+
+def _missing_key(key: str, part: type[SpecPart] | None) -> tuple[str, str]:
+    meaning = " ".join(_keys(part).get(key, "").split())
+    return f"The key {key!r} is missing.", f"Add `{key}:`. {meaning}".strip()
+
+
+def _choices(context: dict[str, Any]) -> list[str]:
+    text = str(context.get("expected") or context.get("expected_tags") or "")
+    return [item.strip(" '") for item in text.replace(" or ", ", ").split(", ")]
+
+
+def _limit(kind: str, context: dict[str, Any]) -> str | None:
+    words = {
+        "greater_than_equal": ("of at least", "ge"),
+        "greater_than": ("above", "gt"),
+        "less_than_equal": ("of at most", "le"),
+        "less_than": ("below", "lt"),
+    }
+    if kind not in words:
+        return None
+    word, bound = words[kind]
+    return f"{word} {context[bound]:g}"
