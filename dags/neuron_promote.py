@@ -9,8 +9,8 @@ stable release. There is one such DAG for each environment, because Airflow gran
 happened: if the rollout is unfinished it sends all traffic back to the stable release, and the run
 succeeds only if the release was promoted.
 
-**Runbook.** *Stop a rollout:* mark `rollout` as failed; `settle` returns the traffic. *It holds:* the
-judge cannot tell; give it more traffic or time, or mark it failed. *It was rolled back:* the log of
+**Runbook.** *Stop a rollout:* mark `rollout` as failed; `settle` returns the traffic. *It holds:*
+the judge cannot tell; give it more traffic or time, or mark it failed. *It was rolled back:* the log of
 `settle` has the figures of both sides; the release is remembered as rejected and comes back only
 with `force` and a reason. *The triggerer died:* the next one goes on; if none does within the
 lease, the guard returns the traffic by itself.
@@ -19,6 +19,7 @@ lease, the guard returns the traffic by itself.
 from __future__ import annotations
 
 from airflow.sdk import DAG, Param
+
 from trainyard_airflow.dag_defaults import (
     DEFAULT_ARGS,
     START_DATE,
@@ -77,6 +78,6 @@ for name, environment in environments().items():
             task_id="settle",
             environment=name,
             retries=3,
-            doc_md="Leave the channel with a proven release, and tell whether this one was promoted.",
+            doc_md="Leave the channel with a proven release; tell whether this one was promoted.",
         ).as_teardown(on_failure_fail_dagrun=True)
         verify >> rollout >> settle

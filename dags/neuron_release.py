@@ -14,9 +14,9 @@ Then one promotion for each environment, in order. Whatever exists already is re
 | task | usual reason | what to do |
 |---|---|---|
 | `plan` | a mistake in the spec or the request | correct it, trigger a new run |
-| `compile` | out of memory, or the compiler refuses the model | read the tail of the log; retry with less parallelism |
-| `measure` | the server had to compile although it had a bundle | compile again with this toolchain |
-| `accuracy_gate`, `latency_gate` | the release is not good enough | read the verdict; nothing was published |
+| `compile` | no memory, or the compiler says no | read the log's tail; use less parallelism |
+| `measure` | the server compiled in spite of its bundle | compile with this toolchain |
+| `accuracy_gate`, `latency_gate` | it is not good enough | read the verdict |
 | `promote.…` | the canary found a regression | read the task `settle` of the promotion |
 
 Every task may be cleared and run again: finished work is found and not repeated.
@@ -27,6 +27,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 from airflow.sdk import DAG, Param, TaskGroup, TriggerRule, task_group
+
+from trainyard.documents.plan import plan_id_of_run
 from trainyard_airflow.dag_defaults import (
     DEFAULT_ARGS,
     DEVICE_POOL,
@@ -36,7 +38,6 @@ from trainyard_airflow.dag_defaults import (
     model_param,
     revision_param,
 )
-from trainyard_airflow.identity import plan_id
 from trainyard_airflow.promote_operator import EnsurePromotionOperator
 from trainyard_airflow.release_tasks import collect_releases, plan_targets
 from trainyard_airflow.retries import STEP_RETRIES, STEP_RETRY_POLICY
@@ -62,7 +63,7 @@ with DAG(
     default_args=DEFAULT_ARGS,
     tags=[Tag.TRAINYARD, Tag.RELEASE],
     render_template_as_native_obj=False,
-    user_defined_macros={"plan_id": plan_id},
+    user_defined_macros={"plan_id": plan_id_of_run},
     params={
         "model": model_param(),
         "revision": revision_param(),

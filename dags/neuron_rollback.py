@@ -12,6 +12,7 @@ again from the store, which takes as long as a cached start.
 from __future__ import annotations
 
 from airflow.sdk import DAG
+
 from trainyard_airflow.dag_defaults import (
     DEFAULT_ARGS,
     START_DATE,

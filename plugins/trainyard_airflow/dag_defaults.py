@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from airflow.sdk import Param
+
 from trainyard.names import NAME_PATTERN, RELEASE_ID_PATTERN, REVISION_PATTERN
 from trainyard.settings import get_settings
 from trainyard.spec.environments import Environment
@@ -29,7 +30,7 @@ DEFAULT_ARGS: dict[str, Any] = {
     "max_retry_delay": timedelta(minutes=10),
     "execution_timeout": timedelta(minutes=10),
 }
-"""Tasks are not retried unless they say so: steps do, with a policy; gates and rollouts must not."""
+"""Tasks are not retried unless they say so: steps do, with a policy; rollouts must not."""
 
 
 class Tag(StrEnum):
@@ -75,9 +76,8 @@ def release_param(default: str | None, *, optional: bool) -> Param:
         type=["null", "string"] if optional else "string",
         pattern=RELEASE_ID_PATTERN,
         title="Release",
-        description_md="A release id, as `trainyard releases MODEL` prints it: the model's name and "
-        "12 hex digits."
-        + (" Empty: the release before the present one." if optional else ""),
+        description_md="A release id: the model's name and 12 hex digits, as "
+        "`trainyard releases MODEL` prints it." + (" Empty: the release before the present one." if optional else ""),
         section="What",
     )
 

@@ -1,4 +1,4 @@
-"""Starting runs of other DAGs from a task: the one place that uses Airflow's task messages directly.
+"""Starting runs of other DAGs from a task: the only module that uses Airflow's task messages.
 
 `TriggerDagRunOperator` with a fixed run id fails when that run exists, so a cleared or retried task
 could never go on; asking first and starting only what is missing needs the messages below.

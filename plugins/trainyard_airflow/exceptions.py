@@ -1,4 +1,4 @@
-"""How the outcome of a step looks to Airflow: one exception for each thing a retry can do about it."""
+"""How the outcome of a step looks to Airflow: an exception for each thing a retry can do."""
 
 from __future__ import annotations
 

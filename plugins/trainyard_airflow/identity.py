@@ -1,15 +1,8 @@
-"""Names that DAG runs give to what they make, the same for every retry."""
+"""Who asked for a run."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from trainyard.canonical import digest, short
-
-
-def plan_id(model: str, dag_id: str, run_id: str) -> str:
-    """Return the id of the plan that a run of `neuron_release` makes."""
-    return f"{model}-{short(digest([dag_id, run_id]))}"
 
 
 def requested_by(context: Any) -> str:

@@ -73,8 +73,9 @@ class EnsurePromotionOperator(BaseOperator):
 
     def _subject(self) -> tuple[str, str, int]:
         """Return release id, model and the channel's generation."""
-        from trainyard.releases import release_of_plan
         from trainyard.rollout.channel_store import read_channel
+
+        from trainyard.releases import release_of_plan
         from trainyard.settings import get_settings
         from trainyard.spec.loader import load_environments
         from trainyard.store.factory import open_store

@@ -1,4 +1,4 @@
-"""The small Python tasks of `neuron_release`: they read documents, and decide nothing themselves."""
+"""The small Python tasks of `neuron_release`: they read documents and decide nothing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ log = logging.getLogger(__name__)
 @task
 def plan_targets(plan_id: str) -> list[str]:
     """Return the names of the plan's targets, for one mapped task group each."""
+    from trainyard.steps.plan import explain
+
     from trainyard.documents.plan import Plan
     from trainyard.settings import get_settings
-    from trainyard.steps.plan import explain
     from trainyard.store.documents import read_document
     from trainyard.store.factory import open_store
     from trainyard.store.layout import plan_key
@@ -51,7 +52,7 @@ def collect_releases(plan_id: str) -> dict[str, str]:
     ]
     if missing:
         raise StepRefused(
-            f"No release for the required target {', '.join(missing)}: see the tasks of that target."
+            f"No release for the required target {', '.join(missing)}: see its tasks."
         )
     for target, release_id in releases.items():
         log.info("Target %s: release %s", target, release_id)

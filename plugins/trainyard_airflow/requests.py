@@ -27,6 +27,7 @@ def refuse_unknown_keys(conf: Mapping[str, Any] | None, params: Mapping[str, Any
 def release_request(context: Any) -> ReleaseRequest:
     """Return what a run of `neuron_release` asks for."""
     from pydantic import ValidationError
+
     from trainyard.documents.plan import ReleaseRequest
 
     params = context["params"]

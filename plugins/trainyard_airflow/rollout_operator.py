@@ -85,9 +85,10 @@ class VerifyReleaseOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Raise StepRefused with the reason if the rollout would be refused."""
+        from trainyard.wiring import open_rollout
+
         from trainyard.errors import TrainyardError
         from trainyard.settings import get_settings
-        from trainyard.wiring import open_rollout
 
         params = context["params"]
         refuse_unknown_keys(context["dag_run"].conf, params)
@@ -126,8 +127,9 @@ class SettleOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Settle the channel; raise StepRefused with the evidence unless it was promoted."""
-        from trainyard.settings import get_settings
         from trainyard.wiring import open_rollout
+
+        from trainyard.settings import get_settings
 
         params = context["params"]
         result = open_rollout(get_settings()).settle(

@@ -87,8 +87,9 @@ class RolloutTrigger(BaseTrigger):
 
     def _start(self) -> Any:
         """Take the channel and return the function that makes one tick."""
-        from trainyard.settings import get_settings
         from trainyard.wiring import open_rollout
+
+        from trainyard.settings import get_settings
 
         params = json.loads(self.request)
         rollouts = open_rollout(get_settings())

@@ -61,17 +61,16 @@ class StepOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Run the step, log what it prints, and raise what its exit code means."""
-        from trainyard.settings import get_settings
         from trainyard.steps.status import read_status
+
+        from trainyard.settings import get_settings
         from trainyard.store.factory import open_store
 
         if self.target:
             context["target"] = self.target  # type: ignore[typeddict-unknown-key]
         settings = get_settings()
         exit_code = self._run(self.command(settings.serving_interpreter), context)
-        status = read_status(
-            open_store(settings), self.plan_id, self.status_name, self.target
-        )
+        status = read_status(open_store(settings), self.plan_id, self.status_name, self.target)
         if exit_code == 0 and status is not None and status.output_key:
             return status.output_key
         if status is not None and status.state == "failed":

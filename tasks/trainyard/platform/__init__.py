@@ -1,1 +1,1 @@
-"""The embedded platform: PostgreSQL, Airflow's components, the agent and the proxy on one machine."""
+"""The embedded platform: PostgreSQL, Airflow, the agent and the proxy on one machine."""

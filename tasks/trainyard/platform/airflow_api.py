@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from trainyard.errors import BadInput, NotFound, Transient, TrainyardError
+from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
 from trainyard.platform.pools import Pool
 
 REQUEST_TIMEOUT_S = 30.0
@@ -94,9 +94,7 @@ class AirflowApi:
                 )
             time.sleep(1)
 
-    def trigger(
-        self, dag_id: str, run_id: str, conf: Mapping[str, Any], *, note: str = ""
-    ) -> bool:
+    def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any], *, note: str = "") -> bool:
         """Start a run; False if a run of that id exists already.
 
         Raises:

@@ -18,6 +18,6 @@ POOLS = (
     Pool(
         "trainyard_local_devices",
         1,
-        "Compiling and measuring on this machine: one at a time, so that figures are not disturbed.",
+        "Compiling and measuring on this machine: one at a time, or the figures are disturbed.",
     ),
 )

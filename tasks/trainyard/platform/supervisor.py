@@ -234,7 +234,7 @@ class Supervisor:
         temporary.replace(self.paths.supervisor_file)
 
     def _stop_all(self) -> None:
-        """Stop in reverse order of starting; the database goes last, for what others still write."""
+        """Stop everything; the database goes last, for what others still write."""
         log.info("stopping")
         services = [r for name, r in self.running.items() if name != "postgres"]
         self._stop(services, signal.SIGTERM)

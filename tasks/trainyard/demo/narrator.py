@@ -1,0 +1,125 @@
+"""Tells what a release is doing: one line for each new event in its documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trainyard.documents.channel import Channel
+from trainyard.documents.plan import plan_id_of_run
+from trainyard.documents.status import StepStatus
+from trainyard.rollout.channel_store import read_channel
+from trainyard.steps.status import list_statuses
+from trainyard.store.protocol import Store
+
+STEPS = ("plan", "download", "compile", "measure", "accuracy_gate", "latency_gate", "publish")
+
+
+@dataclass
+class Narrator:
+    """Follows one run of the release DAG and the rollout that it starts."""
+
+    store: Store
+    model: str
+    environment: str
+    dag_id: str
+    run_id: str
+    _told_steps: dict[tuple[str, str], str] = field(default_factory=dict)
+    _told_look: int = 0
+    _first_event: int = -1
+    _told_events: int = 0
+
+    @property
+    def plan_id(self) -> str:
+        """The plan that the run makes."""
+        return plan_id_of_run(self.model, self.dag_id, self.run_id)
+
+    def statuses(self) -> list[StepStatus]:
+        """Return the steps of the run so far, in the order in which they started."""
+        return sorted(list_statuses(self.store, self.plan_id), key=lambda s: s.started_at)
+
+    def channel(self) -> Channel:
+        """Return the channel as it is now."""
+        return read_channel(self.store, self.model, self.environment)
+
+    def news(self) -> list[str]:
+        """Return one line for each thing that happened since the last call."""
+        lines = []
+        for status in self.statuses():
+            key = (status.step, status.target)
+            if status.state != "running" and self._told_steps.get(key) != status.state:
+                self._told_steps[key] = status.state
+                lines.append(_step_line(status))
+        channel = self.channel()
+        if self._first_event < 0:
+            self._first_event = self._told_events = channel.generation
+        lines += self._events(channel)
+        lines += self._looks(channel)
+        return lines
+
+    def _events(self, channel: Channel) -> list[str]:
+        started = self.statuses()[0].started_at if self.statuses() else None
+        if started is None:
+            return []
+        mine = [entry for entry in channel.history if entry.at >= started]
+        fresh = mine[self._told_events - self._first_event :]
+        self._told_events += len(fresh)
+        return [
+            f"{entry.event.replace('_', ' ')}"
+            + "".join(f", {key} {value}" for key, value in entry.detail.items())
+            for entry in fresh
+        ]
+
+    def _looks(self, channel: Channel) -> list[str]:
+        rollout = channel.rollout
+        if rollout is None or rollout.verdict is None or rollout.verdict.looks <= self._told_look:
+            return []
+        self._told_look = rollout.verdict.looks
+        verdict = rollout.verdict
+        return [f"look {verdict.looks}: {verdict.outcome}. {verdict.reason}"]
+
+    def progress(self) -> tuple[float, str]:
+        """Return how far the run is, from 0 to 1, and what it does now."""
+        statuses = self.statuses()
+        done = sum(status.state == "done" for status in statuses)
+        running = [status for status in statuses if status.state == "running"]
+        share = len(STEPS) + 1
+        if running:
+            within = running[-1].progress or 0.0
+            return (done + within) / share, f"{running[-1].step}: {running[-1].reason}"
+        channel = self.channel()
+        if done >= len(STEPS) and channel.rollout is not None and channel.in_progress:
+            weight = channel.weights.candidate
+            return done / share, f"rollout: {channel.rollout.phase}, candidate {weight} %"
+        return done / share, "waiting for Airflow"
+
+
+def _step_line(status: StepStatus) -> str:
+    seconds = (status.updated_at - status.started_at).total_seconds()
+    if status.state == "failed":
+        return f"[red]{status.step} failed[/]: {status.reason}"
+    how = "[cyan]reused[/]" if status.reused else f"done in {seconds:.0f} s"
+    return f"{status.step} {how}: {status.reason}"
+
+
+def describe_ending(narrator: Narrator) -> tuple[str, str, str]:
+    """Return release id (may be empty), how the run ended, and why."""
+    statuses = {status.step: status for status in narrator.statuses()}
+    for step, status in statuses.items():
+        if status.state == "failed":
+            ending = f"stopped by the {step.replace('_', ' ')}"
+            if not step.endswith("_gate"):
+                ending = f"failed in {step}"
+            return "", ending, status.reason
+    publish = statuses.get("publish")
+    if publish is None:
+        return "", "failed before it was published", "see the run in Airflow"
+    release_id = publish.output_key.rsplit("/", 1)[-1].removesuffix(".json")
+    rollout = narrator.channel().rollout
+    if rollout is None:
+        return release_id, "published, not promoted", "see the run in Airflow"
+    endings = {
+        "promoted": "first stable release" if rollout.plan.kind == "bootstrap" else "promoted",
+        "rolled_back": "rolled back",
+        "withdrawn": "withdrawn",
+    }
+    return release_id, endings.get(rollout.outcome or "", "unfinished"), rollout.reason

@@ -1,0 +1,309 @@
+"""`make demo`: four releases of a small model go through everything, with real traffic."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from trainyard.demo.acts import ACTS, ENVIRONMENT, MODEL, PROMOTE_DAG, RELEASE_DAG, Act
+from trainyard.demo.narrator import Narrator, describe_ending
+from trainyard.demo.traffic import Statistics, read_statistics
+from trainyard.errors import Refused, Transient
+from trainyard.platform.airflow_api import AirflowApi
+from trainyard.platform.control import Address, up
+from trainyard.platform.environment import base_environment, trainyard_environment
+from trainyard.rollout.channel_store import read_channel, reset_channel
+from trainyard.serving.agent import remove_servers
+from trainyard.settings import Settings
+from trainyard.store.factory import open_store
+from trainyard.store.protocol import Store
+
+REQUESTS_PER_S = 8.0
+ACT_TIMEOUT_S = 900.0
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of one release."""
+
+    act: Act
+    release_id: str
+    ending: str
+    why: str
+    took_s: float
+
+
+def run_demo(settings: Settings, console: Console) -> int:
+    """Run the demonstration; returns 0 if every release ended as it should, else 1.
+
+    Raises:
+        TrainyardError: the platform, the training or Airflow failed.
+    """
+    started = time.monotonic()
+    demo = Demo(settings, console)
+    console.print(
+        "[bold]Trainyard[/]: four releases of a small model, on this machine, with real parts.",
+        highlight=False,
+    )
+    with demo.progress:
+        address = demo.prepare()
+        demo.say(f"Airflow: {address.airflow_url}  (user admin, password {address.password})")
+        ended = demo.play(address)
+    demo.print_summary(ended, address, time.monotonic() - started)
+    return 0 if all(e.ending == e.act.ending for e in ended) else 1
+
+
+class Demo:
+    """One run of the demonstration."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.settings = settings
+        self.console = console
+        self.store: Store = open_store(settings)
+        self.folder = settings.home.resolve() / "demo"
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self.started = time.monotonic()
+        self.statistics_file = self.folder / "traffic.json"
+
+    def say(self, line: str) -> None:
+        """Print one line with the time since the start."""
+        seconds = int(time.monotonic() - self.started)
+        self.console.print(
+            f"[dim]{seconds // 60:02d}:{seconds % 60:02d}[/] {line}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def prepare(self) -> Address:
+        """Train the revisions and start the platform, both at once; clear the stage."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        failures: list[BaseException] = []
+
+        def train() -> None:
+            try:
+                self._train()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=train, name="training")
+        thread.start()
+        try:
+            address = up(self.settings, self.say)
+        finally:
+            thread.join()
+        if failures:
+            raise failures[0]
+        self._clear_stage()
+        return address
+
+    def _train(self) -> None:
+        """Train the revisions of the model, unless they exist."""
+        bar = self.progress.add_task("Training the model", total=1.0, note="")
+        command = [
+            str(self.settings.serving_interpreter),
+            "-m",
+            "trainyard.demo.training",
+            "--out",
+            str(self.folder / "models" / MODEL),
+        ]
+        with (self.folder / "training.log").open("w") as errors:
+            process = subprocess.Popen(
+                command,
+                env=base_environment() | trainyard_environment(self.settings),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._note_training(bar, json.loads(line))
+        if process.wait() != 0:
+            raise Transient(
+                f"Training the demonstration model failed with exit code {process.returncode}.",
+                hint=f"Read {self.folder / 'training.log'}.",
+            )
+        self.progress.remove_task(bar)
+
+    def _note_training(self, bar: TaskID, event: dict[str, object]) -> None:
+        if "revision" in event:
+            how = "exists already" if event["reused"] else "trained"
+            self.say(
+                f"Model {MODEL} {event['revision']} {how}: "
+                f"{float(str(event['accuracy'])):.0%} of held-out sums are right."
+            )
+        else:
+            self.progress.update(
+                bar,
+                completed=float(str(event["step"])) / float(str(event["total"])),
+                note=f"loss {float(str(event['loss'])):.3f}",
+            )
+
+    def _clear_stage(self) -> None:
+        """Archive the channel of an earlier run, so that this one starts with a first release."""
+        if read_channel(self.store, MODEL, ENVIRONMENT).generation == 0:
+            return
+        self.say("An earlier run's channel goes to the archive; its artifacts stay and are reused.")
+        reset_channel(self.store, MODEL, ENVIRONMENT)
+        remove_servers(self.settings, ENVIRONMENT, MODEL)
+
+    def play(self, address: Address) -> list[Ended]:
+        """Release one after the other, with traffic from the first stable release on."""
+        api = AirflowApi(address.airflow_url, address.username, address.password)
+        for dag_id in (RELEASE_DAG, PROMOTE_DAG):
+            api.wait_for_dag(dag_id)
+        batch = datetime.now().strftime("%Y%m%dT%H%M%S")
+        ended = []
+        self.statistics_file.unlink(missing_ok=True)
+        traffic: subprocess.Popen[bytes] | None = None
+        try:
+            for number, act in enumerate(ACTS, start=1):
+                ended.append(self._play_act(api, act, number, f"demo-{batch}-{number}"))
+                if number == 1:
+                    if read_channel(self.store, MODEL, ENVIRONMENT).stable is None:
+                        raise Refused(
+                            f"The first release did not become stable: {ended[0].why}",
+                            hint=f"Look at its run in Airflow: {address.airflow_url}",
+                        )
+                    self.say(f"From now on clients send {REQUESTS_PER_S:.0f} requests a second.")
+                    traffic = self._start_traffic(address)
+        finally:
+            if traffic is not None:
+                traffic.send_signal(signal.SIGTERM)
+                traffic.wait()
+        return ended
+
+    def _start_traffic(self, address: Address) -> subprocess.Popen[bytes]:
+        with (self.folder / "traffic.log").open("wb") as log:
+            return subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "trainyard.demo.traffic",
+                    f"--url={address.proxy_url}/{ENVIRONMENT}/{MODEL}",
+                    f"--model={MODEL}",
+                    f"--rate={REQUESTS_PER_S}",
+                    f"--stats={self.statistics_file}",
+                ],
+                env=base_environment(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _play_act(self, api: AirflowApi, act: Act, number: int, run_id: str) -> Ended:
+        """Trigger one release over the REST API and tell what happens until its run ends."""
+        self.say("")
+        self.say(f"[bold]Release {number}: {act.title}[/] ({act.revision}{_changes(act)})")
+        started = time.monotonic()
+        api.trigger(
+            RELEASE_DAG,
+            run_id,
+            {
+                "model": MODEL,
+                "revision": act.revision,
+                "environments": [ENVIRONMENT],
+                "overrides": dict(act.overrides),
+            },
+            note=act.title,
+        )
+        narrator = Narrator(self.store, MODEL, ENVIRONMENT, RELEASE_DAG, run_id)
+        with self._bar(f"Release {number}") as bar:
+            while True:
+                state = api.run_state(RELEASE_DAG, run_id)
+                for line in narrator.news():
+                    self.say(f"  {line}")
+                fraction, note = narrator.progress()
+                clients = read_statistics(self.statistics_file)
+                self.progress.update(bar, completed=fraction, note=note + _heard(clients))
+                if state in {"success", "failed"}:
+                    break
+                if time.monotonic() - started > ACT_TIMEOUT_S:
+                    raise Transient(
+                        f"Release {number} did not end within {ACT_TIMEOUT_S:.0f} s.",
+                        hint=f"Look at the run {run_id} in Airflow.",
+                    )
+                time.sleep(POLL_S)
+        release_id, ending, why = describe_ending(narrator)
+        took_s = time.monotonic() - started
+        mark = "[green]as expected[/]" if ending == act.ending else "[bold red]not as expected[/]"
+        self.say(f"  [bold]{ending}[/] ({mark}) after {took_s:.0f} s")
+        return Ended(act, release_id, ending, why, took_s)
+
+    @contextmanager
+    def _bar(self, title: str) -> Iterator[TaskID]:
+        bar = self.progress.add_task(title, total=1.0, note="")
+        try:
+            yield bar
+        finally:
+            self.progress.remove_task(bar)
+
+    def print_summary(self, ended: list[Ended], address: Address, took_s: float) -> None:
+        """Print what happened to each release and why, what the clients saw, and where to look."""
+        table = Table(title="What happened", title_justify="left", show_lines=True)
+        for heading in ("#", "Release", "Outcome", "Why", "Took"):
+            table.add_column(heading, overflow="fold")
+        for number, end in enumerate(ended, start=1):
+            colour = "green" if end.ending == end.act.ending else "red"
+            table.add_row(
+                str(number),
+                f"{end.act.title}\n[dim]{end.release_id or 'not published'}[/]",
+                f"[{colour}]{end.ending}[/]",
+                end.why,
+                f"{end.took_s:.0f} s",
+            )
+        self.console.print()
+        self.console.print(table)
+        clients = read_statistics(self.statistics_file)
+        if clients is not None:
+            self.console.print(_clients_sentence(clients), highlight=False, soft_wrap=True)
+            for example in clients.error_examples[:5]:
+                self.console.print(f"  {example}", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"\nAll of it took {took_s / 60:.1f} minutes. Airflow still runs:\n"
+            f"  {address.airflow_url}   user [bold]{address.username}[/], "
+            f"password [bold]{address.password}[/]\n"
+            f"The model still answers:\n"
+            f"  {address.proxy_url}/{ENVIRONMENT}/{MODEL}/v1/completions\n"
+            f"`make down` stops everything.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _changes(act: Act) -> str:
+    return "".join(f", {key}={value}" for key, value in act.overrides.items())
+
+
+def _heard(clients: Statistics | None) -> str:
+    return f"  requests {clients.sent}, errors {clients.errors}" if clients else ""
+
+
+def _clients_sentence(clients: Statistics) -> str:
+    share = clients.right / clients.sums if clients.sums else 0.0
+    return (
+        f"Clients sent {clients.sent} requests through the proxy: {clients.answered} answered, "
+        f"[bold]{clients.errors}[/] failed. {share:.1%} of {clients.sums} sums were right."
+    )
