@@ -61,6 +61,9 @@ class RolloutPlan(Frozen):
     """bootstrap: there is no stable release yet. rollback: back to a proven release."""
     capacity: Capacity
     replicas: int
+    """Servers of the release when it is stable."""
+    stable_replicas: int = 0
+    """Servers of the stable release at the start; what it gets back if the rollout fails."""
     steps: tuple[RolloutStep, ...]
     bake_s: float
     holdback_weight: int
@@ -87,7 +90,7 @@ class RolloutDriver(Frozen):
 
 
 class Replicas(Frozen):
-    """Desired numbers of servers by role."""
+    """Numbers of servers by role."""
 
     stable: int = Field(default=0, ge=0)
     candidate: int = Field(default=0, ge=0)
@@ -127,6 +130,8 @@ class Rollout(Frozen):
     """When an undecided rollout froze its weights."""
     replicas: Replicas = Replicas()
     """Desired servers, by the roles of now."""
+    ready: Replicas = Replicas()
+    """Ready servers as last seen, by the roles of now."""
     warmed: tuple[str, ...] = ()
     """Servers (name and start time) that have answered their warm-up requests."""
     mark: ArrivalsMark | None = None
@@ -143,6 +148,8 @@ class Rollout(Frozen):
     outcome: Outcome | None = None
     reason: str = ""
     """Why it ended, or what it waits for."""
+    settled: bool = False
+    """The run that owned it has taken note of its outcome; the same run may try again."""
 
 
 class Rejection(Frozen):
