@@ -10,6 +10,9 @@ from typing import Literal, Protocol
 from trainyard.documents.release import Release
 
 ServerState = Literal["starting", "ready", "unhealthy", "failed", "stopping"]
+GuardState = Literal["following", "lease_expired", "fuse", "failover"]
+"""`following`: the route does what the channel wishes. `lease_expired`, `fuse`: all traffic is held
+on stable. `failover`: one track has no ready server, so the other one takes all; ends by itself."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,7 @@ class RouteStatus:
     """Percent by release id, as in effect."""
     traffic: Mapping[str, ReleaseTraffic]
     """By release id."""
-    guard: Literal["following", "lease_expired", "fuse"]
-    """`following`: the route follows the channel. Else the guard holds all traffic on stable."""
+    guard: GuardState
     guard_reason: str
     channel_generation: int
     """Generation of the channel that the route reflects."""

@@ -1,0 +1,160 @@
+"""The guard's decision: what the route does now. Pure; `serving.guard_loop` is its shell.
+
+::
+
+    condition                                                         route
+    no rollout under way, or its lease is alive                       as the channel wishes
+    rollout, candidate has weight, no living lease                    all to stable (lease_expired)
+    rollout before its bake, candidate has weight, and it has no
+      ready server, or its first answers all failed, or many
+      connections in a row failed                                     all to stable (fuse)
+    one track has no ready server, the other has and may take it      all to the other (failover)
+
+A fuse stays blown until the channel itself takes the candidate's weight away, or another rollout
+begins. The others end with their conditions. In the bake the tracks have changed roles: the
+release of track `candidate` is the old one, which is proven, so it has no fuse, and it takes over
+if the new one has no ready server, with or without a lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from trainyard.documents.base import Frozen
+from trainyard.documents.channel import Channel
+from trainyard.serving.lease import LeaseState
+from trainyard.serving.protocol import GuardState
+
+FIRST_ANSWERS = 10
+"""A candidate whose first so many requests all fail is broken, whatever the judge will say."""
+CONNECTION_FAILURES = 5
+"""A candidate to which so many connections in a row fail is gone."""
+
+
+@dataclass(frozen=True)
+class ReleaseHealth:
+    """What the router knows about one release in the present rollout."""
+
+    ready_servers: int = 0
+    answers: int = 0
+    """Requests that have ended, well or not."""
+    failures: int = 0
+    """Of the first `FIRST_ANSWERS` of them, those that failed."""
+    connection_failures: int = 0
+    """Failed connections since the last one that worked."""
+
+
+class Fuse(Frozen):
+    """A blown fuse."""
+
+    rollout: int
+    release_id: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class RouteDecision:
+    """What the route does from now on."""
+
+    weights: Mapping[str, int]
+    """Percent by release id, for both tracks; empty if nothing may get traffic."""
+    guard: GuardState
+    reason: str
+    """Why it does not follow the channel, in one sentence; else empty."""
+    fuse: Fuse | None = field(default=None)
+    """To be handed in at the next decision."""
+
+
+def decide(
+    channel: Channel,
+    lease: LeaseState,
+    health: Mapping[str, ReleaseHealth],
+    fuse: Fuse | None,
+    now: datetime,
+) -> RouteDecision:
+    """Return the route for a channel.
+
+    Args:
+        channel: the channel as it is stored now.
+        lease: the state of its rollout's lease.
+        health: by release id; a release that is missing has no ready server.
+        fuse: the one that blew earlier, if any.
+        now: for the record.
+    """
+    stable = channel.stable.release_id if channel.stable else None
+    candidate = channel.candidate.release_id if channel.candidate else None
+    exposed = candidate is not None and channel.weights.candidate > 0
+    at_risk = exposed and channel.in_progress
+    baking = channel.rollout is not None and channel.rollout.phase == "baking"
+    fuse = _fuse(channel, health, fuse, now) if at_risk and not baking else None
+
+    wished = _shares(stable, candidate, channel.weights.candidate if exposed else 0)
+    withdrawn = _shares(stable, candidate, 0)
+    if fuse is not None:
+        return RouteDecision(withdrawn, "fuse", fuse.reason, fuse)
+    if at_risk and lease != "alive":
+        held = RouteDecision(
+            withdrawn,
+            "lease_expired",
+            f"The rollout's lease is {lease}: nobody drives it, so {candidate} gets no traffic.",
+        )
+        return _failover(held, stable, candidate, health) if baking else held
+    following = RouteDecision(wished, "following", "")
+    return _failover(following, stable, candidate, health) if exposed else following
+
+
+def _shares(stable: str | None, candidate: str | None, weight: int) -> dict[str, int]:
+    """Return percentages by release id; without a stable release only a whole share counts."""
+    if stable is None:
+        return {candidate: 100} if candidate is not None and weight == 100 else {}
+    shares = {stable: 100 - weight}
+    if candidate is not None:
+        shares[candidate] = shares.get(candidate, 0) + weight
+    return shares
+
+
+def _fuse(
+    channel: Channel, health: Mapping[str, ReleaseHealth], fuse: Fuse | None, now: datetime
+) -> Fuse | None:
+    assert channel.candidate is not None
+    assert channel.rollout is not None
+    release_id, number = channel.candidate.release_id, channel.rollout.number
+    if fuse is not None and fuse.rollout == number and fuse.release_id == release_id:
+        return fuse
+    seen = health.get(release_id, ReleaseHealth())
+    if seen.ready_servers == 0:
+        reason = f"{release_id} has no ready server."
+    elif seen.answers >= FIRST_ANSWERS and seen.failures >= FIRST_ANSWERS:
+        reason = f"The first {FIRST_ANSWERS} requests to {release_id} all failed."
+    elif seen.connection_failures >= CONNECTION_FAILURES:
+        reason = f"{seen.connection_failures} connections in a row to {release_id} failed."
+    else:
+        return None
+    return Fuse(rollout=number, release_id=release_id, reason=reason, at=now)
+
+
+def _failover(
+    decision: RouteDecision,
+    stable: str | None,
+    candidate: str | None,
+    health: Mapping[str, ReleaseHealth],
+) -> RouteDecision:
+    """Return `decision`, or all traffic for the track that has ready servers if the other has none.
+
+    It is better answered by the release under test than not at all, as long as that release may
+    have traffic in the first place.
+    """
+    if stable is None or candidate is None or stable == candidate:
+        return decision
+    ready = {name: health.get(name, ReleaseHealth()).ready_servers for name in (stable, candidate)}
+    for down, up in ((stable, candidate), (candidate, stable)):
+        if ready[down] == 0 and ready[up] > 0 and decision.weights.get(down, 0) > 0:
+            return RouteDecision(
+                {up: 100, down: 0},
+                "failover",
+                f"{down} has no ready server; {up} takes its traffic. {decision.reason}".strip(),
+            )
+    return decision

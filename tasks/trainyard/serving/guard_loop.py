@@ -1,0 +1,213 @@
+"""The guard's shell: reads channels, leases and servers, and makes the proxy's routes follow.
+
+It needs the store only for news. While the store does not answer, the channels as last seen hold,
+and leases still run out; events wait in the home until they can be stored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainyard.documents.base import Frozen
+from trainyard.documents.channel import Channel
+from trainyard.errors import TrainyardError
+from trainyard.serving.guard import Fuse, RouteDecision, decide
+from trainyard.serving.guard_events import GuardEvent, write_event
+from trainyard.serving.lease import FileLease, LeaseState
+from trainyard.serving.protocol import GuardState
+from trainyard.serving.records import (
+    ObservedServer,
+    ServingPaths,
+    live_process,
+    observed_servers,
+    read_record,
+    write_record,
+)
+from trainyard.serving.route import Route, Upstream
+from trainyard.settings import Settings
+from trainyard.store.documents import parse_document
+from trainyard.store.protocol import Store
+
+log = logging.getLogger(__name__)
+
+ChannelName = tuple[str, str]
+"""Environment and model."""
+
+
+class GuardMemory(Frozen):
+    """What the guard of one channel must know after a restart."""
+
+    rollout: int | None = None
+    guard: GuardState = "following"
+    fuse: Fuse | None = None
+    unwritten: tuple[GuardEvent, ...] = ()
+    """Events that the store does not have yet."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the guard saw of one channel at one moment."""
+
+    channel: Channel
+    lease: LeaseState
+    servers: Sequence[ObservedServer]
+    """Those that are ready."""
+
+
+class ChannelReader:
+    """Reads all channels of a store again and again, and parses only those that changed."""
+
+    def __init__(self, store: Store) -> None:
+        """Read channels of `store`."""
+        self._store = store
+        self._seen: dict[str, tuple[object, Channel]] = {}
+
+    def channels(self) -> list[Channel]:
+        """Return the channels; one that cannot be read now is returned as it was last seen."""
+        try:
+            keys = [e.key for e in self._store.list("channels") if e.key.endswith(".json")]
+        except (TrainyardError, OSError) as error:
+            log.warning("The store cannot list its channels: %s", error)
+            keys = list(self._seen)
+        self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
+        for key in keys:
+            try:
+                self._look_at(key)
+            except (TrainyardError, OSError) as error:
+                log.warning("%s cannot be read: %s", key, error)
+        return [channel for _, channel in self._seen.values()]
+
+    def _look_at(self, key: str) -> None:
+        mark = self._mark(key)
+        known = self._seen.get(key)
+        if known is not None and mark is not None and known[0] == mark:
+            return
+        stored = self._store.read(key)
+        if known is None or known[0] != stored.version:
+            channel = parse_document(stored.data, key, Channel)
+            # The mark is older than what was read: a change in between is seen next time.
+            self._seen[key] = (mark or stored.version, channel)
+
+    def _mark(self, key: str) -> object | None:
+        """Return what changes with the content, without reading it; None if nothing can tell."""
+        path: Path | None = self._store.local_path(key)
+        if path is None:
+            return None
+        found = path.stat()
+        return (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@dataclass
+class Guard:
+    """Keeps the routes of a proxy in line with the channels."""
+
+    settings: Settings
+    store: Store
+    routes: dict[ChannelName, Route] = field(default_factory=dict)
+    retired: list[Upstream] = field(default_factory=list)
+    """Upstreams that get no new requests; to be closed once they have none."""
+    _memory: dict[ChannelName, GuardMemory] = field(default_factory=dict)
+    _stored_memory: dict[ChannelName, GuardMemory] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Open what it reads from."""
+        self._paths = ServingPaths.of(self.settings)
+        self._lease = FileLease(self.settings)
+        self._channels = ChannelReader(self.store)
+
+    def look(self) -> dict[ChannelName, Sight]:
+        """Read everything the decisions need. Waits for files: not for the event loop."""
+        # Channels first: servers are ready before a channel wishes traffic for them.
+        channels = self._channels.channels()
+        ready = [
+            server
+            for server in observed_servers(self._paths)
+            if server.state == "ready"
+            and server.port is not None
+            and live_process(server.pid, server.process_started)
+        ]
+        sights = {}
+        for channel in channels:
+            name = (channel.environment, channel.model)
+            self._recall(name)
+            sights[name] = Sight(
+                channel=channel,
+                lease=self._lease.state(*name),
+                servers=[s for s in ready if (s.environment, s.model) == name],
+            )
+        return sights
+
+    def apply(self, sights: Mapping[ChannelName, Sight], now: datetime | None = None) -> None:
+        """Change all routes to what was seen. Never waits: for the event loop."""
+        now = now or datetime.now(UTC)
+        for name in set(self.routes) - set(sights):
+            gone = self.routes.pop(name)
+            self.retired += [up for ups in gone.upstreams.values() for up in ups]
+        for name, sight in sights.items():
+            route = self.routes.setdefault(name, Route(*name))
+            self.retired += route.update(sight.channel, sight.servers)
+            memory = self._memory[name]
+            decision = decide(sight.channel, sight.lease, route.health(), memory.fuse, now)
+            route.decision = decision
+            self._memory[name] = _remember(memory, sight.channel, decision, now)
+
+    def persist(self) -> None:
+        """Write down what happened. Waits for files: not for the event loop."""
+        for name, memory in list(self._memory.items()):
+            self._store_memory(name, memory)
+            if not memory.unwritten:
+                continue
+            try:
+                for event in memory.unwritten:
+                    write_event(self.store, event)
+            except (TrainyardError, OSError) as error:
+                log.warning("An event of %s/%s must wait: %s", *name, error)
+                continue
+            self._memory[name] = memory.model_copy(update={"unwritten": ()})
+            self._store_memory(name, self._memory[name])
+
+    def closable(self) -> list[Upstream]:
+        """Take out and return the retired upstreams without requests."""
+        done = [up for up in self.retired if up.in_flight == 0]
+        self.retired = [up for up in self.retired if up.in_flight > 0]
+        return done
+
+    def _recall(self, name: ChannelName) -> None:
+        if name not in self._memory:
+            found = read_record(self._paths.guard(*name), GuardMemory) or GuardMemory()
+            self._memory[name] = self._stored_memory[name] = found
+
+    def _store_memory(self, name: ChannelName, memory: GuardMemory) -> None:
+        if self._stored_memory.get(name) != memory:
+            write_record(self._paths.guard(*name), memory)
+            self._stored_memory[name] = memory
+
+
+def _remember(
+    memory: GuardMemory, channel: Channel, decision: RouteDecision, now: datetime
+) -> GuardMemory:
+    """Return the memory after a decision, with an event if the guard changed its mind."""
+    number = channel.rollout.number if channel.rollout else None
+    before = memory.guard if memory.rollout == number else "following"
+    events = memory.unwritten
+    if number is not None and decision.guard != before:
+        candidate = channel.candidate.release_id if channel.candidate else ""
+        events = (
+            *events,
+            GuardEvent(
+                model=channel.model,
+                environment=channel.environment,
+                rollout=number,
+                at=now,
+                event=decision.guard,
+                reason=decision.reason or "The route follows the channel again.",
+                release_id=candidate,
+                weights=dict(decision.weights),
+            ),
+        )
+        log.warning("%s/%s: %s. %s", channel.environment, channel.model, decision.guard, decision)
+    return GuardMemory(rollout=number, guard=decision.guard, fuse=decision.fuse, unwritten=events)

@@ -1,0 +1,102 @@
+"""The lease of a rollout on one machine: a file that its driver renews.
+
+A lease carries its end on two clocks. The monotonic clock of the machine decides as long as the
+machine has not been restarted, so setting the wall clock neither ends nor revives a lease. After a
+restart, monotonic times of before mean nothing and the wall clock decides. Monotonic time stands
+still while a machine sleeps: a lease outlives a sleep by what was left of it, and so does the
+rollout's driver, which slept as long.
+
+The channel, not the lease, says who may drive: the last to renew has the lease.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from trainyard.documents.base import Frozen
+from trainyard.serving.records import ServingPaths, read_record, write_record
+from trainyard.settings import Settings
+
+LeaseState = Literal["alive", "expired", "absent"]
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class LeaseRecord(Frozen):
+    """What a lease's file says."""
+
+    holder: str
+    duration_s: float
+    ends_wall: float
+    """Seconds since 1970."""
+    ends_monotonic: float
+    """Seconds of `time.monotonic`, which all processes of the machine share."""
+    boot_id: str
+    """The machine's present run; empty where the system does not tell."""
+
+
+class FileLease:
+    """The `Lease` of the local platform."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keep leases in the home that `settings` names; clocks in seconds."""
+        self._paths = ServingPaths.of(settings)
+        self._wall = wall
+        self._monotonic = monotonic
+        self._boot_id = boot_id()
+
+    def renew(self, environment: str, model: str, *, holder: str, duration_s: float) -> None:
+        """Say that `holder` drives the rollout for another `duration_s`."""
+        record = LeaseRecord(
+            holder=holder,
+            duration_s=duration_s,
+            ends_wall=self._wall() + duration_s,
+            ends_monotonic=self._monotonic() + duration_s,
+            boot_id=self._boot_id,
+        )
+        write_record(self._paths.lease(environment, model), record)
+
+    def release(self, environment: str, model: str, *, holder: str) -> None:
+        """End the lease, if `holder` has it."""
+        path = self._paths.lease(environment, model)
+        record = read_record(path, LeaseRecord)
+        if record is not None and record.holder == holder:
+            path.unlink(missing_ok=True)
+
+    def state(self, environment: str, model: str) -> LeaseState:
+        """Tell whether somebody holds the lease now."""
+        record = read_record(self._paths.lease(environment, model), LeaseRecord)
+        return lease_state(
+            record, wall=self._wall(), monotonic=self._monotonic(), boot=self._boot_id
+        )
+
+
+def lease_state(
+    record: LeaseRecord | None, *, wall: float, monotonic: float, boot: str
+) -> LeaseState:
+    """Judge a lease at a moment that is given on both clocks, in seconds."""
+    if record is None:
+        return "absent"
+    if record.boot_id and record.boot_id == boot:
+        left_s = record.ends_monotonic - monotonic
+    else:
+        left_s = record.ends_wall - wall
+    # More than it was given can only come from a clock that was set back.
+    return "alive" if 0 < left_s <= record.duration_s else "expired"
+
+
+def boot_id() -> str:
+    """Return what identifies the machine's present run; empty where the system does not tell."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""

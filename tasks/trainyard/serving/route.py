@@ -1,0 +1,210 @@
+"""The route of one channel in the proxy's memory: who gets the next request, and what came of it.
+
+Everything here runs in the proxy's event loop and never waits, so a change of weights, servers and
+guard state is one step that no request sees half of.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import httpx
+
+from trainyard.documents.channel import Channel
+from trainyard.serving.choice import WeightedChoice
+from trainyard.serving.guard import FIRST_ANSWERS, ReleaseHealth, RouteDecision
+from trainyard.serving.protocol import ReleaseTraffic, RouteStatus
+from trainyard.serving.records import LOOPBACK, ObservedServer
+
+Track = Literal["stable", "candidate"]
+Outcome = Literal["ok", "error", "unreachable", "cancelled"]
+"""`unreachable`: no connection. `cancelled`: the client went away first."""
+
+SHUN_S = 1.0
+"""Seconds for which a server that refused a connection is the last choice."""
+
+IDLE_CONNECTION_S = 2.0
+"""Servers (uvicorn, so vLLM) close idle connections after 5 s. Ours must go first, or a request
+could meet a connection that is just being closed."""
+
+ServerKey = tuple[str, int | None, float | None, int | None]
+
+
+def server_key(server: ObservedServer) -> ServerKey:
+    """Return what tells one start of a server from all others."""
+    return (server.name, server.pid, server.process_started, server.port)
+
+
+@dataclass(eq=False)
+class Upstream:
+    """One start of one server, with the connections to it."""
+
+    key: ServerKey
+    port: int
+    transport: httpx.AsyncBaseTransport
+    in_flight: int = 0
+    last_used: int = 0
+    shunned_until: float = 0.0
+    """time.monotonic() until which others are preferred."""
+
+    @classmethod
+    def of(cls, server: ObservedServer) -> Upstream:
+        """Return the upstream of a server that has a port."""
+        assert server.port is not None
+        # Plain HTTP only: without certificates to verify, making a transport costs no file reads.
+        transport = httpx.AsyncHTTPTransport(
+            verify=False,
+            trust_env=False,
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=256,
+                keepalive_expiry=IDLE_CONNECTION_S,
+            ),
+        )
+        return cls(server_key(server), server.port, transport)
+
+    @property
+    def host(self) -> str:
+        """Host and port, as in a `Host` header."""
+        return f"{LOOPBACK}:{self.port}"
+
+
+@dataclass
+class Traffic:
+    """Counts of one release: since the proxy's start, and of the present rollout."""
+
+    arrivals: int = 0
+    errors: int = 0
+    in_flight: int = 0
+    answers: int = 0
+    failures: int = 0
+    connection_failures: int = 0
+
+    def forget_rollout(self) -> None:
+        """Begin to count for a new rollout."""
+        self.answers = self.failures = self.connection_failures = 0
+
+    def note(self, outcome: Outcome) -> None:
+        """Count how a request ended."""
+        if outcome == "cancelled":
+            return
+        failed = outcome != "ok"
+        self.errors += failed
+        self.failures += failed and self.answers < FIRST_ANSWERS
+        self.answers += 1
+        self.connection_failures = self.connection_failures + 1 if outcome == "unreachable" else 0
+
+
+@dataclass(eq=False)
+class Route:
+    """Weights, servers and counts of one channel."""
+
+    environment: str
+    model: str
+    clock: Callable[[], float] = time.monotonic
+    channel: Channel | None = None
+    decision: RouteDecision = field(default_factory=lambda: RouteDecision({}, "following", ""))
+    upstreams: dict[str, list[Upstream]] = field(default_factory=dict)
+    """Ready servers by release id."""
+    traffic: dict[str, Traffic] = field(default_factory=dict)
+    _choice: WeightedChoice = field(default_factory=WeightedChoice)
+    _turn: int = 0
+
+    def update(self, channel: Channel, servers: Sequence[ObservedServer]) -> list[Upstream]:
+        """Take over what the store and the agent say now, apart from the guard's decision.
+
+        Returns:
+            Upstreams that get no more requests.
+        """
+        before = self.channel.rollout.number if self.channel and self.channel.rollout else None
+        now = channel.rollout.number if channel.rollout else None
+        if before != now or channel.weights.candidate == 0:
+            # The guard's counts begin with the candidate's exposure.
+            for traffic in self.traffic.values():
+                traffic.forget_rollout()
+        self.channel = channel
+        known = {up.key: up for ups in self.upstreams.values() for up in ups}
+        fresh: dict[str, list[Upstream]] = {}
+        for server in servers:
+            upstream = known.pop(server_key(server), None) or Upstream.of(server)
+            fresh.setdefault(server.release_id, []).append(upstream)
+        self.upstreams = fresh
+        return list(known.values())
+
+    def health(self) -> dict[str, ReleaseHealth]:
+        """Return what the guard wants to know, by release id."""
+        names = set(self.upstreams) | set(self.traffic)
+        found = {}
+        for name in names:
+            traffic = self.traffic.get(name, Traffic())
+            found[name] = ReleaseHealth(
+                ready_servers=len(self.upstreams.get(name, ())),
+                answers=traffic.answers,
+                failures=traffic.failures,
+                connection_failures=traffic.connection_failures,
+            )
+        return found
+
+    def next_release(self) -> str | None:
+        """Return the release that gets the next request; None if none may get any."""
+        return self._choice.choose(self.decision.weights)
+
+    def release_on(self, track: Track) -> str | None:
+        """Return the release in a role, whatever its weight."""
+        assert self.channel is not None
+        found = self.channel.stable if track == "stable" else self.channel.candidate
+        return found.release_id if found else None
+
+    def server_of(self, release_id: str, *, other_than: Upstream | None = None) -> Upstream | None:
+        """Return the release's server with the fewest requests; None if it has none."""
+        choices = [up for up in self.upstreams.get(release_id, ()) if up is not other_than]
+        if not choices:
+            return None
+        now = self.clock()
+        best = min(choices, key=lambda up: (up.shunned_until > now, up.in_flight, up.last_used))
+        self._turn += 1
+        best.last_used = self._turn
+        return best
+
+    def stand_in(self, release_id: str, failed: Upstream) -> Upstream | None:
+        """Return another server for a request that found nobody at `failed`.
+
+        A server of the same release comes first, then one of another release that gets traffic.
+        """
+        failed.shunned_until = self.clock() + SHUN_S
+        others = [name for name, weight in self.decision.weights.items() if weight > 0]
+        for name in (release_id, *others):
+            upstream = self.server_of(name, other_than=failed)
+            if upstream is not None:
+                return upstream
+        return None
+
+    def release_of(self, upstream: Upstream, default: str) -> str:
+        """Return the release that an upstream serves; `default` if it is no longer known."""
+        for name, upstreams in self.upstreams.items():
+            if upstream in upstreams:
+                return name
+        return default
+
+    def traffic_of(self, release_id: str) -> Traffic:
+        """Return the counts of a release."""
+        return self.traffic.setdefault(release_id, Traffic())
+
+    def status(self, epoch: str) -> RouteStatus:
+        """Return what `Router.status` tells."""
+        names: Mapping[str, object] = {**self.decision.weights, **self.traffic}
+        return RouteStatus(
+            epoch=epoch,
+            weights=dict(self.decision.weights),
+            traffic={
+                name: ReleaseTraffic(t.arrivals, t.errors, t.in_flight)
+                for name in names
+                for t in (self.traffic.get(name, Traffic()),)
+            },
+            guard=self.decision.guard,
+            guard_reason=self.decision.reason,
+            channel_generation=self.channel.generation if self.channel else 0,
+        )
