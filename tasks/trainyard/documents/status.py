@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+from pydantic import Field
+
 from trainyard.documents.base import Document
 
 
@@ -31,4 +33,4 @@ class StepStatus(Document):
     updated_at: datetime
     log_tail: tuple[str, ...] = ()
     """Last lines of the log, oldest first; everything the step printed about itself."""
-    detail: dict[str, Any] = {}
+    detail: dict[str, Any] = Field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +31,8 @@ class StepContext:
     work_dir: Path
     """Scratch folder of this step and target; kept between attempts, may be lost at any time."""
     force: bool = False
+    ensure_held: Callable[[], None] = lambda: None
+    """Call it before a commit: raises Busy if this process lost the step's lock to another one."""
 
 
 @dataclass(frozen=True)

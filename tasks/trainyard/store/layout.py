@@ -64,6 +64,18 @@ def verdict_key(plan_id: str, target: str, gate: str) -> str:
     )
 
 
+def expectations_key(plan_id: str, target: str, gate: str) -> str:
+    """Return `verdicts/<plan id>/<target>/<gate>.expectations.json`, beside the verdict."""
+    return f"{verdict_key(plan_id, target, gate).removesuffix('.json')}.expectations.json"
+
+
+def gate_report_key(plan_id: str, target: str, gate: str) -> str:
+    """Return `reports/<plan id>/<target>/<gate>.html`."""
+    return (
+        f"reports/{verdict_key(plan_id, target, gate).split('/', 1)[1].removesuffix('.json')}.html"
+    )
+
+
 def release_prefix(model: str) -> str:
     """Return `releases/<model>`: all releases of the model are below it."""
     return f"releases/{check_name(model, 'Model')}"
