@@ -1,0 +1,252 @@
+"""Verdicts of the metrics and of the rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainyard.documents.evidence import (
+    Block,
+    JudgeSpec,
+    MetricSpec,
+    MetricVerdict,
+    Outcome,
+    Verdict,
+)
+from trainyard.rollout.judge.averages import average_path
+from trainyard.rollout.judge.blocks import PairedBlock, Side, closed_blocks, without_repeats
+from trainyard.rollout.judge.counts import count_path
+from trainyard.rollout.judge.paths import EvidencePath
+
+_WAITING = (
+    "no closed block yet: both releases need requests in the same slice of time, "
+    "and missing data are no evidence"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Both tracks' averages (seconds) or shares over some blocks."""
+
+    stable: float
+    candidate: float
+
+    @property
+    def ratio(self) -> float | None:
+        return self.candidate / self.stable if self.stable > 0 else None
+
+
+def verdict(rows: Sequence[Block], spec: JudgeSpec) -> Verdict:
+    """Return the verdict on a log of blocks."""
+    kept = without_repeats(rows)
+    closed = {metric.name: closed_blocks(kept, metric, spec) for metric in spec.metrics}
+    metrics = tuple(metric_verdict(closed[metric.name], metric, spec) for metric in spec.metrics)
+    outcome = _outcome(metrics, closed, spec)
+    return Verdict(
+        outcome=outcome,
+        metrics=metrics,
+        looks=max(one.blocks for one in metrics),
+        exposed_requests=_exposed_requests(kept),
+        at=max((row.t for row in kept), default=0.0),
+        reason=_reason(outcome, metrics, closed, spec),
+    )
+
+
+def path_of(blocks: Sequence[PairedBlock], metric: MetricSpec, spec: JudgeSpec) -> EvidencePath:
+    """Return the evidence on one metric after each of its closed blocks."""
+    if metric.kind == "mean":
+        return average_path(blocks, metric, spec)
+    return count_path(blocks, metric)
+
+
+def metric_verdict(
+    blocks: Sequence[PairedBlock], metric: MetricSpec, spec: JudgeSpec
+) -> MetricVerdict:
+    """Return the verdict on one metric from its closed blocks."""
+    path = path_of(blocks, metric, spec)
+    if not blocks:
+        return _before_any_block(metric)
+    harmed_at = path.first_harm()
+    index = len(blocks) - 1 if harmed_at is None else harmed_at
+    seen = blocks[: index + 1]
+    values = values_of(seen, metric)
+    outcome: Outcome = "UNDECIDED"
+    note = ""
+    if harmed_at is not None:
+        outcome = "HARM"
+        note = f"harm was shown at {seen[-1].end_s:g} s of exposure, after {len(seen)} blocks"
+    elif path.is_non_inferior()[-1]:
+        now = values_of(since_weight_changed(blocks), metric)
+        if contradicts_promotion(now, metric):
+            note = (
+                f"good enough over all blocks, but at {blocks[-1].weight} % of the traffic the "
+                f"candidate has {_figure(now.candidate, metric)} against "
+                f"{_figure(now.stable, metric)}"
+            )
+        else:
+            outcome = "NON_INFERIOR"
+    return MetricVerdict(
+        metric=metric.name,
+        outcome=outcome,
+        stable_value=values.stable,
+        candidate_value=values.candidate,
+        ratio=values.ratio,
+        harm_margin=metric.harm_margin,
+        promote_margin=metric.promote_margin,
+        harm_evidence=float(path.harm[index]),
+        harm_threshold=float(path.harm_threshold[index]),
+        promote_evidence=float(path.promote[index]),
+        promote_threshold=float(path.promote_threshold[index]),
+        stable_requests=sum(block.stable.all.requests for block in seen),
+        candidate_requests=sum(block.candidate.all.requests for block in seen),
+        blocks=len(blocks),
+        note=note,
+    )
+
+
+def values_of(blocks: Sequence[PairedBlock], metric: MetricSpec) -> Values:
+    """Return both tracks' values over blocks, of which there is at least one.
+
+    Stable's is weighted with the candidate's requests. Otherwise it would be mostly about the first
+    steps, when stable had most of the traffic, and the candidate's about the last.
+    """
+    weights = [block.candidate.all.requests for block in blocks]
+    stable = [
+        _sum(block.stable, metric) / block.stable.all.requests * weight
+        for block, weight in zip(blocks, weights, strict=True)
+    ]
+    candidate = [_sum(block.candidate, metric) for block in blocks]
+    return Values(stable=sum(stable) / sum(weights), candidate=sum(candidate) / sum(weights))
+
+
+def since_weight_changed(blocks: Sequence[PairedBlock]) -> Sequence[PairedBlock]:
+    """Return the newest blocks, those at the weight of the last one."""
+    start = len(blocks)
+    while start > 0 and blocks[start - 1].weight == blocks[-1].weight:
+        start -= 1
+    return blocks[start:]
+
+
+def contradicts_promotion(now: Values, metric: MetricSpec) -> bool:
+    """Tell whether the candidate looks bad at the newest weight, whatever all blocks together say.
+
+    Evidence from quiet steps must not promote a candidate that is slow under its full load. This is
+    an estimate, not a test; it can only hold a promotion back.
+    """
+    if metric.kind == "mean":
+        return now.candidate > (1 + metric.harm_margin) * now.stable
+    return (
+        now.candidate > metric.promote_ceiling
+        and now.candidate > metric.promote_margin * now.stable
+    )
+
+
+def blocks_at_last_step(blocks: Sequence[PairedBlock], spec: JudgeSpec) -> int:
+    """Return how many closed blocks had the last step's weight or more."""
+    return sum(block.weight >= spec.last_weight for block in blocks)
+
+
+def _sum(side: Side, metric: MetricSpec) -> float:
+    return side.all.total if metric.kind == "mean" else side.all.bad
+
+
+def _before_any_block(metric: MetricSpec) -> MetricVerdict:
+    return MetricVerdict(
+        metric=metric.name,
+        outcome="UNDECIDED",
+        stable_value=None,
+        candidate_value=None,
+        ratio=None,
+        harm_margin=metric.harm_margin,
+        promote_margin=metric.promote_margin,
+        harm_evidence=0.0,
+        harm_threshold=1.0,
+        promote_evidence=0.0,
+        promote_threshold=1.0,
+        stable_requests=0,
+        candidate_requests=0,
+        blocks=0,
+        note=_WAITING,
+    )
+
+
+def _outcome(
+    metrics: Sequence[MetricVerdict],
+    closed: dict[str, tuple[PairedBlock, ...]],
+    spec: JudgeSpec,
+) -> Outcome:
+    if any(one.outcome == "HARM" for one in metrics):
+        return "HARM"
+    proven = all(one.outcome == "NON_INFERIOR" for one in metrics)
+    return "NON_INFERIOR" if proven and not _short_of_blocks(closed, spec) else "UNDECIDED"
+
+
+def _short_of_blocks(closed: dict[str, tuple[PairedBlock, ...]], spec: JudgeSpec) -> list[str]:
+    return [
+        name
+        for name, blocks in closed.items()
+        if blocks_at_last_step(blocks, spec) < spec.min_blocks_last_step
+    ]
+
+
+def _exposed_requests(rows: Sequence[Block]) -> int:
+    """Return the candidate's requests by the metric that counts most of them."""
+    by_metric: dict[str, int] = {}
+    for row in rows:
+        if row.track == "candidate" and row.weight_candidate > 0:
+            by_metric[row.metric] = by_metric.get(row.metric, 0) + row.requests
+    return max(by_metric.values(), default=0)
+
+
+def _reason(
+    outcome: Outcome,
+    metrics: Sequence[MetricVerdict],
+    closed: dict[str, tuple[PairedBlock, ...]],
+    spec: JudgeSpec,
+) -> str:
+    kinds = {metric.name: metric for metric in spec.metrics}
+    if outcome == "HARM":
+        harmed = [one for one in metrics if one.outcome == "HARM"]
+        return "Harm: " + "; ".join(_comparison(one, kinds[one.metric]) for one in harmed) + "."
+    if outcome == "NON_INFERIOR":
+        compared = "; ".join(_comparison(one, kinds[one.metric]) for one in metrics)
+        return f"Good enough in every metric: {compared}."
+    blind = [one.metric for one in metrics if not one.blocks]
+    if blind:
+        return f"Undecided: {', '.join(blind)}: {_WAITING}."
+    open_ = [one for one in metrics if one.outcome == "UNDECIDED"]
+    if open_:
+        compared = "; ".join(_progress(one, kinds[one.metric]) for one in open_)
+        return f"Undecided: {compared}."
+    have = min(blocks_at_last_step(closed[name], spec) for name in _short_of_blocks(closed, spec))
+    return (
+        f"Undecided: good enough in every metric, but only {have} of {spec.min_blocks_last_step} "
+        f"blocks at {spec.last_weight} % of the traffic so far."
+    )
+
+
+def _comparison(one: MetricVerdict, metric: MetricSpec) -> str:
+    if one.stable_value is None or one.candidate_value is None:
+        return f"{one.metric}: {one.note}"
+    margin = one.harm_margin if one.outcome == "HARM" else one.promote_margin
+    allowed = f"{1 + margin:.4g}" if metric.kind == "mean" else f"{margin:.4g}"
+    level = metric.harm_floor if one.outcome == "HARM" else metric.promote_ceiling
+    if metric.kind == "count" and level > 0:
+        allowed += f" or {level:.2%}"
+    ratio = "" if one.ratio is None else f", {one.ratio:.2f} times stable's"
+    return (
+        f"{one.metric} {_figure(one.candidate_value, metric)} against "
+        f"{_figure(one.stable_value, metric)}{ratio} (allowed {allowed}) "
+        f"in {one.candidate_requests} requests"
+    )
+
+
+def _progress(one: MetricVerdict, metric: MetricSpec) -> str:
+    done = min(max(one.promote_evidence / one.promote_threshold, 0.0), 1.0)
+    return f"{_comparison(one, metric)}, {done:.0%} of the evidence that promotion needs" + (
+        f" ({one.note})" if one.note else ""
+    )
+
+
+def _figure(value: float, metric: MetricSpec) -> str:
+    return f"{value:.4g} s" if metric.kind == "mean" else f"{value:.2%}"

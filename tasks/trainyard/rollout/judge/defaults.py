@@ -1,0 +1,54 @@
+"""The judge's fixed numbers. Changing one changes error rates or power: run the calibration.
+
+None of them is a margin; margins and error budgets are in `MetricSpec`.
+"""
+
+from __future__ import annotations
+
+BOUNDARY_EXPONENT = 0.4
+"""D of the boundary C (I / Imax)^(D - 1/2): nearly flat, so early harm is seen early and a wrong
+guess of Imax costs little."""
+
+BOUNDARY_START = 0.02
+"""Share of Imax before which the boundary is not used."""
+
+HORIZON_RESERVE = 1.25
+"""Imax over the information that the plan yields. The boundary ends at Imax, and a little too late
+is cheaper than too early."""
+
+MAX_PLANNED_BLOCKS = 400
+"""A plan of more blocks is computed with longer ones; its information is nearly the same."""
+
+HARM_BOUNDARY_SHARE = 2 / 3
+"""Share of a metric's harm budget that the boundary gets; the mixture, which never ends, gets the
+rest."""
+
+PROMOTE_BOUNDARY_SHARE = 0.9
+"""As `HARM_BOUNDARY_SHARE`, for promotion, which is mostly decided inside the horizon."""
+
+MIXTURE_TIGHTNESS = 17.0
+"""Variance of the mixture times Imax: sharpest at Imax for error rates near 0.1 %."""
+
+MIN_HARM_BLOCKS = 3
+"""Closed blocks that an average needs before it can be harm: fewer cannot contradict a covariance
+that is too small."""
+
+MAX_SHARE_OF_AGE = 1 / 200
+"""A block is at least this share of the age of the rollout, so that the number of blocks (and the
+judge's work) grows with the log of time once a rollout is long."""
+
+HARM_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+"""Alternatives of the harm tests on counts: so many times the boundary of the null."""
+
+PROMOTE_RATIOS = (1 / 30, 1 / 10, 1 / 5, 1 / 3, 1 / 2)
+"""Alternatives of the promotion tests on counts, as `HARM_RATIOS`."""
+
+CEILING_WEIGHT = 0.7
+"""Weight of "below the ceiling" in promotion by counts; "below the ratio" has the rest."""
+
+CLIP_EVENTS = 2
+"""Bad events of one pod in one block that always count."""
+
+CLIP_EXCESS = 4.0
+"""More of them count only up to this multiple of what the null expects: a pod that loses all its
+requests in flight at once is one event, not twenty."""
