@@ -61,7 +61,7 @@ class AirflowApi:
             raise BadInput(
                 f"Airflow refused the login of {self._login['username']!r} "
                 f"({response.status_code}).",
-                hint="`trainyard status` prints the login of the embedded platform.",
+                hint="`trainyard where` prints the login of the embedded platform.",
             )
         self._token = response.json()["access_token"]
 

@@ -23,7 +23,7 @@ from typing import IO
 
 import psutil
 
-from trainyard.errors import Busy, Transient
+from trainyard.errors import Busy, TrainyardError, Transient
 from trainyard.platform import postgres
 from trainyard.platform.components import (
     Component,
@@ -33,7 +33,7 @@ from trainyard.platform.components import (
 )
 from trainyard.platform.environment import airflow_environment, write_passwords
 from trainyard.platform.paths import PlatformPaths, load_choices
-from trainyard.settings import Settings
+from trainyard.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
 
@@ -268,13 +268,9 @@ def read_components(paths: PlatformPaths) -> dict[str, dict[str, object]]:
     return components
 
 
-def main() -> int:
-    """Run the supervisor of the home that the environment names; returns the exit code."""
-    from trainyard.errors import TrainyardError
-    from trainyard.settings import get_settings
-
+def main_with(settings: Settings) -> int:
+    """Run the supervisor of a home until it is told to stop; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    settings = get_settings()
     try:
         Supervisor(settings, PlatformPaths(settings.home.resolve())).run()
     except TrainyardError as error:
@@ -284,4 +280,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_with(get_settings()))

@@ -1,0 +1,80 @@
+"""The client of Airflow's REST API against a scripted transport."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from trainyard.errors import BadInput, NotFound, Transient
+from trainyard.platform.airflow_api import AirflowApi
+from trainyard.platform.pools import POOLS
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def api(handler: Handler) -> AirflowApi:
+    def with_login(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/auth/token":
+            return httpx.Response(201, json={"access_token": "token"})
+        return handler(request)
+
+    return AirflowApi("http://airflow", "admin", "x", transport=httpx.MockTransport(with_login))
+
+
+def test_a_run_is_started_once() -> None:
+    seen: list[dict[str, object]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(json.loads(request.content))
+        return httpx.Response(200 if len(seen) == 1 else 409, json={})
+
+    client = api(answer)
+    assert client.trigger("neuron_release", "r1", {"model": "adder"}) is True
+    assert client.trigger("neuron_release", "r1", {"model": "adder"}) is False
+    assert seen[0]["logical_date"] is None
+    assert seen[0]["conf"] == {"model": "adder"}
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(404, NotFound), (400, BadInput), (422, BadInput), (500, Transient)]
+)
+def test_refusals_become_errors_with_airflows_words(code: int, error: type[Exception]) -> None:
+    client = api(lambda request: httpx.Response(code, json={"detail": "because"}))
+    with pytest.raises(error, match="because"):
+        client.trigger("neuron_release", "r1", {})
+
+
+def test_an_expired_token_is_renewed() -> None:
+    codes = iter([401, 200])
+    client = api(lambda request: httpx.Response(next(codes), json={"state": "running"}))
+    assert client.run_state("neuron_release", "r1") == "running"
+
+
+def test_a_wrong_password_says_where_the_right_one_is() -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(401))
+    client = AirflowApi("http://airflow", "admin", "x", transport=transport)
+    with pytest.raises(BadInput, match="trainyard where"):
+        client.run_state("neuron_release", "r1")
+
+
+def test_an_absent_airflow_can_be_tried_again() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with pytest.raises(Transient, match="cannot be reached"):
+        api(refuse).run_state("neuron_release", "r1")
+
+
+def test_pools_count_deferred_tasks_and_existing_ones_are_adjusted() -> None:
+    seen: list[tuple[str, dict[str, object]]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.method, json.loads(request.content)))
+        return httpx.Response(409 if request.method == "POST" else 200, json={})
+
+    api(answer).ensure_pool(POOLS[0])
+    assert [method for method, _ in seen] == ["POST", "PATCH"]
+    assert all(body["include_deferred"] is True for _, body in seen)
