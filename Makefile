@@ -25,6 +25,9 @@ else
 TORCH_SOURCE := $(foreach place,$(PIP_FIND_LINKS),--find-links $(place))
 endif
 
+# Those that are programs of their own; the others are pytest's.
+BENCHMARKS := $(filter-out tests/benchmarks/test_% tests/benchmarks/conftest.py,$(wildcard tests/benchmarks/*.py))
+
 # A stamp carries the digest of what it was made from, so a changed lock, on whichever branch,
 # brings its environment up to date and an unchanged one costs nothing.
 digest = $(shell cat $(1) 2>/dev/null | sha256sum | cut -c1-16)
@@ -53,6 +56,7 @@ test: setup check ## Run the checks, then the unit, integration and end-to-end t
 .PHONY: soak
 soak: setup ## Run the long tests and the benchmarks, and print their figures
 	@$(RUN)/pytest -s -m "soak or benchmark"
+	@for script in $(BENCHMARKS); do echo "== $$script"; $(RUN)/python "$$script"; done
 
 .PHONY: check
 check: $(AIRFLOW_STAMP) ## Check format, lint, types and import rules
