@@ -22,7 +22,6 @@ from trainyard.serving.protocol import GuardState
 from trainyard.serving.records import (
     ObservedServer,
     ServingPaths,
-    live_process,
     observed_servers,
     read_record,
     write_record,
@@ -126,9 +125,7 @@ class Guard:
         ready = [
             server
             for server in observed_servers(self._paths)
-            if server.state == "ready"
-            and server.port is not None
-            and live_process(server.pid, server.process_started)
+            if server.state == "ready" and server.alive
         ]
         sights = {}
         for channel in channels:

@@ -28,7 +28,7 @@ from trainyard.serving.records import (
     ProxyRecord,
     ServingPaths,
     bind_port,
-    free_port,
+    choose_port,
     only_one,
     read_record,
     write_record,
@@ -125,7 +125,7 @@ def _listen(settings: Settings, earlier: ProxyRecord | None) -> socket.socket:
     """
     wanted = settings.proxy_port or (earlier.port if earlier else 0)
     if not wanted:
-        return bind_port(free_port())
+        return bind_port(choose_port())
     deadline = time.monotonic() + PORT_WAIT_S
     while True:
         try:
@@ -140,4 +140,4 @@ def _listen(settings: Settings, earlier: ProxyRecord | None) -> socket.socket:
                     hint="Stop what listens there, or set TRAINYARD_PROXY_PORT to another port.",
                 ) from error
             log.warning("Port %s was taken by somebody else: clients need the new URL", wanted)
-            return bind_port(free_port())
+            return bind_port(choose_port())

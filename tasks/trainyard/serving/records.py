@@ -8,7 +8,7 @@
     run/leases/<environment>/<model>.json           signs of life of rollouts (`serving.lease`)
     run/guard/<environment>/<model>.json            what the guard must not forget
     run/proxy.json                                  where the proxy listens
-    logs/servers/<environment>/<server name>.log    what a server printed since its last start
+    logs/servers/<environment>/<server name>/       a server's working folder: what it printed
 
 Each record is replaced as a whole, so that a reader never sees half of one, whoever dies when.
 """
@@ -29,12 +29,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
 from pydantic import ValidationError
 
 from trainyard.documents.base import Frozen
 from trainyard.errors import Busy, OutOfCapacity
 from trainyard.names import check_name, check_release_id
+from trainyard.serving.process import ServerIdentity, ServerProcess
 from trainyard.serving.protocol import ServerState
 from trainyard.settings import Settings
 
@@ -91,13 +91,33 @@ class ObservedServer(Frozen):
     """When the next start is due, if it waits for one."""
     wished_at: datetime | None = None
     """The wish that its last start served."""
+    cache_dir: str = ""
     cache_before: tuple[str, ...] = ()
     """The compiler's outputs in its caches before this start."""
     log_path: str = ""
+    log_offset: int = 0
     start_proof: StartRecord | None = None
     stopping_since: datetime | None = None
     terminated_at: datetime | None = None
     """When it was told to end."""
+
+    @property
+    def identity(self) -> ServerIdentity | None:
+        """What finds its process again; None if it has none."""
+        if self.pid is None or self.process_started is None or self.port is None:
+            return None
+        return ServerIdentity(
+            pid=self.pid,
+            started_at=self.process_started,
+            port=self.port,
+            log_path=self.log_path,
+            log_offset=self.log_offset,
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether its process runs now, whatever the record says of it."""
+        return self.identity is not None and ServerProcess.adopt(self.identity).alive()
 
     @property
     def url(self) -> str:
@@ -158,13 +178,14 @@ class ServingPaths:
         return self.run / "observed" / check_name(environment, "Environment") / f"{name}.json"
 
     def server_folder(self, environment: str, name: str) -> Path:
-        """The working folder of a server: its model, its caches."""
+        """The files of a server: its model, its caches."""
         return self.run / "servers" / check_name(environment, "Environment") / name
 
     def server_log(self, environment: str, name: str) -> Path:
-        """What a server printed since its last start."""
+        """What a server printed since its last start; its folder is the server's working folder,
+        and nobody else's."""
         folder = self.home / "logs" / "servers" / check_name(environment, "Environment")
-        return folder / f"{name}.log"
+        return folder / name / "server.log"
 
     def lease(self, environment: str, model: str) -> Path:
         """The sign of life of the rollout of a channel."""
@@ -231,19 +252,6 @@ def server_name(release_id: str, index: int) -> str:
     return f"{release_id}-{index}"
 
 
-def live_process(pid: int | None, process_started: float | None) -> psutil.Process | None:
-    """Return the process if it still is the one that was recorded, and no zombie."""
-    if pid is None or process_started is None:
-        return None
-    try:
-        process = psutil.Process(pid)
-        # The kernel counts in hundredths; a second is far less than a pid takes to come round.
-        same = abs(process.create_time() - process_started) < 1.0
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.Error:
-        return None
-
-
 def proxy_url(settings: Settings) -> str | None:
     """Return the proxy's base URL (`http://127.0.0.1:port`), or None before its first start."""
     record = read_record(ServingPaths.of(settings).proxy, ProxyRecord)
@@ -273,6 +281,18 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
         yield
 
 
+def is_held(lock: Path) -> bool:
+    """Tell whether a process holds `lock` (see `only_one`)."""
+    try:
+        with lock.open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def bind_port(port: int) -> socket.socket:
     """Return a socket bound to `port` of loopback. Raises OSError if somebody else has it."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -285,7 +305,7 @@ def bind_port(port: int) -> socket.socket:
     return sock
 
 
-def free_port(*, avoid: frozenset[int] = frozenset()) -> int:
+def choose_port(*, avoid: frozenset[int] = frozenset()) -> int:
     """Return a port of loopback on which nobody listens and that is not in `avoid`.
 
     Somebody may take it before its user listens on it; that user must then ask again.
