@@ -160,6 +160,8 @@ def _validated(source: YamlFile, root_type: type[Root]) -> tuple[Root, list[Prob
     except ValidationError as error:
         bad = set(spoilt)
         for detail in error.errors(include_url=False):
+            if detail["type"] == "too_short" and detail["input"]:
+                continue  # the validator does not count items that are wrong themselves
             location, message, remedy = say(detail, root_type)
             bad.add(location)
             if location not in spoilt:  # its flaw says more

@@ -18,6 +18,7 @@ from trainyard.spec.model import (
     AVERAGES,
     AccuracyTask,
     Bound,
+    Capacity,
     JudgeSettings,
     LoadLevel,
     LocalSource,
@@ -26,9 +27,12 @@ from trainyard.spec.model import (
     RolloutSpec,
     Target,
 )
-from trainyard.spec.partial import known
+from trainyard.spec.partial import known, whole
 from trainyard.spec.sentences import choose
 from trainyard.spec.yaml_source import Location
+
+GENEROSITY: tuple[Capacity, ...] = ("single", "replace", "surge")
+"""Capacity rules from the least to the most generous."""
 
 
 @dataclass(frozen=True)
@@ -294,8 +298,8 @@ def _requires_findings(environments: Mapping[str, Environment]) -> Iterator[Find
         name: environment.requires if known(environment, "requires") else ()
         for name, environment in environments.items()
     }
-    circle = _circle(required)
-    if circle:
+    circles = _circles(required)
+    for circle in circles:
         yield Finding(
             (circle[0], "requires"),
             f"The environments require each other: {' → '.join(circle)}.",
@@ -304,28 +308,36 @@ def _requires_findings(environments: Mapping[str, Environment]) -> Iterator[Find
     earlier: set[str] = set()
     for name, needed in required.items():
         for index, other in enumerate(needed):
-            where = (name, "requires", index)
+            problem = None
             if other in needed[:index]:
-                yield Finding(where, f"{other} is required twice.", "Name it once.")
+                problem = (f"{other} is required twice.", "Name it once.")
             elif other not in environments:
-                others = [known_name for known_name in environments if known_name != name]
-                yield Finding(where, f"There is no environment {other!r}.", choose(other, others))
-            elif other not in earlier and not circle:
-                yield Finding(
-                    where,
+                others = [each for each in environments if each != name]
+                problem = (f"There is no environment {other!r}.", choose(other, others))
+            elif other not in earlier and not any(other in circle for circle in circles):
+                problem = (
                     f"{name} requires {other}, which comes after it.",
                     f"Move {other} above {name}: releases pass through in this order.",
                 )
+            if problem is not None:
+                yield Finding((name, "requires", index), *problem)
         earlier.add(name)
 
 
-def _circle(required: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return environments that require each other in a circle, first one repeated; or nothing."""
-    try:
-        graphlib.TopologicalSorter(required).prepare()
-    except graphlib.CycleError as error:
-        return list(reversed(error.args[1]))
-    return []
+def _circles(required: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Return the circles of environments that require each other, each with its first repeated."""
+    graph = {name: set(needed) for name, needed in required.items()}
+    circles: list[list[str]] = []
+    while True:
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            # The error lists each before the one that requires it.
+            circle = list(reversed(error.args[1]))
+            circles.append(circle)
+            graph[circle[0]].discard(circle[1])
+        else:
+            return circles
 
 
 def refresh_findings(spec: ModelSpec, environments: Environments) -> Iterator[Finding]:
@@ -339,6 +351,10 @@ def refresh_findings(spec: ModelSpec, environments: Environments) -> Iterator[Fi
         spec.refresh.environments, environments, named, promoted=lambda _name: False
     )
     yield from _below(findings, "refresh", "environments")
+    for name in spec.refresh.environments:
+        environment = environments.environments.get(name)
+        if environment is not None and known(spec, "rollout"):
+            yield from _below(room_findings(spec.rollout, name, environment), "rollout")
 
 
 def destination_findings(
@@ -381,6 +397,29 @@ def destination_findings(
                     f"Environment {name} requires {needed}, where the release has not been.",
                     f"Name {needed} before {name}.",
                 )
+
+
+def room_findings(rollout: RolloutSpec, name: str, environment: Environment) -> Iterator[Finding]:
+    """Yield why a rollout does not find room in an environment, at the rollout's keys."""
+    if not (known(rollout, "capacity", "replicas") and whole(environment)):
+        return
+    capacity = min(rollout.capacity, environment.capacity, key=GENEROSITY.index)
+    replicas, devices = rollout.replicas, environment.devices
+    needed = {"surge": 2 * replicas, "replace": replicas + 1, "single": replicas}[capacity]
+    if needed > devices:
+        yield Finding(
+            ("replicas",),
+            f"{replicas} replicas with capacity {capacity} need {needed} servers at the same time; "
+            f"environment {name} has room for {devices}.",
+            "Ask for fewer replicas or a less generous capacity, or raise `devices` there.",
+        )
+    elif capacity == "single" and needed == devices and not environment.allow_downtime:
+        yield Finding(
+            ("capacity",),
+            f"capacity single without a spare device stops the stable release in {name}, which "
+            "does not allow downtime.",
+            "Set allow_downtime: true there, or give it one more device.",
+        )
 
 
 def served_findings(environments: Environments, targets: Iterable[str]) -> Iterator[Finding]:

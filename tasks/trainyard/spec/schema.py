@@ -10,28 +10,28 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic.json_schema import GenerateJsonSchema
 
 from trainyard.spec.environments import Environments
 from trainyard.spec.model import ModelSpec, SpecPart
 
-FILES: dict[str, tuple[type[SpecPart], str]] = {
-    "model.schema.json": (ModelSpec, "Trainyard model spec"),
-    "environments.schema.json": (Environments, "Trainyard environments"),
+Kind = Literal["model", "environments"]
+
+_ROOTS: dict[Kind, tuple[type[SpecPart], str]] = {
+    "model": (ModelSpec, "Trainyard model spec"),
+    "environments": (Environments, "Trainyard environments"),
 }
 
 
-def json_schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schemas by file name."""
+def json_schema(kind: Kind) -> dict[str, Any]:
+    """Return the JSON Schema of model specs or of the environments file."""
+    root, title = _ROOTS[kind]
     return {
-        name: {
-            "$schema": GenerateJsonSchema.schema_dialect,
-            **_without_titles(kind.model_json_schema(by_alias=True)),
-            "title": title,
-        }
-        for name, (kind, title) in FILES.items()
+        "$schema": GenerateJsonSchema.schema_dialect,
+        "title": title,
+        **_tidy(root.model_json_schema(by_alias=True)),
     }
 
 
@@ -39,24 +39,31 @@ def write_schemas(folder: Path) -> list[Path]:
     """Write the JSON Schemas into `folder` and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, schema in json_schemas().items():
-        path = folder / name
-        path.write_text(json.dumps(schema, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for kind in _ROOTS:
+        path = folder / f"{kind}.schema.json"
+        text = json.dumps(json_schema(kind), indent=2, ensure_ascii=False)
+        path.write_text(f"{text}\n", encoding="utf-8")
         paths.append(path)
     return paths
 
 
-def _without_titles(value: Any, *, names: bool = False) -> Any:
-    """Drop the titles that only repeat keys; `names` says that the keys are themselves names."""
-    if isinstance(value, dict):
-        return {
-            key: _without_titles(item, names=not names and key in ("properties", "$defs"))
-            for key, item in value.items()
-            if names or key != "title"
-        }
+def _tidy(value: Any, *, names: bool = False) -> Any:
+    """Drop titles, which only repeat keys, and refuse keys that are no valid names.
+
+    `names` says that the keys of `value` are names of properties or parts.
+    """
     if isinstance(value, list):
-        return [_without_titles(item) for item in value]
-    return value
+        return [_tidy(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    tidy = {
+        key: _tidy(item, names=not names and key in ("properties", "patternProperties", "$defs"))
+        for key, item in value.items()
+        if names or key != "title"
+    }
+    if not names and "patternProperties" in tidy:
+        tidy["additionalProperties"] = False
+    return tidy
 
 
 if __name__ == "__main__":

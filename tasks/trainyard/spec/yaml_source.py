@@ -221,7 +221,7 @@ class _Builder:
                 )
                 raise _Stop
             self._refuse_extras(event, at)
-            key = event.value
+            key = self._text(event, at)
             place = (*at, key)
             if key in result:
                 first = self.positions[place].line
@@ -259,7 +259,7 @@ class _Builder:
         return result
 
     def _scalar(self, event: yaml.ScalarEvent, at: Location) -> Any:
-        text = event.value
+        text = self._text(event, at)
         if not event.implicit[0]:  # quoted, or a block of text
             return text
         if text in _WORDS:
@@ -274,6 +274,20 @@ class _Builder:
             )
             return None
         return text
+
+    def _text(self, event: yaml.ScalarEvent, at: Location) -> str:
+        """Return the text of a scalar; JSON writes one character as two escapes at times."""
+        text = str(event.value)
+        try:
+            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            self._flaw(
+                at,
+                event,
+                "An escape such as \\ud800 stands for half a character.",
+                "Write the character itself.",
+            )
+            return text.encode("utf-8", "replace").decode()
 
     def _flaw(
         self,

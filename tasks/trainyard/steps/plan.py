@@ -1,0 +1,328 @@
+"""The step `plan`: say what a release would do, and refuse bad input before any work starts.
+
+It reads the spec, the source's listing and headers, the lane's toolchain and the store. It writes
+the spec's task and prompt files (by their digest) and then the plan, each once; before that it has
+found everything that can be found wrong without doing the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from trainyard.canonical import digest
+from trainyard.documents.artifacts import CheckpointManifest
+from trainyard.documents.base import FileEntry, Provenance
+from trainyard.documents.channel import Channel
+from trainyard.documents.plan import EvalAssets, Plan, ReleaseRequest
+from trainyard.errors import BadInput, Conflict, NotFound
+from trainyard.lanes.registry import get_lane
+from trainyard.releases import load_release
+from trainyard.sources.factory import open_source
+from trainyard.sources.files import read_architecture
+from trainyard.sources.protocol import ResolvedRevision
+from trainyard.spec.assets import asset_files
+from trainyard.spec.check import Problem, check_files
+from trainyard.spec.environments import Environments
+from trainyard.spec.loader import Catalogue, load_environments, load_spec
+from trainyard.spec.model import ModelSpec, Target
+from trainyard.steps.context import StepContext, StepResult
+from trainyard.steps.planning import (
+    Facts,
+    StepLine,
+    TargetFacts,
+    architecture_problems,
+    choose_targets,
+    destination_problems,
+    explain,
+    make_plan,
+    planned_release_id,
+    refuse,
+)
+from trainyard.store.documents import create_document, read_document
+from trainyard.store.layout import (
+    channel_key,
+    checkpoint_manifest_key,
+    evals_prefix,
+    measurement_key,
+    plan_key,
+)
+from trainyard.store.protocol import Store
+
+__all__ = ["StepLine", "check_files_with_lanes", "explain", "lane_rules", "plan"]
+
+
+def plan(
+    request: ReleaseRequest, context: StepContext, *, plan_id: str | None = None
+) -> StepResult:
+    """Make and store the plan of a release.
+
+    Args:
+        request: what somebody asks for.
+        context: the surroundings; nothing is written to the scratch folder.
+        plan_id: the plan's id. None: an id that follows from the plan's substance. A plan of that
+            id that exists and answers the same request is kept as it is, so that trying again
+            changes nothing.
+
+    Raises:
+        NotFound: model, revision, target or environment does not exist.
+        BadInput: spec, request or source is wrong, or the plan's id stands for another request; the
+            message names everything that was found.
+        Transient: the source or the store cannot be read now.
+    """
+    if plan_id is not None:
+        stored = _stored_plan(context.store, plan_id, request)
+        if stored is not None:
+            return _result(stored, stored, reused=True)
+    settings, store = context.settings, context.store
+    path = Catalogue(settings.catalogue).path(request.model)
+    spec = load_spec(path)
+    targets = choose_targets(request, spec, lane_rules=lane_rules)
+    environments = load_environments(settings.environments) if request.environments else None
+    if environments is not None:
+        # Where the release has been can be told only when its id is known.
+        refuse(
+            "The request",
+            destination_problems(request, spec, environments, targets, promoted=lambda _: True),
+        )
+    context.progress.say(f"Looking at the source of {request.model}.")
+    source = open_source(spec.source, base=path.parent, settings=settings)
+    resolved = source.resolve(request.revision or spec.source.revision)
+    architecture = read_architecture(source, resolved)
+    refuse("The request", list(architecture_problems(targets, architecture.config)))
+    checkpoint_digest = _stored_checkpoint(store, spec.model, resolved, architecture.digest)
+    context.progress.say(f"Asking {settings.serving_interpreter} for its toolchain.")
+    toolchains = {
+        name: get_lane(name).toolchain(settings.serving_interpreter)
+        for name in {target.lane for target in targets}
+    }
+    assets, files = _assets(spec, path.parent)
+    facts = Facts(
+        request=request,
+        spec=spec,
+        resolved=resolved,
+        architecture_digest=architecture.digest,
+        assets=assets,
+        targets=tuple(
+            _target_facts(
+                target,
+                spec,
+                architecture_digest=architecture.digest,
+                toolchain=toolchains[target.lane],
+                baselines=_baselines(request, spec.model, target, environments, context),
+            )
+            for target in targets
+        ),
+        checkpoint_digest=checkpoint_digest,
+    )
+    made = make_plan(
+        facts,
+        exists=store.exists,
+        plan_id=plan_id,
+        provenance=Provenance.of(settings),
+    )
+    if environments is not None:
+        _refuse_skipped_environments(made, facts, environments, store)
+    _store_assets(store, assets, files)
+    return _store_plan(store, made)
+
+
+def lane_rules(target: Target) -> Sequence[str]:
+    """Return every rule of its lane that a target breaks, each as a sentence with the remedy."""
+    try:
+        return get_lane(target.lane).problems(target)
+    except BadInput as error:
+        return [str(error)]
+
+
+def check_files_with_lanes(paths: Iterable[Path]) -> list[Problem]:
+    """Return every mistake in specs and environments files, those of the lanes included."""
+    return check_files(paths, lane_rules=lane_rules)
+
+
+def _stored_plan(store: Store, plan_id: str, request: ReleaseRequest) -> Plan | None:
+    """Return the plan of that id, if there is one; raise BadInput if its request is another."""
+    try:
+        stored = read_document(store, plan_key(plan_id), Plan)
+    except NotFound:
+        return None
+    if stored.request != request:
+        raise BadInput(
+            f"Plan {plan_id} exists and answers another request "
+            f"({stored.request.model_dump_json(exclude_defaults=True)}).",
+            hint="Plans never change; choose another id, or start a new run.",
+        )
+    return stored
+
+
+def _stored_checkpoint(
+    store: Store, model: str, resolved: ResolvedRevision, architecture_digest: str
+) -> str:
+    """Return the digest of the revision's checkpoint, or nothing if it is not in the store.
+
+    Raises BadInput if the checkpoint was made of other files: a revision never changes.
+    """
+    key = checkpoint_manifest_key(model, resolved.revision)
+    try:
+        manifest = read_document(store, key, CheckpointManifest)
+    except NotFound:
+        return ""
+    now = sorted((file.path, file.size) for file in resolved.files)
+    then = sorted((file.path, file.size) for file in manifest.files)
+    if now != then or manifest.architecture_digest != architecture_digest:
+        raise BadInput(
+            f"Revision {resolved.revision!r} of {model} is in the store with other files than "
+            f"{resolved.uri} has now.",
+            hint="A revision never changes: give the changed files a new revision, such as a "
+            "folder of another name.",
+        )
+    return manifest.digest
+
+
+def _target_facts(
+    target: Target,
+    spec: ModelSpec,
+    *,
+    architecture_digest: str,
+    toolchain: Mapping[str, str],
+    baselines: Mapping[str, str],
+) -> TargetFacts:
+    lane = get_lane(target.lane)
+    return TargetFacts(
+        target=target,
+        key_inputs=lane.key_inputs(
+            target, architecture_digest=architecture_digest, toolchain=toolchain
+        ),
+        toolchain=toolchain,
+        serving=lane.serving_settings(target, served_model_name=spec.client_model_name),
+        baselines=baselines,
+    )
+
+
+def _read_channel(store: Store, model: str, environment: str) -> Channel | None:
+    try:
+        return read_document(store, channel_key(model, environment), Channel)
+    except NotFound:
+        return None
+
+
+def _baselines(
+    request: ReleaseRequest,
+    model: str,
+    target: Target,
+    environments: Environments | None,
+    context: StepContext,
+) -> dict[str, str]:
+    """Return the measurement id of the stable release in each environment that serves `target`.
+
+    Environments without one, or whose stable release was never measured, are left out.
+    """
+    found: dict[str, str] = {}
+    for name in request.environments if environments else ():
+        if environments is None or environments.environments[name].target != target.name:
+            continue
+        channel = _read_channel(context.store, model, name)
+        if channel is None or channel.stable is None:
+            continue
+        try:
+            release = load_release(
+                context.store, model, channel.stable.release_id, context.settings
+            )
+        except NotFound:  # adopted: it serves, but nothing of it was published here
+            continue
+        if context.store.exists(measurement_key(release.measurement_id)):
+            found[name] = release.measurement_id
+    return found
+
+
+def _refuse_skipped_environments(
+    made: Plan, facts: Facts, environments: Environments, store: Store
+) -> None:
+    """Raise BadInput if a required environment has neither been passed nor is asked for."""
+    model = facts.spec.model
+    ids = {
+        planned.target.name: planned_release_id(facts.checkpoint_digest, model, planned)
+        for planned in made.targets
+        if facts.checkpoint_digest
+    }
+
+    def promoted(name: str) -> bool:
+        channel = _read_channel(store, model, name)
+        release_id = ids.get(environments.environments[name].target)
+        if channel is None or release_id is None:
+            return False
+        tracks = [track for track in (channel.stable, *channel.previous) if track is not None]
+        return any(track.release_id == release_id for track in tracks)
+
+    targets = [planned.target for planned in made.targets]
+    problems = destination_problems(
+        facts.request, facts.spec, environments, targets, promoted=promoted
+    )
+    refuse("The request", problems)
+
+
+def _assets(
+    spec: ModelSpec, folder: Path
+) -> tuple[EvalAssets | None, dict[str, tuple[Path, FileEntry]]]:
+    """Return the task and prompt files of a spec: their digest, and each with size and sha256."""
+    paths, _ = asset_files(spec, folder)  # its findings have been refused with the spec
+    files = {name: (path, _entry(name, path)) for name, path in paths.items()}
+    if not files:
+        return None, {}
+    listing = [[name, entry.size, entry.sha256] for name, (_, entry) in files.items()]
+    return EvalAssets(digest=digest(listing), files=tuple(files)), files
+
+
+def _entry(name: str, path: Path) -> FileEntry:
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        return FileEntry(path=name, size=stream.tell(), sha256=sha256)
+
+
+def _store_assets(
+    store: Store, assets: EvalAssets | None, files: Mapping[str, tuple[Path, FileEntry]]
+) -> None:
+    if assets is None:
+        return
+    for name, (path, entry) in files.items():
+        with path.open("rb") as stream:
+            store.upload(f"{evals_prefix(assets.digest)}/{name}", stream, sha256=entry.sha256)
+
+
+def _store_plan(store: Store, made: Plan) -> StepResult:
+    key = plan_key(made.plan_id)
+    try:
+        reused = not create_document(store, key, made)
+    except Conflict:
+        # Somebody was first, or what exists has changed since. The stored plan stands.
+        stored = _stored_plan(store, made.plan_id, made.request)
+        if stored is None:
+            raise
+        return _result(stored, made, reused=True)
+    return _result(made, made, reused=reused)
+
+
+def _result(stored: Plan, newest: Plan, *, reused: bool) -> StepResult:
+    """Describe the stored plan; what exists already is told as of `newest`."""
+    lines = explain(newest)
+    running = [f"{line.step} {line.target}".strip() for line in lines if line.will_run]
+    what = f"Will run: {', '.join(running)}." if running else "Everything exists already."
+    return StepResult(
+        key=plan_key(stored.plan_id),
+        reused=reused,
+        message=f"Plan {stored.plan_id} for {stored.spec.model} {stored.revision}. {what}",
+        detail={
+            "plan_id": stored.plan_id,
+            "revision": stored.revision,
+            "steps": [
+                {
+                    "step": line.step,
+                    "target": line.target,
+                    "will_run": line.will_run,
+                    "reason": line.reason,
+                }
+                for line in lines
+            ],
+        },
+    )
