@@ -65,6 +65,10 @@ class Check(Frozen):
     observed: float | None
     bound: str
     """In words: `>= 0.95`, `<= 400`, `>= stable (0.97) - 0.02`."""
+    minimum: float | None = None
+    """The bound's lower limit as a number, where it has one."""
+    maximum: float | None = None
+    """The bound's upper limit as a number, where it has one."""
     outcome: Literal["pass", "warn", "fail", "skipped"]
     note: str = ""
 

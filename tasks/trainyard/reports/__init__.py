@@ -1,1 +1,4 @@
-"""What people read: tables for the terminal, self-contained pages for browsers."""
+"""Pages for people: self-contained HTML made from documents, without scripts or outside files.
+
+Pure: documents in, text out.
+"""

@@ -1,0 +1,104 @@
+"""From measurement and bounds to a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trainyard.documents.measurement import Check, GateVerdict, Measurement
+from trainyard.documents.plan import GateName
+from trainyard.gates.accuracy import accuracy_expectations
+from trainyard.gates.expectations import evaluate
+from trainyard.gates.latency import latency_expectations
+from trainyard.gates.words import number
+from trainyard.spec.model import Gates
+
+_SHOWN = 3
+"""Checks that a summary names at most."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A verdict as it follows from its measurement."""
+
+    verdict: GateVerdict
+    result: dict[str, Any]
+    """Great Expectations' own result."""
+
+
+def derive_verdict(
+    gate: GateName,
+    gates: Gates,
+    *,
+    plan_id: str,
+    target: str,
+    measurement: Measurement,
+    baseline: Measurement | None,
+) -> Derived:
+    """Return what `gate` makes of `measurement`.
+
+    The same arguments always give a verdict of the same substance.
+
+    Raises:
+        BadInput: the gate's bounds make no sense.
+    """
+    if gate == "accuracy":
+        expectations = accuracy_expectations(gates.accuracy, measurement, baseline)
+    else:
+        expectations = latency_expectations(gates.latency, measurement, baseline)
+    evaluation = evaluate(gate, expectations)
+    outcome = _outcome(evaluation.checks)
+    verdict = GateVerdict(
+        gate=gate,
+        plan_id=plan_id,
+        target=target,
+        measurement_id=measurement.measurement_id,
+        outcome=outcome,
+        checks=evaluation.checks,
+        baseline="" if baseline is None else baseline.measurement_id,
+        summary=_summary(gate, outcome, evaluation.checks),
+    )
+    return Derived(verdict, evaluation.result)
+
+
+def _outcome(checks: Sequence[Check]) -> Literal["pass", "warn", "fail"]:
+    """Return the worst outcome; a gate that checked nothing fails."""
+    outcomes = {check.outcome for check in checks}
+    if "fail" in outcomes or outcomes <= {"skipped"}:
+        return "fail"
+    return "warn" if "warn" in outcomes else "pass"
+
+
+def _summary(
+    gate: GateName, outcome: Literal["pass", "warn", "fail"], checks: Sequence[Check]
+) -> str:
+    counted = [check for check in checks if check.outcome != "skipped"]
+    if outcome == "pass":
+        return f"The {gate} gate passed: {_list(counted, _kept)}."
+    named = [check for check in counted if check.outcome == outcome]
+    if outcome == "warn":
+        return f"The {gate} gate passed with warnings: {_list(named, _broken)}."
+    if not named:
+        return f"The {gate} gate failed: nothing could be checked."
+    return f"The {gate} gate failed: {_list(named, _broken)}."
+
+
+def _list(checks: Sequence[Check], words: Callable[[Check], str]) -> str:
+    listed = "; ".join(words(check) for check in checks[:_SHOWN])
+    more = len(checks) - _SHOWN
+    return f"{listed}; and {more} more" if more > 0 else listed
+
+
+def _kept(check: Check) -> str:
+    return f"{check.what} {_figure(check)} ({check.bound})"
+
+
+def _broken(check: Check) -> str:
+    if check.observed is None:
+        return f"{check.what} has no figure ({check.bound} is needed)"
+    return f"{check.what} is {_figure(check)} ({check.bound} is needed)"
+
+
+def _figure(check: Check) -> str:
+    return "none" if check.observed is None else number(check.observed)
