@@ -24,6 +24,9 @@ TOKENIZER = "tokenizer.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS_SUFFIX = ".safetensors"
 
+RESERVED = "manifest.json"
+"""Trainyard's own name in a stored checkpoint; no library loads such a file of a model."""
+
 TEXT_SUFFIXES = frozenset({".json", ".txt", ".jinja", ".model", ".tiktoken"})
 """Configuration, vocabularies, merges, chat templates, tokenizer models."""
 
@@ -123,7 +126,7 @@ def _suffix(path: str) -> str:
 
 
 def _is_loaded(path: str) -> bool:
-    if "/" in path or path.startswith("."):
+    if "/" in path or path.startswith(".") or path == RESERVED:
         return False
     return path.endswith(WEIGHTS_SUFFIX) or _suffix(path) in TEXT_SUFFIXES
 
