@@ -10,9 +10,9 @@ happened: if the rollout is unfinished it sends all traffic back to the stable r
 succeeds only if the release was promoted.
 
 **Runbook.** *Stop a rollout:* mark `rollout` as failed; `settle` returns the traffic. *It holds:*
-the judge cannot tell; give it more traffic or time, or mark it failed. *It was rolled back:* the log of
-`settle` has the figures of both sides; the release is remembered as rejected and comes back only
-with `force` and a reason. *The triggerer died:* the next one goes on; if none does within the
+the judge cannot tell; give it more traffic or time, or mark it failed. *It was rolled back:* the
+log of `settle` has the figures of both sides; the release is remembered as rejected and comes back
+only with `force` and a reason. *The triggerer died:* the next one goes on; if none does within the
 lease, the guard returns the traffic by itself.
 """
 

@@ -77,7 +77,8 @@ def release_param(default: str | None, *, optional: bool) -> Param:
         pattern=RELEASE_ID_PATTERN,
         title="Release",
         description_md="A release id: the model's name and 12 hex digits, as "
-        "`trainyard releases MODEL` prints it." + (" Empty: the release before the present one." if optional else ""),
+        "`trainyard releases MODEL` prints it."
+        + (" Empty: the release before the present one." if optional else ""),
         section="What",
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from airflow.providers.standard.triggers.external_task import DagStateTrigger
-from airflow.sdk import BaseOperator, Context, DagRunState
+from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowSkipException
+from airflow.utils.state import DagRunState
 
 from trainyard_airflow.exceptions import StepRefused
 
@@ -27,7 +28,7 @@ class EnsurePromotionOperator(BaseOperator):
         plan_id: the plan that made the release (templated).
     """
 
-    template_fields: ClassVar[Sequence[str]] = ("plan_id",)
+    template_fields: Sequence[str] = ("plan_id",)
 
     def __init__(self, *, environment: str, plan_id: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -47,8 +48,9 @@ class EnsurePromotionOperator(BaseOperator):
             raise AirflowSkipException(f"This release was not asked for {self.environment}.")
         release_id, model, generation = self._subject()
         memory = context["task_state_store"]
-        run_id = memory.get(REMEMBERED)
-        if run_id is None or run_state(self.promote_dag_id, run_id) in (None, "failed"):
+        remembered = memory.get(REMEMBERED)
+        run_id = str(remembered or "")
+        if not run_id or run_state(self.promote_dag_id, run_id) in (None, "failed"):
             run_id = f"promote__{release_id}__g{generation}"
             memory.set(REMEMBERED, run_id)
             started = start_run(
@@ -73,9 +75,8 @@ class EnsurePromotionOperator(BaseOperator):
 
     def _subject(self) -> tuple[str, str, int]:
         """Return release id, model and the channel's generation."""
-        from trainyard.rollout.channel_store import read_channel
-
         from trainyard.releases import release_of_plan
+        from trainyard.rollout.channel_store import read_channel
         from trainyard.settings import get_settings
         from trainyard.spec.loader import load_environments
         from trainyard.store.factory import open_store

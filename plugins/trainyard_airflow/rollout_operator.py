@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from airflow.sdk import BaseOperator, Context
 from airflow.triggers.base import StartTriggerArgs
@@ -25,7 +25,7 @@ class RolloutOperator(BaseOperator):
     Returns the sentence that sums up the rollout. Raises StepRefused unless it was promoted.
     """
 
-    template_fields: ClassVar[Sequence[str]] = ("request", "requested_by", "run_id")
+    template_fields: Sequence[str] = ("request", "requested_by", "run_id")
 
     def __init__(self, *, environment: str, kind: Kind, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -35,7 +35,7 @@ class RolloutTrigger(BaseTrigger):
     def __init__(
         self, *, environment: str, kind: str, request: str, requested_by: str, run_id: str
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.environment = environment
         self.kind = kind
         self.request = request

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from airflow.sdk import BaseOperator, Context
 
@@ -37,7 +37,7 @@ class StepOperator(BaseOperator):
     Returns the key of the document that the step made or found.
     """
 
-    template_fields: ClassVar[Sequence[str]] = ("plan_id", "target", "arguments")
+    template_fields: Sequence[str] = ("plan_id", "target", "arguments")
 
     def __init__(
         self,
@@ -61,9 +61,8 @@ class StepOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Run the step, log what it prints, and raise what its exit code means."""
-        from trainyard.steps.status import read_status
-
         from trainyard.settings import get_settings
+        from trainyard.steps.status import read_status
         from trainyard.store.factory import open_store
 
         if self.target:
