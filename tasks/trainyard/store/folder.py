@@ -17,7 +17,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -34,8 +34,8 @@ RESERVED = ".trainyard"
 
 _DOCUMENT_MODE = 0o666
 _ARTIFACT_MODE = 0o444
-_PLACE_ATTEMPTS = 20
-"""Tries to place a file: its folder may be removed as empty between its making and our link."""
+_PLACE_ATTEMPTS = 100
+"""Tries to place a file whose folder others keep removing as empty."""
 
 
 class FolderStore:
@@ -226,32 +226,18 @@ class FolderStore:
         with self._staged(_DOCUMENT_MODE) as (descriptor, temporary), explained("write", path):
             write_all(descriptor, data)
             os.fsync(descriptor)
-            for attempt in range(_PLACE_ATTEMPTS):
-                make_folders(path.parent)
-                try:
-                    temporary.replace(path)
-                    sync_folder(path.parent)
-                    return
-                except FileNotFoundError:
-                    if attempt == _PLACE_ATTEMPTS - 1:
-                        raise
+            _place(path, lambda: temporary.replace(path))
 
     def _link(self, temporary: Path, path: Path) -> bool:
         """Give the finished file its name; False if the name is taken."""
-        for attempt in range(_PLACE_ATTEMPTS):
-            make_folders(path.parent)
-            try:
-                path.hardlink_to(temporary)
-                sync_folder(path.parent)
-                return True
-            except FileExistsError:
-                if path.is_dir():
-                    raise
-                return False
-            except FileNotFoundError:
-                if attempt == _PLACE_ATTEMPTS - 1:
-                    raise
-        return False
+        try:
+            _place(path, lambda: path.hardlink_to(temporary))
+        except FileExistsError as error:
+            # A folder of that name, or a file where one of its folders should be, is a mistake.
+            if path.is_dir() or error.filename2 is None:
+                raise
+            return False
+        return True
 
     def _demand_version(self, key: str, path: Path, version: str) -> None:
         content = self._content(path)
@@ -278,8 +264,7 @@ class FolderStore:
             except OSError:
                 break
             folder = folder.parent
-        if folder.is_dir():
-            sync_folder(folder)
+        sync_folder(folder)
 
 
 def _version(data: bytes) -> str:
@@ -295,6 +280,22 @@ def _other_content(key: str, url: str) -> Conflict:
         f"{key} exists in {url} with other content.",
         hint="Stored files are never replaced; look at what is there.",
     )
+
+
+def _place(path: Path, act: Callable[[], object]) -> None:
+    """Make the folder of `path`, then `act`, which gives a file that name, durably.
+
+    The folder may vanish in between, because somebody removes it as empty: then both are repeated.
+    """
+    for attempts_left in reversed(range(_PLACE_ATTEMPTS)):
+        try:
+            make_folders(path.parent)
+            act()
+            break
+        except FileNotFoundError:
+            if not attempts_left:
+                raise
+    sync_folder(path.parent)
 
 
 def _open_temporary(folder: Path, mode: int) -> tuple[int, Path]:
