@@ -90,7 +90,7 @@ def show(value: Any) -> str:
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
     """Return "Did you mean …?" for the nearest choice, or an empty text."""
-    near = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.55)
     return f"Did you mean {near[0]}?" if near else ""
 
 

@@ -13,6 +13,8 @@ from trainyard.spec.loader import Catalogue, load_environments, load_spec
 from trainyard.spec.model import Target
 
 DAGS = Path(__file__).parents[3] / "dags"
+FILES = Path(__file__).parent / "files"
+"""A catalogue that stays as it is when the shipped one is tuned."""
 
 TEN_MISTAKES = """\
 schema: trainyard/v1
@@ -114,8 +116,8 @@ def test_messages_say_what_would_be_right(tmp_path: Path) -> None:
 
 
 def test_a_target_whose_value_is_wrong_is_not_judged_by_its_default(tmp_path: Path) -> None:
-    text = (DAGS / "models" / "adder.yaml").read_text(encoding="utf-8")
-    shutil.copytree(DAGS / "models" / "adder", tmp_path / "adder")
+    text = (FILES / "models" / "adder.yaml").read_text(encoding="utf-8")
+    shutil.copytree(FILES / "models" / "adder", tmp_path / "adder")
     # The default of max_num_batched_tokens, 2048, would be below max_num_seqs.
     text = text.replace("max_num_batched_tokens: 256", "max_num_batched_tokens: lots")
     text = text.replace("max_num_seqs: 16", "max_num_seqs: 4000")
@@ -167,8 +169,8 @@ def test_a_target_whose_value_is_wrong_is_not_judged_by_its_default(tmp_path: Pa
     ],
 )  # fmt: skip
 def test_contradictions(tmp_path: Path, old: str, new: str, key: str, words: str) -> None:
-    text = (DAGS / "models" / "adder.yaml").read_text(encoding="utf-8")
-    shutil.copytree(DAGS / "models" / "adder", tmp_path / "adder")
+    text = (FILES / "models" / "adder.yaml").read_text(encoding="utf-8")
+    shutil.copytree(FILES / "models" / "adder", tmp_path / "adder")
     assert old in text
 
     problems = check_files([write(tmp_path, text.replace(old, new, 1), "adder.yaml")])
@@ -180,9 +182,9 @@ def test_contradictions(tmp_path: Path, old: str, new: str, key: str, words: str
 
 
 def test_a_task_folder_holds_data_only(tmp_path: Path) -> None:
-    shutil.copy(DAGS / "models" / "adder.yaml", tmp_path)
+    shutil.copy(FILES / "models" / "adder.yaml", tmp_path)
     folder = tmp_path / "adder"
-    shutil.copytree(DAGS / "models" / "adder", folder)
+    shutil.copytree(FILES / "models" / "adder", folder)
     (folder / "utils.py").write_text("print('hello')\n")
     task = folder / "addition.yaml"
     task.write_text(task.read_text() + "process_results: !function utils.score\n")
@@ -206,8 +208,8 @@ def test_a_task_folder_holds_data_only(tmp_path: Path) -> None:
     ],
 )
 def test_prompts_are_checked(tmp_path: Path, content: str, words: str) -> None:
-    shutil.copy(DAGS / "models" / "adder.yaml", tmp_path)
-    shutil.copytree(DAGS / "models" / "adder", tmp_path / "adder")
+    shutil.copy(FILES / "models" / "adder.yaml", tmp_path)
+    shutil.copytree(FILES / "models" / "adder", tmp_path / "adder")
     (tmp_path / "adder" / "prompts.jsonl").write_text(content)
 
     problems = check_files([tmp_path / "adder.yaml"])
@@ -239,7 +241,7 @@ environments:
 def test_environments_are_checked(tmp_path: Path) -> None:
     path = write(tmp_path, ENVIRONMENTS, "environments.yaml")
 
-    problems = check_files([DAGS / "models" / "adder.yaml", path])
+    problems = check_files([FILES / "models" / "adder.yaml", path])
 
     assert {(problem.line, problem.key) for problem in problems} == {
         (5, "environments.one.requires"),
@@ -275,8 +277,8 @@ environments:
 
 
 def test_refresh_is_checked_against_the_environments(tmp_path: Path) -> None:
-    text = (DAGS / "models" / "adder.yaml").read_text(encoding="utf-8")
-    shutil.copytree(DAGS / "models" / "adder", tmp_path / "adder")
+    text = (FILES / "models" / "adder.yaml").read_text(encoding="utf-8")
+    shutil.copytree(FILES / "models" / "adder", tmp_path / "adder")
     text += "\nrefresh:\n  cron: 0 3 * * mon\n  environments: [production, stagging, production]\n"
     text = text.replace("replicas: 1", "replicas: 2")
     spec = write(tmp_path, text, "adder.yaml")
@@ -299,8 +301,8 @@ def test_refresh_is_checked_against_the_environments(tmp_path: Path) -> None:
 def test_two_files_for_one_model(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        shutil.copy(DAGS / "models" / "adder.yaml", tmp_path / folder)
-        shutil.copytree(DAGS / "models" / "adder", tmp_path / folder / "adder")
+        shutil.copy(FILES / "models" / "adder.yaml", tmp_path / folder)
+        shutil.copytree(FILES / "models" / "adder", tmp_path / folder / "adder")
 
     (problem,) = check_files([tmp_path / name / "adder.yaml" for name in ("a", "b")])
 
@@ -316,7 +318,7 @@ def test_lane_rules_are_asked_for_whole_targets_only(tmp_path: Path) -> None:
         return ["This lane is not available. Choose cpu."]
 
     path = write(tmp_path, TEN_MISTAKES)
-    whole = DAGS / "models" / "adder.yaml"
+    whole = FILES / "models" / "adder.yaml"
 
     problems = check_files([path, whole], lane_rules=lane_rules)
 
@@ -379,7 +381,7 @@ def test_load_environments_refuses_mistakes(tmp_path: Path) -> None:
 
 
 def test_catalogue(tmp_path: Path) -> None:
-    catalogue = Catalogue(DAGS / "models")
+    catalogue = Catalogue(FILES / "models")
 
     assert catalogue.names() == ["adder"]
     assert catalogue.load("adder").client_model_name == "adder"

@@ -1,0 +1,456 @@
+"""Planning with a real store and source: everything is refused first, then written once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.sources.model_files import CONFIG, write_model
+
+import trainyard.steps.plan as plan_module
+from trainyard.canonical import digest
+from trainyard.documents.artifacts import CheckpointManifest
+from trainyard.documents.base import FileEntry
+from trainyard.documents.channel import Channel, Track
+from trainyard.documents.measurement import Measurement, StartFigures
+from trainyard.documents.plan import Plan, ReleaseRequest
+from trainyard.documents.release import Release
+from trainyard.errors import BadInput, CorruptFile, NotFound, Transient
+from trainyard.releases import release_id_of
+from trainyard.settings import Settings
+from trainyard.signing import sign_release, signing_key
+from trainyard.sources.factory import open_source
+from trainyard.sources.files import read_architecture
+from trainyard.spec.loader import load_spec
+from trainyard.spec.model import Target
+from trainyard.steps.context import StepContext, StepResult
+from trainyard.steps.plan import check_files_with_lanes, plan
+from trainyard.store.documents import create_document, read_document
+from trainyard.store.folder import FolderStore
+from trainyard.store.layout import channel_key, measurement_key, plan_key, release_key
+
+FILES = Path(__file__).parents[1] / "spec" / "files"
+
+
+class QuietProgress:
+    """Takes reports and keeps none."""
+
+    def say(self, message: str) -> None:
+        """Take a line."""
+
+    def fraction(self, done: float, message: str = "") -> None:
+        """Take a share."""
+
+
+class SomeLane:
+    """A lane with one rule, whose toolchain is known without asking an interpreter."""
+
+    name = "cpu"
+
+    def problems(self, target: Target) -> Sequence[str]:
+        return ["dtype float16 is not possible here. Use bfloat16."] * (target.dtype == "float16")
+
+    def toolchain(self, python: Path) -> dict[str, str]:
+        return {"vllm": "0.32.0"}
+
+    def key_inputs(
+        self, target: Target, *, architecture_digest: str, toolchain: Mapping[str, str]
+    ) -> dict[str, Any]:
+        return {
+            "architecture": architecture_digest,
+            "toolchain": dict(toolchain),
+            "max_model_len": target.max_model_len,
+        }
+
+    def serving_settings(self, target: Target, *, served_model_name: str) -> dict[str, Any]:
+        return {"max_num_seqs": target.max_num_seqs}
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StepContext:
+    """Return a context with a catalogue, a source of two revisions and an empty store."""
+
+    def get_lane(name: str) -> SomeLane:
+        if name != "cpu":
+            raise BadInput(f"Lane {name} is not available in this version.", hint="Use cpu.")
+        return SomeLane()
+
+    monkeypatch.setattr(plan_module, "get_lane", get_lane)
+    shutil.copytree(FILES, tmp_path / "dags")
+    settings = Settings(
+        home=tmp_path / "home",
+        catalogue=tmp_path / "dags" / "models",
+        environments=tmp_path / "dags" / "environments.yaml",
+        requested_by="somebody",
+    )
+    for revision in ("r1", "r2"):
+        write_model(settings.home / "demo" / "models" / "adder" / revision, fill=len(revision))
+    store = FolderStore(settings.store_root)
+    return StepContext(settings, store, QuietProgress(), tmp_path / "work")
+
+
+ADDER = ReleaseRequest(model="adder")
+
+
+def keys(context: StepContext) -> list[str]:
+    return [entry.key for entry in context.store.list("")]
+
+
+def stored(context: StepContext, result: StepResult) -> Plan:
+    return read_document(context.store, result.key, Plan)
+
+
+def revision_folder(context: StepContext, revision: str = "r1") -> Path:
+    return context.settings.home / "demo" / "models" / "adder" / revision
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def store_checkpoint(context: StepContext, *, shorter_by: int = 0) -> CheckpointManifest:
+    """Store the manifest of revision r1 as a download would."""
+    spec = load_spec(context.settings.catalogue / "adder.yaml")
+    source = open_source(spec.source, base=context.settings.catalogue, settings=context.settings)
+    resolved = source.resolve("r1")
+    manifest = CheckpointManifest(
+        model="adder",
+        revision="r1",
+        source=resolved.uri,
+        files=tuple(
+            FileEntry(path=file.path, size=file.size - shorter_by, sha256="0" * 64)
+            for file in resolved.files
+        ),
+        digest=digest("checkpoint"),
+        architecture_digest=read_architecture(source, resolved).digest,
+        parameters=12,
+    )
+    create_document(context.store, "checkpoints/adder/r1/manifest.json", manifest)
+    return manifest
+
+
+def store_stable_release(context: StepContext, plan_made: Plan, environment: str) -> Release:
+    """Publish the plan's release, measured, and make it the stable one of an environment."""
+    planned = plan_made.targets[0]
+    release = Release(
+        release_id=release_id_of(
+            "adder",
+            checkpoint_digest=digest("checkpoint"),
+            compile_key=planned.compile_key,
+            serving_digest=planned.serving_digest,
+        ),
+        model="adder",
+        target=planned.target,
+        lane="cpu",
+        checkpoint_key=plan_made.checkpoint_key,
+        checkpoint_digest=digest("checkpoint"),
+        revision=plan_made.revision,
+        compile_key=planned.compile_key,
+        bundle_digest=digest("bundle"),
+        serving=planned.serving,
+        serving_digest=planned.serving_digest,
+        served_model_name="adder",
+        toolchain=planned.toolchain,
+        measurement_id=planned.measurement_id,
+        spec=plan_made.spec,
+    )
+    signed = sign_release(release, signing_key(context.settings))
+    create_document(context.store, release_key("adder", release.release_id), signed)
+    track = Track(release_id=release.release_id, since=datetime.now(UTC))
+    channel = Channel(model="adder", environment=environment, stable=track)
+    create_document(context.store, channel_key("adder", environment), channel)
+    return signed
+
+
+def store_measurement(context: StepContext, measurement_id: str) -> None:
+    measurement = Measurement(
+        measurement_id=measurement_id,
+        model="adder",
+        revision="r1",
+        checkpoint_digest=digest("checkpoint"),
+        compile_key="k",
+        serving_digest="s",
+        target="cpu",
+        lane="cpu",
+        start=StartFigures(ready_s=1, engine_init_s=None, new_cache_files=()),
+        accuracy=(),
+        latency=(),
+        machine={},
+        toolchain={},
+    )
+    create_document(context.store, measurement_key(measurement_id), measurement)
+
+
+def test_a_plan_and_its_evaluation_files_are_stored(context: StepContext) -> None:
+    result = plan(ADDER, context)
+
+    made = stored(context, result)
+    assert not result.reused
+    assert result.detail["plan_id"] == made.plan_id
+    assert result.key == plan_key(made.plan_id)
+    assert made.revision == "r1"  # the spec's, though r2 is newer
+    assert made.spec == load_spec(FILES / "models" / "adder.yaml")
+    assert made.provenance.requested_by == "somebody"
+    assert made.targets[0].serving == {"max_num_seqs": 16, "served_model_name": "adder"}
+    assert made.targets[0].baselines == {}
+    assert made.assets is not None
+    assert made.assets.files == (
+        "adder/addition.jsonl",
+        "adder/addition.yaml",
+        "adder/prompts.jsonl",
+    )
+    for name in made.assets.files:
+        content = context.store.read(f"evals/{made.assets.digest}/{name}").data
+        assert content == (FILES / "models" / name).read_bytes()
+    assert len(keys(context)) == 4
+
+
+def test_planning_again_changes_nothing(context: StepContext) -> None:
+    first = plan(ADDER, context)
+    before = {key: context.store.read(key).data for key in keys(context)}
+
+    again = plan(ADDER, context)
+
+    assert again.reused
+    assert again.key == first.key
+    assert {key: context.store.read(key).data for key in keys(context)} == before
+
+
+def test_a_plan_of_the_same_substance_stands_when_more_exists(context: StepContext) -> None:
+    first = plan(ADDER, context)
+    store_checkpoint(context)
+
+    again = plan(ADDER, context)
+
+    assert (again.key, again.reused) == (first.key, True)
+    assert stored(context, again).steps[0].exists is False
+    steps: Any = again.detail["steps"]
+    assert steps[0]["will_run"] is False
+    assert "Will run: compile cpu, measure cpu" in again.message
+
+
+def test_a_retry_with_its_id_does_not_plan_again(context: StepContext) -> None:
+    first = plan(ADDER, context, plan_id="run-1")
+    (revision_folder(context) / "model.safetensors").unlink()
+
+    again = plan(ADDER, context, plan_id="run-1")
+
+    assert (again.key, again.reused) == (first.key, True)
+    assert first.key == "plans/run-1.json"
+
+
+def test_an_id_stands_for_one_request(context: StepContext) -> None:
+    plan(ADDER, context, plan_id="run-1")
+
+    with pytest.raises(BadInput, match="answers another request"):
+        plan(ReleaseRequest(model="adder", revision="r2"), context, plan_id="run-1")
+
+
+def test_whoever_comes_second_gets_the_plan_of_the_first(
+    context: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = plan_module._store_plan
+    other = ReleaseRequest(model="adder", revision="r2")
+
+    def race(store: Any, made: Plan) -> StepResult:
+        """Let somebody else plan under the same id just before."""
+        monkeypatch.setattr(plan_module, "_store_plan", real)
+        store_checkpoint(context)
+        plan(made.request if made.plan_id == "run-1" else ADDER, context, plan_id=made.plan_id)
+        return real(store, made)
+
+    monkeypatch.setattr(plan_module, "_store_plan", race)
+    result = plan(ADDER, context, plan_id="run-1")
+    assert result.reused
+    assert stored(context, result).steps[0].exists
+
+    monkeypatch.setattr(plan_module, "_store_plan", race)
+    with pytest.raises(BadInput, match="answers another request"):
+        plan(other, context, plan_id="run-2")
+
+
+def test_a_plan_that_was_cut_short_is_made_by_the_next_try(
+    context: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: Any) -> bool:
+        raise Transient("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_module, "create_document", full)
+        with pytest.raises(Transient):
+            plan(ADDER, context)
+    assert not any(key.startswith("plans/") for key in keys(context))
+
+    assert not plan(ADDER, context).reused
+
+
+def test_overrides_and_revision_are_in_the_plan(context: StepContext) -> None:
+    request = ReleaseRequest(model="adder", revision="r2", overrides={"max_num_seqs": 1})
+
+    made = stored(context, plan(request, context))
+
+    default = stored(context, plan(ADDER, context))
+    assert made.revision == "r2"
+    assert made.targets[0].target.max_num_seqs == 1
+    assert made.targets[0].serving["max_num_seqs"] == 1
+    assert made.targets[0].compile_key == default.targets[0].compile_key
+    assert made.targets[0].serving_digest != default.targets[0].serving_digest
+
+
+def test_the_newest_revision_is_taken_when_nobody_names_one(context: StepContext) -> None:
+    edit(context.settings.catalogue / "adder.yaml", "  revision: r1\n", "")
+
+    assert stored(context, plan(ADDER, context)).revision == "r2"
+
+
+def spec_edit(old: str, new: str) -> Callable[[StepContext], None]:
+    return lambda context: edit(context.settings.catalogue / "adder.yaml", old, new)
+
+
+def environments_edit(old: str, new: str) -> Callable[[StepContext], None]:
+    return lambda context: edit(context.settings.environments, old, new)
+
+
+def add_pickle(context: StepContext) -> None:
+    (revision_folder(context) / "pytorch_model.bin").write_bytes(b"x")
+
+
+def lose_config(context: StepContext) -> None:
+    (revision_folder(context) / "config.json").unlink()
+
+
+def cut_weights(context: StepContext) -> None:
+    path = revision_folder(context) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def few_positions(context: StepContext) -> None:
+    write_model(revision_folder(context), config={**CONFIG, "max_position_embeddings": 64})
+
+
+def nothing(_context: StepContext) -> None:
+    pass
+
+
+REQUIRES = ("requires: []", "requires: [staging]")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "request_", "kind", "words"),
+    [
+        (nothing, {"model": "addr"}, NotFound, "Did you mean adder?"),
+        (nothing, {"model": "../adder"}, BadInput, "not a valid name"),
+        (nothing, {"revision": "r9"}, NotFound, "r9"),
+        (nothing, {"revision": "../r1"}, BadInput, "not valid"),
+        (nothing, {"targets": ("gpu",)}, BadInput, "no target 'gpu'"),
+        (nothing, {"environments": ("prod",)}, BadInput, "no environment 'prod'"),
+        (nothing, {"overrides": {"speed": 1}}, BadInput, "no such setting"),
+        (nothing, {"overrides": {"max_num_seqs": 0}}, BadInput, "at least 1"),
+        (nothing, {"overrides": {"dtype": "float16"}}, BadInput, "float16 is not possible"),
+        (spec_edit("lane: cpu", "lane: neuron-native"), {}, BadInput, "not available in this"),
+        (spec_edit("dtype: bfloat16", "dtype: bf16"), {}, BadInput, "targets[0].dtype"),
+        (environments_edit("devices: 2", "devices: two"), {"environments": ("staging",)},
+         BadInput, "environments.staging.devices"),
+        (environments_edit(*REQUIRES), {"environments": ("production",)},
+         BadInput, "requires staging, where the release has not been"),
+        (spec_edit("replicas: 1", "replicas: 2"), {"environments": ("staging",)},
+         BadInput, "need 4 servers"),
+        (spec_edit("- name: cpu", "- name: other"), {"environments": ("staging",)},
+         BadInput, "serves target 'cpu', and the release has other"),
+        (add_pickle, {}, BadInput, "pickle files are never loaded"),
+        (lose_config, {}, BadInput, "config.json is missing"),
+        (cut_weights, {}, BadInput, "truncated"),
+        (few_positions, {}, BadInput, "more than the model's 64 positions"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_anything_is_written(
+    context: StepContext,
+    spoil: Callable[[StepContext], None],
+    request_: dict[str, Any],
+    kind: type[BadInput],
+    words: str,
+) -> None:
+    spoil(context)
+
+    with pytest.raises(kind) as caught:
+        plan(ReleaseRequest(**{"model": "adder", **request_}), context)
+
+    assert words in str(caught.value)
+    assert keys(context) == []
+
+
+def test_a_revision_never_changes(context: StepContext) -> None:
+    store_checkpoint(context, shorter_by=1)
+
+    with pytest.raises(BadInput, match="with other files than"):
+        plan(ADDER, context)
+
+
+def test_the_stable_release_is_the_baseline(context: StepContext) -> None:
+    request = ReleaseRequest(model="adder", environments=("staging", "production"))
+    first = stored(context, plan(request, context))
+    assert first.targets[0].baselines == {}
+    release = store_stable_release(context, first, "production")
+    assert stored(context, plan(request, context)).targets[0].baselines == {}  # not measured
+
+    store_measurement(context, release.measurement_id)
+    later = stored(context, plan(request, context))
+
+    assert later.targets[0].baselines == {"production": release.measurement_id}
+    assert later.plan_id != first.plan_id
+
+
+def test_a_stable_release_that_was_adopted_is_no_baseline(context: StepContext) -> None:
+    track = Track(release_id="adder-0123456789ab", since=datetime.now(UTC), verified=False)
+    channel = Channel(model="adder", environment="production", stable=track)
+    create_document(context.store, channel_key("adder", "production"), channel)
+
+    request = ReleaseRequest(model="adder", environments=("production",))
+
+    assert stored(context, plan(request, context)).targets[0].baselines == {}
+
+
+def test_a_forged_stable_release_is_no_baseline(context: StepContext) -> None:
+    first = stored(context, plan(ADDER, context))
+    release = store_stable_release(context, first, "production")
+    key = release_key("adder", release.release_id)
+    forged = release.model_copy(update={"measurement_id": "0123456789ab"})
+    context.store.put(key, forged.to_bytes())
+
+    with pytest.raises(BadInput):
+        plan(ReleaseRequest(model="adder", environments=("production",)), context)
+
+
+def test_a_release_that_was_in_the_required_environment_may_go_on(context: StepContext) -> None:
+    edit(context.settings.environments, *REQUIRES)
+    store_checkpoint(context)
+    request = ReleaseRequest(model="adder", environments=("production",))
+    with pytest.raises(BadInput, match="requires staging"):
+        plan(request, context)
+    store_stable_release(context, stored(context, plan(ADDER, context)), "staging")
+
+    assert not plan(request, context).reused
+
+
+def test_a_corrupt_plan_is_reported(context: StepContext) -> None:
+    context.store.create("plans/run-1.json", b"{}")
+
+    with pytest.raises(CorruptFile):
+        plan(ADDER, context, plan_id="run-1")
+
+
+def test_checking_files_asks_the_lanes(context: StepContext) -> None:
+    path = context.settings.catalogue / "adder.yaml"
+    assert check_files_with_lanes([path]) == []
+    edit(path, "lane: cpu", "lane: neuron-nxdi")
+
+    (problem,) = check_files_with_lanes([path])
+
+    assert problem.key == "targets[0]"
+    assert problem.message == "Lane neuron-nxdi is not available in this version. Use cpu."
