@@ -99,9 +99,9 @@ def log_differences(blocks: Sequence[PairedBlock], model: Covariance) -> Floats:
 def covariance_of(blocks: Sequence[PairedBlock], model: Covariance) -> Floats:
     """Return the covariance of the log differences, blocks x blocks (see `Covariance`)."""
     pods = sum(shares @ shares.T for shares in (_shares(blocks, track) for track in _TRACKS))
-    middle_s = np.array([block.middle_s for block in blocks])
+    middle_s = np.array([block.middle_s for block in blocks], dtype=np.float64)
     stable, candidate = (_requests(blocks, track) for track in _TRACKS)
-    sampling = model.se2 * (1 / stable + 1 / candidate)
+    sampling = np.asarray(model.se2 / stable + model.se2 / candidate, dtype=np.float64)
     return _covariance(np.asarray(pods, dtype=np.float64), middle_s, sampling, model)
 
 
@@ -126,7 +126,7 @@ def planned_information(first: PairedBlock, model: Covariance, spec: JudgeSpec) 
     sampling = model.se2 / (rate * length_s) * (1 / share + 1 / (1 - share))
     covariance = _covariance(
         np.full((count, count), pods),
-        np.arange(count) * length_s,
+        np.arange(count, dtype=np.float64) * length_s,
         np.full(count, sampling),
         model,
     )

@@ -21,9 +21,9 @@ holds and its evidence is a weighted mean.
 
 Bad events come in bursts: a pod that fails loses all its requests in flight. Events that would
 argue for a rejection are therefore clipped per pod and block (the candidate's for harm, stable's
-for promotion). That only ever lowers the evidence, so it costs no validity. Where counts of
-unchanged pods vary more than singly coming events would, the log evidence is divided by their
-`dispersion`.
+for promotion), and no block gives more than half of the evidence that is needed. That only ever
+lowers the evidence, so it costs no validity. Where counts of unchanged pods vary more than singly
+coming events would, the log evidence is divided by their `dispersion`.
 """
 
 from __future__ import annotations
@@ -80,9 +80,8 @@ def harm_evidence(blocks: Sequence[PairedBlock], metric: MetricSpec) -> Floats:
     if metric.harm_floor > 0:
         tests.append(level_wagers(counts, metric.harm_floor, defaults.HARM_RATIOS))
     starts = restarts(blocks)
-    return np.asarray(
-        np.minimum.reduce([_over_starts(test / metric.dispersion, starts) for test in tests])
-    )
+    stakes = [_tempered(test, metric, metric.harm_alpha) for test in tests]
+    return np.asarray(np.minimum.reduce([_over_starts(stake, starts) for stake in stakes]))
 
 
 def promote_evidence(blocks: Sequence[PairedBlock], metric: MetricSpec) -> Floats:
@@ -90,11 +89,11 @@ def promote_evidence(blocks: Sequence[PairedBlock], metric: MetricSpec) -> Float
     expected = metric.promote_ceiling / metric.promote_margin
     counts = _clipped(blocks, "stable", least=expected, ratio_to_stable=1.0)
     ratio = ratio_wagers(counts, metric.promote_margin, defaults.PROMOTE_RATIOS)
-    by_ratio = _log_mean(np.cumsum(ratio / metric.dispersion, axis=0))
+    by_ratio = _log_mean(np.cumsum(_tempered(ratio, metric, metric.promote_beta), axis=0))
     if metric.promote_ceiling == 0:
         return by_ratio
     level = level_wagers(counts, metric.promote_ceiling, defaults.PROMOTE_RATIOS)
-    by_level = _log_mean(np.cumsum(level / metric.dispersion, axis=0))
+    by_level = _log_mean(np.cumsum(_tempered(level, metric, metric.promote_beta), axis=0))
     weight = defaults.CEILING_WEIGHT
     return np.asarray(np.logaddexp(log(weight) + by_level, log(1 - weight) + by_ratio))
 
@@ -159,6 +158,12 @@ def _clipped(
 
 def _limit(expected: float, requests: int) -> int:
     return max(defaults.CLIP_EVENTS, ceil(defaults.CLIP_EXCESS * expected * requests))
+
+
+def _tempered(wagers: Floats, metric: MetricSpec, error: float) -> Floats:
+    """Return the log wagers over the metric's dispersion, none above its share of ln(1 / error)."""
+    most = -log(error) * defaults.MAX_SHARE_PER_BLOCK
+    return np.asarray(np.minimum(wagers / metric.dispersion, most))
 
 
 def _over_starts(wagers: Floats, starts: Sequence[int]) -> Floats:

@@ -49,6 +49,10 @@ CEILING_WEIGHT = 0.7
 CLIP_EVENTS = 2
 """Bad events of one pod in one block that always count."""
 
-CLIP_EXCESS = 4.0
+CLIP_EXCESS = 8.0
 """More of them count only up to this multiple of what the null expects: a pod that loses all its
 requests in flight at once is one event, not twenty."""
+
+MAX_SHARE_PER_BLOCK = 1 / 2
+"""Share of the evidence that a decision by counts needs which one block can give, however many
+requests it has. As stakes are split as well, no fewer than three blocks decide."""
