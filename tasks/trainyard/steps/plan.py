@@ -74,7 +74,7 @@ def plan(
     if plan_id is not None:
         stored = _stored_plan(context.store, plan_id, request)
         if stored is not None:
-            return _result(stored, stored, reused=True)
+            return _result(stored, stored, context, reused=True)
     settings, store = context.settings, context.store
     path = Catalogue(settings.catalogue).path(request.model)
     spec = load_spec(path)
@@ -125,7 +125,7 @@ def plan(
     if environments is not None:
         _refuse_skipped_environments(made, facts, environments, store)
     _store_assets(store, assets, files)
-    return _store_plan(store, made)
+    return _store_plan(made, context)
 
 
 def lane_rules(target: Target) -> Sequence[str]:
@@ -290,22 +290,24 @@ def _store_assets(
             store.upload(f"{evals_prefix(assets.digest)}/{name}", stream, sha256=entry.sha256)
 
 
-def _store_plan(store: Store, made: Plan) -> StepResult:
-    key = plan_key(made.plan_id)
+def _store_plan(made: Plan, context: StepContext) -> StepResult:
+    store = context.store
     try:
-        reused = not create_document(store, key, made)
+        reused = not create_document(store, plan_key(made.plan_id), made)
     except Conflict:
         # Somebody was first, or what exists has changed since. The stored plan stands.
         stored = _stored_plan(store, made.plan_id, made.request)
         if stored is None:
             raise
-        return _result(stored, made, reused=True)
-    return _result(made, made, reused=reused)
+        return _result(stored, made, context, reused=True)
+    return _result(made, made, context, reused=reused)
 
 
-def _result(stored: Plan, newest: Plan, *, reused: bool) -> StepResult:
-    """Describe the stored plan; what exists already is told as of `newest`."""
+def _result(stored: Plan, newest: Plan, context: StepContext, *, reused: bool) -> StepResult:
+    """Report and describe the stored plan; what exists already is told as of `newest`."""
     lines = explain(newest)
+    for line in lines:
+        context.progress.say(str(line))
     running = [f"{line.step} {line.target}".strip() for line in lines if line.will_run]
     what = f"Will run: {', '.join(running)}." if running else "Everything exists already."
     return StepResult(

@@ -36,11 +36,15 @@ from trainyard.store.layout import channel_key, measurement_key, plan_key, relea
 FILES = Path(__file__).parents[1] / "spec" / "files"
 
 
-class QuietProgress:
-    """Takes reports and keeps none."""
+class KeptProgress:
+    """Keeps what a step says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
 
     def say(self, message: str) -> None:
         """Take a line."""
+        self.said.append(message)
 
     def fraction(self, done: float, message: str = "") -> None:
         """Take a share."""
@@ -90,7 +94,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StepContext:
     for revision in ("r1", "r2"):
         write_model(settings.home / "demo" / "models" / "adder" / revision, fill=len(revision))
     store = FolderStore(settings.store_root)
-    return StepContext(settings, store, QuietProgress(), tmp_path / "work")
+    return StepContext(settings, store, KeptProgress(), tmp_path / "work")
 
 
 ADDER = ReleaseRequest(model="adder")
@@ -211,6 +215,22 @@ def test_a_plan_and_its_evaluation_files_are_stored(context: StepContext) -> Non
     assert len(keys(context)) == 4
 
 
+def test_every_step_is_explained(context: StepContext) -> None:
+    plan(ADDER, context)
+
+    assert isinstance(context.progress, KeptProgress)
+    said = context.progress.said[-6:]
+    assert [line.split(":")[0] for line in said] == [
+        "download",
+        "compile cpu",
+        "measure cpu",
+        "accuracy gate cpu",
+        "latency gate cpu",
+        "publish cpu",
+    ]
+    assert all(": will run. " in line for line in said)
+
+
 def test_planning_again_changes_nothing(context: StepContext) -> None:
     first = plan(ADDER, context)
     before = {key: context.store.read(key).data for key in keys(context)}
@@ -258,12 +278,12 @@ def test_whoever_comes_second_gets_the_plan_of_the_first(
     real = plan_module._store_plan
     other = ReleaseRequest(model="adder", revision="r2")
 
-    def race(store: Any, made: Plan) -> StepResult:
+    def race(made: Plan, context: StepContext) -> StepResult:
         """Let somebody else plan under the same id just before."""
         monkeypatch.setattr(plan_module, "_store_plan", real)
         store_checkpoint(context)
         plan(made.request if made.plan_id == "run-1" else ADDER, context, plan_id=made.plan_id)
-        return real(store, made)
+        return real(made, context)
 
     monkeypatch.setattr(plan_module, "_store_plan", race)
     result = plan(ADDER, context, plan_id="run-1")
