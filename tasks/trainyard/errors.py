@@ -13,6 +13,7 @@
     │   └── StorageFull           30    yes    the disk under the store or the work folder is full
     ├── OutOfCapacity             40    yes    out of memory or devices: later, or with less parallelism
     └── Busy                      75    yes    somebody else is doing this very step
+        └── StaleDriver           75    no     another run or attempt drives the rollout now
 
 Own exceptions exist because the exit code is the contract with Airflow (and with any shell script):
 the class decides whether a task is tried again. Errors of libraries are chained (``raise … from``),
@@ -95,3 +96,9 @@ class Busy(TrainyardError):
 
     exit_code = 75
     retryable = True
+
+
+class StaleDriver(Busy):
+    """Another run or attempt has taken the rollout over; this one must stop driving it."""
+
+    retryable = False

@@ -1,0 +1,118 @@
+"""Channels in the store: read, change by compare-and-swap, list, reset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trainyard.canonical import digest, short
+from trainyard.documents.channel import Channel
+from trainyard.errors import Busy, Conflict, NotFound
+from trainyard.names import check_name
+from trainyard.store.documents import create_document, read_document, read_versioned
+from trainyard.store.layout import channel_key
+from trainyard.store.protocol import Store
+
+CHANNELS = "channels"
+
+ARCHIVE = "archive/channels"
+"""Channels that were reset. Not below `channels`, where routers look for channels to follow."""
+
+
+def read_channel(store: Store, model: str, environment: str) -> Channel:
+    """Return the channel; one that nobody has written yet is empty, with generation 0.
+
+    Raises:
+        BadInput: the names are not valid.
+        CorruptFile: it cannot be read.
+    """
+    try:
+        return read_document(store, channel_key(model, environment), Channel)
+    except NotFound:
+        return Channel(model=model, environment=environment)
+
+
+def change_channel(
+    store: Store, model: str, environment: str, change: Callable[[Channel], Channel]
+) -> Channel:
+    """Change the channel by compare-and-swap, from what is stored now, and return it.
+
+    `change` may be called several times, must be pure, and may raise; if it returns an equal
+    channel, nothing is written.
+
+    Raises:
+        Conflict: others kept changing it.
+    """
+    for _ in range(_ATTEMPTS):
+        current, version = read_for_change(store, model, environment)
+        changed = change(current)
+        if changed == current:
+            return current
+        try:
+            write_channel(store, changed, version=version)
+        except Conflict:
+            continue
+        return changed
+    raise Conflict(
+        f"Channel {environment} of {model} was changed by others {_ATTEMPTS} times in a row.",
+        hint="Try again; if it lasts, find out who keeps writing it.",
+    )
+
+
+_ATTEMPTS = 20
+
+
+def read_for_change(store: Store, model: str, environment: str) -> tuple[Channel, str | None]:
+    """Return the channel and its version, None if nobody has written it yet. Raises CorruptFile."""
+    try:
+        return read_versioned(store, channel_key(model, environment), Channel)
+    except NotFound:
+        return Channel(model=model, environment=environment), None
+
+
+def write_channel(store: Store, channel: Channel, *, version: str | None) -> str:
+    """Store a channel if it still is the one that was read, and return its version.
+
+    Raises:
+        Conflict: somebody else was first.
+    """
+    key = channel_key(channel.model, channel.environment)
+    # What is stored has passed the document's own rules, whoever put it together.
+    data = Channel.model_validate(channel.model_dump(by_alias=True)).to_bytes()
+    if version is None:
+        return store.create(key, data)
+    return store.replace(key, data, version=version)
+
+
+def list_channels(store: Store, *, model: str = "") -> tuple[Channel, ...]:
+    """Return all channels (of one model), sorted by model and environment. Raises CorruptFile."""
+    prefix = f"{CHANNELS}/{check_name(model, 'Model')}" if model else CHANNELS
+    keys = [entry.key for entry in store.list(prefix)]
+    return tuple(read_document(store, key, Channel) for key in keys if key.count("/") == 2)
+
+
+def reset_channel(store: Store, model: str, environment: str) -> str:
+    """Move the channel to the archive, so that the next rollout is a first one.
+
+    Its servers are not touched. Doing it twice is the same as once.
+
+    Returns:
+        The key in the archive; empty if there was no channel.
+
+    Raises:
+        Busy: a rollout is under way.
+    """
+    channel, version = read_for_change(store, model, environment)
+    if version is None:
+        return ""
+    if channel.in_progress:
+        assert channel.rollout is not None
+        raise Busy(
+            f"Rollout {channel.rollout.number} of {channel.rollout.release_id} is under way in "
+            f"{environment}.",
+            hint="End it first: `trainyard abort`, or mark its task as failed.",
+        )
+    content = short(digest(channel.model_dump(mode="json", by_alias=True)))
+    key = f"{ARCHIVE}/{model}/{environment}/{channel.generation:06d}-{content}.json"
+    create_document(store, key, channel)
+    store.delete(channel_key(model, environment), version=version)
+    return key

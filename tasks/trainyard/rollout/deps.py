@@ -1,0 +1,75 @@
+"""What rollouts work with: the parts of the world, behind their protocols."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from trainyard.documents.base import Provenance
+from trainyard.documents.evidence import Block, JudgeSpec, Verdict
+from trainyard.documents.release import Release
+from trainyard.errors import NotFound
+from trainyard.rollout.looks import LookLog
+from trainyard.rollout.metrics import MetricReader
+from trainyard.rollout.outbox import Outbox
+from trainyard.rollout.warm_up import Warmer
+from trainyard.serving.guard_events import GuardEvent
+from trainyard.serving.protocol import Host, Lease, Router
+from trainyard.spec.environments import Environment
+from trainyard.store.protocol import Store
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class RolloutDeps:
+    """The world of a rollout."""
+
+    store: Store
+    host: Host
+    router: Router
+    lease: Lease
+    metrics: MetricReader
+    warmer: Warmer
+    judge: Callable[[Sequence[Block], JudgeSpec], Verdict]
+    load_release: Callable[[str, str], Release]
+    """By model and release id; checks the signature."""
+    guard_events: Callable[[str, str, int], Sequence[GuardEvent]]
+    """What the guard did by itself, by model, environment and number of the rollout."""
+    environments: Mapping[str, Environment]
+    drain_timeout_s: float
+    """Seconds that running requests may take before their server is stopped."""
+    tell: Callable[[str], None]
+    """Takes each event of a rollout, once, as a line for people."""
+    provenance: Provenance = field(default_factory=Provenance)
+    """Of attestations."""
+    now: Callable[[], datetime] = _utc_now
+    sleep: Callable[[float], None] = time.sleep
+    looks: LookLog = field(init=False)
+    outbox: Outbox = field(init=False)
+    _releases: dict[str, Release] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make the caches; all of them are of things that never change."""
+        object.__setattr__(self, "looks", LookLog(self.store))
+        object.__setattr__(self, "outbox", Outbox(self.store, self.tell))
+
+    def release(self, model: str, release_id: str) -> Release:
+        """Return a release, verified. Raises NotFound, BadInput, CorruptFile."""
+        if release_id not in self._releases:
+            self._releases[release_id] = self.load_release(model, release_id)
+        return self._releases[release_id]
+
+    def environment(self, name: str) -> Environment:
+        """Return the rules of an environment. Raises NotFound."""
+        try:
+            return self.environments[name]
+        except KeyError:
+            raise NotFound(
+                f"There is no environment {name}.",
+                hint=f"There are: {', '.join(self.environments) or 'none'}.",
+            ) from None

@@ -1,0 +1,550 @@
+"""The shell around the state machine: looks at the world, stores the channel, carries out wishes.
+
+One tick (`drive`) reads the channel, observes, lets the state machine decide, stores the result by
+compare-and-swap, and only then acts. Everything it does may be repeated, so it may be killed at any
+line: the next tick, of whichever process, goes on from the channel. Nothing is kept between ticks
+but caches of what never changes.
+
+Several processes may try to drive a rollout. The channel names the run and the epoch that may; all
+others get StaleDriver. Two with the same epoch do the same things twice, which is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from trainyard.documents.channel import (
+    EXPOSED_PHASES,
+    Channel,
+    Outcome,
+    Rollout,
+    RolloutDriver,
+    RolloutPlan,
+)
+from trainyard.documents.release import Release
+from trainyard.errors import Busy, Conflict, NotFound, StaleDriver
+from trainyard.rollout.act import act, strays
+from trainyard.rollout.channel_store import (
+    change_channel,
+    read_channel,
+    read_for_change,
+    write_channel,
+)
+from trainyard.rollout.deps import RolloutDeps
+from trainyard.rollout.events import (
+    AbortRequested,
+    DriverClaimed,
+    Event,
+    OutcomeNoted,
+    RolloutRequested,
+)
+from trainyard.rollout.observe import observe, seconds_to_next_slot
+from trainyard.rollout.plan_rollout import (
+    NothingToDo,
+    plan_rollback,
+    plan_rollout,
+    rollback_target,
+)
+from trainyard.rollout.state_machine import commands_for, step
+from trainyard.rollout.words import describe_entry
+from trainyard.serving.protocol import ServerStatus
+from trainyard.store.layout import rollout_prefix
+
+AFTER_CONFLICT_S = 0.2
+LONGEST_PAUSE_S = 2.0
+SHORTEST_PAUSE_S = 0.1
+
+OUTCOME_EVENTS: dict[str, Outcome] = {
+    "promoted": "promoted",
+    "returned": "promoted",
+    "rolled_back": "rolled_back",
+    "withdrawn": "withdrawn",
+}
+"""Outcomes by the event that ends a rollout in the history."""
+
+
+@dataclass(frozen=True)
+class DriveResult:
+    """What a tick found."""
+
+    done: bool
+    """The rollout has an outcome, and everything about it is written down."""
+    channel: Channel
+    outcome: Outcome | None
+    """How it ended, if it did."""
+    summary: str
+    """One sentence about where it stands."""
+    messages: tuple[str, ...] = ()
+    """What is new, a line each."""
+    next_in_s: float = 0.0
+    """Seconds until the next tick is worth while."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How the rollout of a run ended."""
+
+    outcome: Outcome | None
+    """None: the run has no rollout."""
+    summary: str
+    channel: Channel
+
+
+# --- beginning ------------------------------------------------------------------------------------
+
+
+def start_rollout(
+    deps: RolloutDeps,
+    model: str,
+    environment: str,
+    release_id: str,
+    *,
+    run_id: str,
+    force: bool = False,
+    reason: str = "",
+    requested_by: str = "",
+) -> Channel:
+    """Take the channel for a rollout of `release_id`, or go on with the one that `run_id` has.
+
+    Going on raises the epoch, so that whoever drove the rollout before stops. A run whose rollout
+    is over gets the channel as it is, until it has been settled; then it may try again.
+
+    Returns:
+        The channel. If its rollout does not belong to `run_id`, there was nothing to do.
+
+    Raises:
+        Busy, BadInput, NotFound, Refused: as `plan_rollout`.
+        Conflict: others kept changing the channel.
+    """
+    now = deps.now()
+
+    def change(channel: Channel) -> Channel:
+        if goes_on(channel, run_id, release_id):
+            return step(channel, DriverClaimed(run_id), now)[0]
+        plan = plan_for(deps, channel, release_id, force=force, reason=reason)[1]
+        if isinstance(plan, NothingToDo):
+            return channel
+        return _requested(deps, channel, release_id, plan, run_id, requested_by, reason, now)
+
+    return change_channel(deps.store, model, environment, change)
+
+
+def goes_on(channel: Channel, run_id: str, release_id: str | None = None) -> bool:
+    """Tell whether the channel's rollout is the one that `run_id` is about."""
+    rollout = channel.rollout
+    return (
+        rollout is not None
+        and rollout.driver.run_id == run_id
+        and release_id in (None, rollout.release_id)
+        and not rollout.settled
+    )
+
+
+def plan_for(
+    deps: RolloutDeps, channel: Channel, release_id: str, *, force: bool = False, reason: str = ""
+) -> tuple[Release, RolloutPlan | NothingToDo]:
+    """Return the release and what promoting it would do. Raises as `plan_rollout`."""
+    environment = deps.environment(channel.environment)
+    release = deps.release(channel.model, release_id)
+    required = {
+        name: read_channel(deps.store, channel.model, name) for name in environment.requires
+    }
+
+    def same_checkpoint(other: str) -> bool:
+        if other == release_id:
+            return True
+        try:
+            digest = deps.release(channel.model, other).checkpoint_digest
+        except NotFound:
+            # An adopted release has no manifest, so nobody knows what it is made of.
+            return False
+        return digest == release.checkpoint_digest
+
+    plan = plan_rollout(
+        channel,
+        release,
+        environment,
+        now=deps.now(),
+        drain_timeout_s=deps.drain_timeout_s,
+        force=force,
+        reason=reason,
+        required=required,
+        same_checkpoint=same_checkpoint,
+    )
+    return release, plan
+
+
+def request_rollback(
+    deps: RolloutDeps,
+    model: str,
+    environment: str,
+    *,
+    run_id: str,
+    release_id: str | None = None,
+    reason: str = "",
+    requested_by: str = "",
+) -> Channel:
+    """Move the channel back to a proven release: the named one, or the one before the present.
+
+    A promotion that is under way is ended first, in the same change of the channel: `run_id`
+    becomes its driver, and traffic goes to the release that was stable before it. Call again once
+    that is over; if another release is wanted, the way there begins then.
+
+    Returns:
+        The channel. Unless it has a rollout of `run_id` in progress, there is nothing more to do.
+
+    Raises:
+        NotFound: there is no such earlier release.
+        Busy: another rollback is under way.
+        Conflict: others kept changing the channel.
+    """
+    now = deps.now()
+
+    def change(channel: Channel) -> Channel:
+        rollout = channel.rollout
+        if rollout is None or not (channel.in_progress or goes_on(channel, run_id)):
+            return go_back(channel, rollback_target(channel, release_id))
+        if not channel.in_progress:
+            if rollout.plan.kind == "rollback":
+                return channel
+            # The promotion that this run has ended; it may have been over just before.
+            return go_back(channel, release_id or rollout.reference_id)
+        claimed = step(channel, DriverClaimed(run_id), now)[0]
+        if goes_on(channel, run_id):
+            return claimed
+        if rollout.plan.kind == "rollback":
+            raise Busy(
+                f"A rollback to {rollout.release_id} is under way already, driven by "
+                f"{rollout.driver.run_id}.",
+                hint="Wait for its end.",
+            )
+        _refuse_rollback_to_nothing(channel, rollout, release_id)
+        why = f"A rollback was requested. {reason}".strip()
+        return step(claimed, AbortRequested(why, requested_by), now)[0]
+
+    def go_back(channel: Channel, target: str) -> Channel:
+        plan = plan_rollback(
+            channel,
+            deps.release(model, target),
+            deps.environment(environment),
+            drain_timeout_s=deps.drain_timeout_s,
+        )
+        if isinstance(plan, NothingToDo):
+            return channel
+        return _requested(deps, channel, target, plan, run_id, requested_by, reason, now)
+
+    return change_channel(deps.store, model, environment, change)
+
+
+def _refuse_rollback_to_nothing(channel: Channel, rollout: Rollout, release_id: str | None) -> None:
+    known = {track.release_id for track in channel.previous} | {rollout.reference_id}
+    if (release_id or rollout.reference_id) and (release_id or rollout.reference_id) in known:
+        return
+    raise NotFound(
+        f"{channel.environment} of {channel.model} has no earlier release"
+        + (f" {release_id}." if release_id else " to go back to."),
+        hint="To end the rollout that is under way, abort it.",
+    )
+
+
+def _requested(
+    deps: RolloutDeps,
+    channel: Channel,
+    release_id: str,
+    plan: RolloutPlan,
+    run_id: str,
+    requested_by: str,
+    reason: str,
+    now: datetime,
+) -> Channel:
+    request = RolloutRequested(
+        number=_next_number(deps, channel),
+        release_id=release_id,
+        plan=plan,
+        run_id=run_id,
+        requested_by=requested_by,
+        reason=reason,
+    )
+    return step(channel, request, now)[0]
+
+
+def _next_number(deps: RolloutDeps, channel: Channel) -> int:
+    """Return a number that no rollout of the channel had, also before the channel was reset."""
+    if channel.rollout is not None:
+        return channel.rollout.number + 1
+    folder = rollout_prefix(channel.model, channel.environment, 0).rpartition("/")[0]
+    used = {
+        entry.key.removeprefix(f"{folder}/").partition("/")[0] for entry in deps.store.list(folder)
+    }
+    return max((int(number) for number in used if number.isdigit()), default=0) + 1
+
+
+# --- driving --------------------------------------------------------------------------------------
+
+
+def drive(deps: RolloutDeps, model: str, environment: str, driver: RolloutDriver) -> DriveResult:
+    """Make one tick.
+
+    Args:
+        deps: the world.
+        model: name of the model.
+        environment: name of the environment.
+        driver: who drives, as `start_rollout` left it in the channel.
+
+    Raises:
+        StaleDriver: somebody else drives the rollout, or there is another one by now.
+        Transient: the store is away for the moment.
+    """
+    now = deps.now()
+    channel, version = read_for_change(deps.store, model, environment)
+    before = channel
+    _require_driver(channel, driver)
+    servers: tuple[ServerStatus, ...] = ()
+    messages: tuple[str, ...] = ()
+    commands = commands_for(channel, now)
+    if channel.in_progress:
+        sight = observe(deps, channel, now)
+        servers, messages = sight.servers, sight.messages
+        channel = _fold(channel, sight.events, now)
+        if channel != before:
+            try:
+                version = write_channel(deps.store, channel, version=version)
+            except Conflict:
+                return _result(before, (), next_in_s=AFTER_CONFLICT_S)
+        commands = (*commands_for(channel, now), *strays(channel, servers, now))
+    done = act(deps, channel, commands, servers)
+    if done.events:
+        later = _fold(channel, done.events, deps.now())
+        try:
+            write_channel(deps.store, later, version=version)
+            channel = later
+        except Conflict:
+            # Whoever was first has not seen these events; the next tick makes them again.
+            pass
+    return _result(
+        channel,
+        (*_news(before, channel), *messages, *done.problems),
+        done=not channel.in_progress and not done.try_again,
+        next_in_s=_pause_s(channel, deps.now(), acted=bool(done.events)),
+    )
+
+
+def _require_driver(channel: Channel, driver: RolloutDriver) -> None:
+    rollout = channel.rollout
+    now = rollout.driver if rollout is not None else None
+    if now is None or (now.run_id, now.epoch) != (driver.run_id, driver.epoch):
+        raise StaleDriver(
+            f"{channel.environment} of {channel.model} is driven by "
+            f"{f'{now.run_id} (epoch {now.epoch})' if now else 'nobody'}, not by {driver.run_id} "
+            f"(epoch {driver.epoch}).",
+            hint="Stop driving it; its channel says how it goes on.",
+        )
+
+
+def _fold(channel: Channel, events: Sequence[Event], now: datetime) -> Channel:
+    for event in events:
+        channel, _ = step(channel, event, now)
+    return channel
+
+
+def _news(before: Channel, after: Channel) -> tuple[str, ...]:
+    return tuple(
+        describe_entry(entry) for entry in after.history if entry.generation > before.generation
+    )
+
+
+def _result(
+    channel: Channel, messages: tuple[str, ...], *, done: bool = False, next_in_s: float
+) -> DriveResult:
+    return DriveResult(
+        done=done,
+        channel=channel,
+        outcome=channel.rollout.outcome if channel.rollout else None,
+        summary=summary_of(channel),
+        messages=messages,
+        next_in_s=next_in_s,
+    )
+
+
+def _pause_s(channel: Channel, now: datetime, *, acted: bool) -> float:
+    """Return how long nothing is likely to happen."""
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        return LONGEST_PAUSE_S
+    if acted:
+        return 0.0
+    pause_s = LONGEST_PAUSE_S if rollout.phase in {"deploying", "scaling"} else 0.5
+    if rollout.phase in EXPOSED_PHASES:
+        pause_s = max(SHORTEST_PAUSE_S, min(pause_s, seconds_to_next_slot(rollout, now)))
+    return pause_s
+
+
+def summary_of(channel: Channel) -> str:
+    """Return one sentence about where the channel's rollout stands."""
+    rollout = channel.rollout
+    if rollout is None:
+        return f"{channel.environment} of {channel.model} has had no rollout yet."
+    if rollout.outcome is None:
+        return (
+            f"{rollout.release_id} in {channel.environment}: {rollout.phase}, "
+            f"{channel.weights.candidate} % of the traffic to the candidate. {rollout.reason}"
+        )
+    how = rollout.outcome.replace("_", " ")
+    return f"{rollout.release_id} was {how} in {channel.environment}: {rollout.reason}"
+
+
+# --- ending ---------------------------------------------------------------------------------------
+
+
+def abort(
+    deps: RolloutDeps, model: str, environment: str, *, reason: str, who: str = ""
+) -> Channel:
+    """End the rollout under way: traffic goes back at once, its driver does the rest.
+
+    Raises:
+        NotFound: no rollout is under way.
+    """
+    now = deps.now()
+
+    def change(channel: Channel) -> Channel:
+        if not channel.in_progress:
+            raise NotFound(
+                f"No rollout of {model} is under way in {environment}.",
+                hint="To leave a release that is stable already, roll back.",
+            )
+        return step(channel, AbortRequested(reason, who), now)[0]
+
+    return change_channel(deps.store, model, environment, change)
+
+
+def settle(
+    deps: RolloutDeps,
+    model: str,
+    environment: str,
+    *,
+    run_id: str,
+    release_id: str | None = None,
+    timeout_s: float | None = None,
+) -> Settled:
+    """End whatever `run_id` has left unfinished, and tell how its rollout ended. Idempotent.
+
+    All traffic goes to the release that was stable before, in one change of the channel that also
+    makes any other driver of this run stop. Then the servers of the loser are taken away, as far as
+    that is possible in `timeout_s`.
+
+    Args:
+        deps: the world.
+        model: name of the model.
+        environment: name of the environment.
+        run_id: the run whose rollout it is.
+        release_id: what the run was to promote: a run that found it stable has promoted it.
+        timeout_s: seconds to wait for servers to go; by default what the plan's limits add up to.
+    """
+    now = deps.now()
+    number = number_of_run(read_channel(deps.store, model, environment), run_id)
+
+    def change(channel: Channel) -> Channel:
+        if not _drives(channel, run_id, number) or not channel.in_progress:
+            return channel
+        claimed = step(channel, DriverClaimed(run_id), now)[0]
+        why = "Its run ended before the rollout did."
+        return step(claimed, AbortRequested(why, run_id), now)[0]
+
+    channel = change_channel(deps.store, model, environment, change)
+    if number is None:
+        return _without_rollout(channel, run_id, release_id)
+    if not _drives(channel, run_id, number):
+        return _ended_elsewhere(channel, number, run_id)
+    channel = _finish(deps, channel, timeout_s)
+    if _drives(channel, run_id, number) and not channel.in_progress:
+        channel = change_channel(
+            deps.store, model, environment, lambda c: step(c, OutcomeNoted(), deps.now())[0]
+        )
+    rollout = channel.rollout
+    assert rollout is not None
+    return Settled(rollout.outcome or rollout.ending, summary_of(channel), channel)
+
+
+def _finish(deps: RolloutDeps, channel: Channel, timeout_s: float | None) -> Channel:
+    """Drive a rollout that is ending until it has ended, or time is up."""
+    assert channel.rollout is not None
+    plan, driver = channel.rollout.plan, channel.rollout.driver
+    if timeout_s is None:
+        timeout_s = plan.arrivals_timeout_s + 2 * plan.drain_timeout_s + 60.0
+    started = deps.now()
+    while True:
+        try:
+            result = drive(deps, channel.model, channel.environment, driver)
+        except StaleDriver:
+            return read_channel(deps.store, channel.model, channel.environment)
+        if result.done or (deps.now() - started).total_seconds() >= timeout_s:
+            return result.channel
+        deps.sleep(result.next_in_s)
+
+
+def _drives(channel: Channel, run_id: str, number: int | None) -> bool:
+    rollout = channel.rollout
+    return rollout is not None and (rollout.number, rollout.driver.run_id) == (number, run_id)
+
+
+def number_of_run(channel: Channel, run_id: str) -> int | None:
+    """Return the number of the last rollout that `run_id` started; None if there is none."""
+    if channel.rollout is not None and channel.rollout.driver.run_id == run_id:
+        return channel.rollout.number
+    started = [
+        entry.rollout
+        for entry in channel.history
+        if entry.event == "rollout_started" and entry.detail.get("run_id") == run_id
+    ]
+    return started[-1] if started else None
+
+
+def ending_of(channel: Channel, number: int) -> tuple[Outcome, str] | None:
+    """Return outcome and reason of a rollout by its number; None while it has none."""
+    rollout = channel.rollout
+    if rollout is not None and rollout.number == number:
+        return (rollout.outcome, rollout.reason) if rollout.outcome is not None else None
+    for entry in reversed(channel.history):
+        if entry.rollout == number and entry.event in OUTCOME_EVENTS:
+            return OUTCOME_EVENTS[entry.event], str(entry.detail.get("why", ""))
+    return None
+
+
+def _without_rollout(channel: Channel, run_id: str, release_id: str | None) -> Settled:
+    stable = channel.stable
+    if stable is not None and stable.release_id == release_id and not channel.in_progress:
+        summary = f"{release_id} is the stable release of {channel.environment} already."
+        return Settled("promoted", summary, channel)
+    return Settled(None, f"{run_id} has no rollout in {channel.environment}.", channel)
+
+
+def _ended_elsewhere(channel: Channel, number: int, run_id: str) -> Settled:
+    """Tell about a rollout that another run has taken over, or that a later one has followed."""
+    ended = ending_of(channel, number)
+    if ended is not None:
+        outcome, reason = ended
+        return Settled(outcome, f"Rollout {number}: {outcome.replace('_', ' ')}. {reason}", channel)
+    rollout = channel.rollout
+    assert rollout is not None
+    return Settled(
+        rollout.ending or "withdrawn",
+        f"Rollout {number} of {run_id} was taken over by {rollout.driver.run_id}. {rollout.reason}",
+        channel,
+    )
+
+
+def tidy(deps: RolloutDeps, model: str, environment: str) -> tuple[str, ...]:
+    """Remove servers that no rollout, role or rollback window wants any more.
+
+    Returns:
+        The releases whose servers were removed; nothing while a rollout is under way.
+    """
+    channel = read_channel(deps.store, model, environment)
+    if channel.in_progress:
+        return ()
+    servers = deps.host.servers(environment, model)
+    commands = strays(channel, servers, deps.now())
+    act(deps, channel, commands, servers)
+    return tuple(command.release_id for command in commands)

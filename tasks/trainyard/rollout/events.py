@@ -1,0 +1,210 @@
+"""What may happen to a rollout, and what is to be done about it: the state machine's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from trainyard.documents.channel import HistoryEntry, RolloutPlan
+from trainyard.documents.evidence import Verdict
+
+ServerState = Literal["starting", "ready", "unhealthy", "failed", "stopping"]
+
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RolloutRequested:
+    """Somebody wants a rollout, and `plan_rollout` had nothing against it."""
+
+    number: int
+    release_id: str
+    plan: RolloutPlan
+    run_id: str
+    requested_by: str = ""
+    reason: str = ""
+    """Why it was forced, or why it rolls back."""
+
+
+@dataclass(frozen=True)
+class DriverClaimed:
+    """A run takes the rollout over; whoever drove it before must stop."""
+
+    run_id: str
+
+
+@dataclass(frozen=True)
+class ServerSeen:
+    """One server as its host sees it."""
+
+    name: str
+    release_id: str
+    state: ServerState
+    message: str = ""
+    started_at: datetime | None = None
+
+    @property
+    def incarnation(self) -> str:
+        """Name and start: a server that was started again must warm up again."""
+        return f"{self.name}@{self.started_at.isoformat() if self.started_at else ''}"
+
+
+@dataclass(frozen=True)
+class ServersSeen:
+    """The host was asked; `servers` are all servers of the model in the environment."""
+
+    servers: tuple[ServerSeen, ...]
+
+
+@dataclass(frozen=True)
+class TrafficSeen:
+    """Cumulative counts of one release at the router."""
+
+    arrivals: int = 0
+    errors: int = 0
+    in_flight: int = 0
+
+
+@dataclass(frozen=True)
+class RouteSeen:
+    """The router was asked."""
+
+    epoch: str
+    """Counters of another epoch cannot be compared."""
+    weights: Mapping[str, int]
+    """Percent by release id, as in effect."""
+    traffic: Mapping[str, TrafficSeen]
+    """By release id."""
+
+
+@dataclass(frozen=True)
+class WarmedUp:
+    """A server was asked to answer its warm-up requests."""
+
+    server: str
+    """`ServerSeen.incarnation`."""
+    asked: int
+    answered: int
+    refused: int = 0
+    """Requests that the server answered with an error; the rest got no answer at all."""
+    message: str = ""
+    """The first failure, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The judge has looked at the evidence."""
+
+    verdict: Verdict
+    evidence_key: str
+
+
+@dataclass(frozen=True)
+class FuseBlown:
+    """The candidate is broken beyond statistics."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ControllerLost:
+    """The lease ran out: for a while nobody watched the candidate."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class AbortRequested:
+    """Somebody wants the rollout to end."""
+
+    reason: str
+    who: str = ""
+
+
+@dataclass(frozen=True)
+class OutcomeNoted:
+    """The run that owned the rollout has taken note of its outcome."""
+
+
+@dataclass(frozen=True)
+class TimePassed:
+    """Nothing happened but time."""
+
+
+Event = (
+    RolloutRequested
+    | DriverClaimed
+    | ServersSeen
+    | RouteSeen
+    | WarmedUp
+    | Looked
+    | FuseBlown
+    | ControllerLost
+    | AbortRequested
+    | OutcomeNoted
+    | TimePassed
+)
+
+
+# --- commands: wishes that may be repeated at any time --------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeployServers:
+    """Have so many servers of a release, however many there are now."""
+
+    release_id: str
+    replicas: int
+
+
+@dataclass(frozen=True)
+class RemoveServers:
+    """Have no servers of a release."""
+
+    release_id: str
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Have every ready server of a release answer requests, unless it has."""
+
+    release_id: str
+    requests: int
+    warmed: tuple[str, ...]
+    """Incarnations that have."""
+
+
+@dataclass(frozen=True)
+class RenewLease:
+    """Show that the rollout is driven."""
+
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class ReleaseLease:
+    """Show that nothing needs to be driven."""
+
+
+@dataclass(frozen=True)
+class Attest:
+    """Write beside the release what became of it, once."""
+
+    kind: Literal["promotion", "rejection"]
+    release_id: str
+    rollout: int
+    subject: Mapping[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True)
+class Notify:
+    """Tell people about an event, once."""
+
+    rollout: int
+    entry: HistoryEntry = field(hash=False)
+
+
+Command = DeployServers | RemoveServers | WarmUp | RenewLease | ReleaseLease | Attest | Notify

@@ -1,0 +1,198 @@
+"""What a tick sees, as events for the state machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from trainyard.documents.channel import EXPOSED_PHASES, Channel, Rollout
+from trainyard.documents.evidence import Verdict
+from trainyard.documents.look import Look, ReleaseCounters, RouteCounters, Snapshot
+from trainyard.errors import TrainyardError
+from trainyard.rollout.deps import RolloutDeps
+from trainyard.rollout.events import (
+    ControllerLost,
+    Event,
+    FuseBlown,
+    Looked,
+    RouteSeen,
+    ServerSeen,
+    ServersSeen,
+    TimePassed,
+    TrafficSeen,
+)
+from trainyard.rollout.looks import look_key
+from trainyard.rollout.slices import blocks_from_snapshots
+from trainyard.rollout.state_machine import has_comparison
+from trainyard.rollout.words import describe_look
+from trainyard.serving.protocol import RouteStatus, ServerStatus
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one tick saw."""
+
+    events: tuple[Event, ...]
+    servers: tuple[ServerStatus, ...]
+    """All servers of the model in the environment; empty if the host could not be asked."""
+    messages: tuple[str, ...]
+    """Lines for people that are in no event."""
+
+
+def observe(deps: RolloutDeps, channel: Channel, now: datetime) -> Sight:
+    """Look at everything that matters to the rollout under way.
+
+    What cannot be asked gives no event; the state machine's limits take care of lasting silence.
+    Alarms come first: they must not wait for what else there is to see.
+    """
+    rollout = channel.rollout
+    assert rollout is not None
+    servers = _servers(deps, channel)
+    route = deps.router.status(channel.environment, channel.model)
+    events: list[Event] = list(_alarms(deps, channel, rollout, route))
+    if servers is not None:
+        events.append(ServersSeen(tuple(server_seen(server) for server in servers)))
+    if route is not None:
+        events.append(route_seen(route))
+    messages: tuple[str, ...] = ()
+    if _is_look_due(deps, channel, rollout, now):
+        look, key = _look(deps, channel, rollout, servers or (), route, now)
+        if look.message:
+            messages = (look.message,)
+        if look.verdict is not None:
+            events.append(Looked(look.verdict, key))
+    events.append(TimePassed())
+    return Sight(tuple(events), tuple(servers or ()), messages)
+
+
+def server_seen(server: ServerStatus) -> ServerSeen:
+    """Return a host's server in the state machine's words."""
+    return ServerSeen(
+        name=server.name,
+        release_id=server.release_id,
+        state=server.state,
+        message=server.message,
+        started_at=server.started_at,
+    )
+
+
+def route_seen(route: RouteStatus) -> RouteSeen:
+    """Return a router's status in the state machine's words."""
+    return RouteSeen(
+        epoch=route.epoch,
+        weights=dict(route.weights),
+        traffic={
+            release_id: TrafficSeen(one.arrivals, one.errors, one.in_flight)
+            for release_id, one in route.traffic.items()
+        },
+    )
+
+
+def slot_of(rollout: Rollout, now: datetime) -> int:
+    """Return the number of the present slice of time."""
+    return int((now - rollout.started_at).total_seconds() // rollout.plan.judge.block_s)
+
+
+def seconds_to_next_slot(rollout: Rollout, now: datetime) -> float:
+    """Return when the next slice of time begins."""
+    block_s = rollout.plan.judge.block_s
+    return block_s - (now - rollout.started_at).total_seconds() % block_s
+
+
+def _servers(deps: RolloutDeps, channel: Channel) -> Sequence[ServerStatus] | None:
+    try:
+        return deps.host.servers(channel.environment, channel.model)
+    except (TrainyardError, OSError) as error:
+        log.warning("The host cannot be asked: %s", error)
+        return None
+
+
+def _alarms(
+    deps: RolloutDeps, channel: Channel, rollout: Rollout, route: RouteStatus | None
+) -> list[Event]:
+    """Return what the guard did by itself: as it says now, and as it wrote down."""
+    if rollout.phase not in EXPOSED_PHASES or channel.weights.candidate == 0:
+        return []
+    seen: list[tuple[str, str]] = []
+    try:
+        seen.extend(
+            (event.event, event.reason)
+            for event in deps.guard_events(channel.model, channel.environment, rollout.number)
+        )
+    except (TrainyardError, OSError) as error:
+        log.warning("The guard's events cannot be read: %s", error)
+    if route is not None:
+        seen.append((route.guard, route.guard_reason))
+    fuses = [reason for event, reason in seen if event == "fuse"]
+    lost = [reason for event, reason in seen if event == "lease_expired"]
+    if fuses:
+        return [FuseBlown(f"Fuse: {fuses[0]}")]
+    return [ControllerLost(lost[0])] if lost else []
+
+
+def _is_look_due(deps: RolloutDeps, channel: Channel, rollout: Rollout, now: datetime) -> bool:
+    if not has_comparison(rollout.plan) or rollout.ending is not None:
+        return False
+    key = look_key(channel.model, channel.environment, rollout.number, slot_of(rollout, now))
+    return not deps.store.exists(key)
+
+
+def _look(
+    deps: RolloutDeps,
+    channel: Channel,
+    rollout: Rollout,
+    servers: Sequence[ServerStatus],
+    route: RouteStatus | None,
+    now: datetime,
+) -> tuple[Look, str]:
+    """Read all counters, ask the judge about everything so far, and store both as one look."""
+    compared = {rollout.release_id, rollout.reference_id}
+    ready = [s for s in servers if s.state == "ready" and s.release_id in compared]
+    snapshot = Snapshot(
+        at=now,
+        phase=rollout.phase,
+        step_index=rollout.step_index,
+        pods=deps.metrics.read(ready),
+        route=_route_counters(route, compared) if route is not None else None,
+    )
+    earlier = deps.looks.read(channel.model, channel.environment, rollout.number)
+    verdict = _verdict(deps, rollout, [*(look.snapshot for look in earlier), snapshot])
+    slot = slot_of(rollout, now)
+    weight = snapshot.route.weights.get(rollout.release_id, 0) if snapshot.route else 0
+    look = Look(
+        rollout=rollout.number,
+        slot=slot,
+        snapshot=snapshot,
+        verdict=verdict,
+        message=describe_look(slot, weight, verdict) if verdict is not None else "",
+    )
+    key, stored = deps.looks.write(channel.model, channel.environment, look)
+    return stored, key
+
+
+def _verdict(deps: RolloutDeps, rollout: Rollout, snapshots: Sequence[Snapshot]) -> Verdict | None:
+    if rollout.exposed_since is None:
+        return None
+    blocks = blocks_from_snapshots(
+        snapshots,
+        exposed_since=rollout.exposed_since,
+        candidate=rollout.release_id,
+        stable=rollout.reference_id,
+    )
+    return deps.judge(blocks, rollout.plan.judge) if blocks else None
+
+
+def _route_counters(route: RouteStatus, releases: set[str]) -> RouteCounters:
+    return RouteCounters(
+        epoch=route.epoch,
+        weights={name: share for name, share in route.weights.items() if name in releases},
+        releases={
+            name: ReleaseCounters(arrivals=one.arrivals, errors=one.errors, in_flight=one.in_flight)
+            for name, one in route.traffic.items()
+            if name in releases
+        },
+    )

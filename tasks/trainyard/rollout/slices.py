@@ -1,0 +1,256 @@
+"""From snapshots of cumulative counters to the judge's blocks. Pure.
+
+A slice is the time between two consecutive snapshots. It counts only where its ends compare:
+
+* the router was asked at both ends, had not been restarted in between, and had the same weights in
+  effect at both; otherwise nobody knows which share of the traffic the figures stand for;
+* the server is the same start of the same server and no counter went backwards;
+* both ends lie in the candidate's exposure.
+
+Latencies count only while a server of the candidate gets at most `LOAD_PARITY` times as many
+requests as one of stable's: a busier server is slower, whatever it serves. A candidate that gets
+fewer is compared all the same; that can only hide harm for a while, not invent it.
+
+Whatever is not comparable is missing. It is never taken for zero, and never negative.
+
+Metrics:
+
+=============  =======  ========================================================================
+`ttft`         average  seconds to the first token, a request
+`tpot`         average  seconds per output token after the first. One value a request where the
+                        server has it; else the mean over output events, counted as many times
+                        as requests finished, because events of one request are not independent
+`errors`       count    requests that failed at the router, of those that ended there
+`ttft_tail`    count    requests whose first token came later than a bucket edge that is fixed
+                        before exposure: the lowest one that 99 % of stable's requests kept
+=============  =======  ========================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import pairwise
+from math import inf
+
+from trainyard.documents.evidence import Block, Track
+from trainyard.documents.look import Histogram, PodCounters, RouteCounters, Snapshot
+
+TAIL_SHARE = 0.01
+"""Share of stable's requests that may be later than the edge."""
+
+FEWEST_FOR_EDGE = 100
+"""Requests of stable that fix the edge. With fewer before exposure, the edge is fixed as soon as
+there are so many, and what came before it is not used."""
+
+LOAD_PARITY = 1.25
+"""Requests of a candidate's server for each request of a stable one, up to which latencies of the
+two may be compared."""
+
+ROUTER = "router"
+"""Name under which the router's counts of a release appear in place of a server's."""
+
+
+def blocks_from_snapshots(
+    snapshots: Sequence[Snapshot],
+    *,
+    exposed_since: datetime,
+    candidate: str,
+    stable: str,
+) -> list[Block]:
+    """Return the rows of all slices, oldest first.
+
+    Args:
+        snapshots: in whatever order.
+        exposed_since: when the candidate first got traffic; the origin of the rows' time.
+        candidate: the release under test, also while it bakes in the role of stable.
+        stable: the release it is compared with.
+    """
+    ordered = sorted(snapshots, key=lambda snapshot: snapshot.at)
+    fixed = tail_edge(ordered, stable=stable, exposed_since=exposed_since)
+    blocks: list[Block] = []
+    for index, (before, after) in enumerate(pairwise(ordered)):
+        if before.at < exposed_since or after.at <= before.at:
+            continue
+        route = _comparable(before.route, after.route)
+        if route is None:
+            continue
+        edge = fixed[0] if fixed is not None and fixed[1] <= index else None
+        tracks: tuple[tuple[Track, str], ...] = (("stable", stable), ("candidate", candidate))
+        for track, release_id in tracks:
+            slice_ = _Slice(
+                t=(after.at - exposed_since).total_seconds(),
+                duration_s=(after.at - before.at).total_seconds(),
+                release_id=release_id,
+                track=track,
+                weight=route[1].weights.get(candidate, 0),
+            )
+            if load_ratio(after, candidate=candidate, stable=stable) <= LOAD_PARITY:
+                blocks.extend(_server_blocks(slice_, before, after, edge))
+            blocks.extend(_error_blocks(slice_, *route))
+    return blocks
+
+
+def load_ratio(snapshot: Snapshot, *, candidate: str, stable: str) -> float:
+    """Return a candidate server's share of the traffic over a stable server's, as weighted."""
+    weights = snapshot.route.weights if snapshot.route else {}
+    share = {}
+    for release_id in (candidate, stable):
+        servers = sum(pod.release_id == release_id for pod in snapshot.pods)
+        share[release_id] = weights.get(release_id, 0) / servers if servers else 0.0
+    return share[candidate] / share[stable] if share[stable] > 0 else inf
+
+
+def tail_edge(
+    ordered: Sequence[Snapshot], *, stable: str, exposed_since: datetime
+) -> tuple[str, int] | None:
+    """Return the edge of the tail and the index of the snapshot that fixed it.
+
+    Args:
+        ordered: oldest first.
+        stable: the release whose requests fix it.
+        exposed_since: the last snapshot before it counts, if stable had enough requests then.
+
+    Returns:
+        The `le` label as the servers write it, or None while stable had too few requests.
+    """
+    early = [index for index, snapshot in enumerate(ordered) if snapshot.at <= exposed_since]
+    for index in range(max(early, default=0), len(ordered)):
+        edge = _edge_of(ordered[index], stable)
+        if edge is not None:
+            return edge, index
+    return None
+
+
+def _edge_of(snapshot: Snapshot, stable: str) -> str | None:
+    histograms = [
+        pod.ttft for pod in snapshot.pods if pod.release_id == stable and pod.ttft is not None
+    ]
+    count = sum(histogram.count for histogram in histograms)
+    if count < FEWEST_FOR_EDGE:
+        return None
+    shared = set.intersection(*(set(histogram.buckets) for histogram in histograms))
+    for label in sorted(shared, key=_edge):
+        within = sum(histogram.buckets[label] for histogram in histograms)
+        if _edge(label) < inf and count - within <= TAIL_SHARE * count:
+            return label
+    return None
+
+
+def _edge(label: str) -> float:
+    return float(label)
+
+
+class _Slice:
+    """What all rows of one release in one slice have in common."""
+
+    def __init__(
+        self, *, t: float, duration_s: float, release_id: str, track: Track, weight: int
+    ) -> None:
+        self.release_id = release_id
+        self._t = t
+        self._duration_s = duration_s
+        self._track = track
+        self._weight = weight
+
+    def mean(self, pod: str, metric: str, requests: int, total: float) -> Block:
+        """Return a row of an average."""
+        return Block(
+            t=self._t,
+            duration_s=self._duration_s,
+            release=self.release_id,
+            track=self._track,
+            pod=pod,
+            metric=metric,
+            kind="mean",
+            requests=requests,
+            total=total,
+            weight_candidate=self._weight,
+        )
+
+    def count(self, pod: str, metric: str, requests: int, bad: int) -> Block:
+        """Return a row of a count."""
+        return Block(
+            t=self._t,
+            duration_s=self._duration_s,
+            release=self.release_id,
+            track=self._track,
+            pod=pod,
+            metric=metric,
+            kind="count",
+            requests=requests,
+            bad=bad,
+            weight_candidate=self._weight,
+        )
+
+
+def _comparable(
+    before: RouteCounters | None, after: RouteCounters | None
+) -> tuple[RouteCounters, RouteCounters] | None:
+    if before is None or after is None or before.epoch != after.epoch:
+        return None
+    weights = [{name: share for name, share in r.weights.items() if share} for r in (before, after)]
+    return (before, after) if weights[0] == weights[1] else None
+
+
+def _server_blocks(
+    slice_: _Slice, before: Snapshot, after: Snapshot, edge: str | None
+) -> list[Block]:
+    earlier = {(pod.pod, pod.started_at): pod for pod in before.pods}
+    blocks: list[Block] = []
+    for pod in after.pods:
+        old = earlier.get((pod.pod, pod.started_at))
+        if pod.release_id != slice_.release_id or old is None or old.release_id != pod.release_id:
+            continue
+        ttft = _difference(old.ttft, pod.ttft)
+        if ttft is not None:
+            blocks.append(slice_.mean(pod.pod, "ttft", ttft.count, ttft.total))
+            if edge is not None and edge in ttft.buckets:
+                late = ttft.count - ttft.buckets[edge]
+                if late >= 0:
+                    blocks.append(slice_.count(pod.pod, "ttft_tail", ttft.count, late))
+        tpot = _tpot(old, pod)
+        if tpot is not None:
+            blocks.append(slice_.mean(pod.pod, "tpot", *tpot))
+    return blocks
+
+
+def _tpot(old: PodCounters, new: PodCounters) -> tuple[int, float] | None:
+    """Return requests and the sum of their times per output token."""
+    observed = _difference(old.tpot, new.tpot)
+    if observed is None or (old.tpot_requests is None) != (new.tpot_requests is None):
+        return None
+    if old.tpot_requests is None or new.tpot_requests is None:
+        return observed.count, observed.total
+    requests = new.tpot_requests - old.tpot_requests
+    if requests < 0:
+        return None
+    if observed.count == 0:
+        return 0, 0.0
+    return requests, requests * observed.total / observed.count
+
+
+def _difference(old: Histogram | None, new: Histogram | None) -> Histogram | None:
+    """Return what was observed in between, or None if the counters cannot be compared."""
+    if old is None or new is None:
+        return None
+    buckets = {
+        label: value - old.buckets[label]
+        for label, value in new.buckets.items()
+        if label in old.buckets
+    }
+    count, total = new.count - old.count, new.total - old.total
+    if count < 0 or total < 0 or any(value < 0 for value in buckets.values()):
+        return None
+    return Histogram(count=count, total=total, buckets=buckets)
+
+
+def _error_blocks(slice_: _Slice, before: RouteCounters, after: RouteCounters) -> list[Block]:
+    old, new = before.releases.get(slice_.release_id), after.releases.get(slice_.release_id)
+    if old is None or new is None:
+        return []
+    bad = new.errors - old.errors
+    ended = (new.arrivals - new.in_flight) - (old.arrivals - old.in_flight)
+    if bad < 0 or ended < bad:
+        return []
+    return [slice_.count(ROUTER, "errors", ended, bad)]

@@ -1,0 +1,1060 @@
+"""The rollout's state machine: pure, resumable, and unable to do anything by itself.
+
+`step(channel, event, now)` returns the changed channel and the wishes that hold then. The shell
+stores the channel by compare-and-swap before it carries the wishes out. Wishes follow from the
+channel alone (`commands_for`), so a crash between the two lines is healed by the next tick.
+
+==============  ======================================================  ==========================
+phase           what happens                                            next phase
+==============  ======================================================  ==========================
+idle            RolloutRequested                                        deploying; scaling if the
+                                                                        stable servers must stop
+                                                                        first (`single`)
+deploying       candidate's servers are ready                           warming
+                one of them failed, or `deploy_timeout_s` passed        rolling_back (withdrawn)
+warming         all ready servers answered their warm-up requests       scaling if more servers
+                                                                        are needed; shifting; baking
+                                                                        without a comparison;
+                                                                        rolling_back if this is a
+                                                                        rollback: the roles are
+                                                                        swapped, traffic first
+                a server gave only errors                               rolling_back (rejected)
+                some requests had no good answer                        rolling_back (withdrawn)
+scaling         before exposure: the wanted servers are there           warming, or deploying after
+                                                                        the stable servers stopped
+                after the bake: the old release is gone                 idle (promoted)
+shifting        the route has the weights and arrivals agree            holding
+                they do not within `arrivals_timeout_s`                 rolling_back (withdrawn)
+holding         a look without harm, `hold_s` passed, more steps        shifting
+                a look says NON_INFERIOR, `hold_s` of the last passed   baking: roles are swapped
+                `max_duration_s` passed, undecided                      holding at the last proven
+                                                                        step, people are told; or
+                                                                        rolling_back (withdrawn)
+                `max_hold_s` passed after that                          rolling_back (withdrawn)
+baking          `bake_s` passed without harm, all servers ready         scaling (to be promoted)
+any exposed     a look says HARM, or a fuse blew                        rolling_back (rejected)
+any exposed     the lease ran out                                       rolling_back (withdrawn)
+any             AbortRequested                                          rolling_back (withdrawn)
+rolling_back    arrivals stop, requests end, servers are gone           idle
+==============  ======================================================  ==========================
+
+Exposed phases are shifting, holding and baking; in all others the candidate's weight is 0. Whatever
+takes traffic away does so in the same change of the channel in which it is decided.
+
+During the bake the roles are swapped: track `stable` is the new release, track `candidate` the old
+one with the holdback weight. A release that has nothing to be compared with (the first one of a
+channel, or `single`) skips the steps: it must answer every warm-up request, gets all traffic at
+once, and bakes under an absolute limit on errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from math import ceil, sqrt
+from typing import Any
+
+from trainyard.documents.channel import (
+    EXPOSED_PHASES,
+    HISTORY_LIMIT,
+    ArrivalsMark,
+    Channel,
+    HistoryEntry,
+    Outcome,
+    Phase,
+    Rejection,
+    Replicas,
+    Rollout,
+    RolloutDriver,
+    RolloutPlan,
+    Track,
+    Weights,
+)
+from trainyard.rollout.events import (
+    AbortRequested,
+    Attest,
+    Command,
+    ControllerLost,
+    DeployServers,
+    DriverClaimed,
+    Event,
+    FuseBlown,
+    Looked,
+    Notify,
+    OutcomeNoted,
+    ReleaseLease,
+    RemoveServers,
+    RenewLease,
+    RolloutRequested,
+    RouteSeen,
+    ServersSeen,
+    TimePassed,
+    TrafficSeen,
+    WarmedUp,
+    WarmUp,
+)
+from trainyard.rollout.floors import EVIDENCE_THRESHOLD, excess_evidence
+
+PREVIOUS_LIMIT = 10
+"""Earlier stable releases that a channel remembers."""
+
+FEWEST_REFUSALS = 3
+"""Warm-up requests that a server must have answered with errors alone to count as broken."""
+
+FEWEST_EXPECTED = 5
+"""Arrivals that the smaller side must be due before arrivals can contradict the weights."""
+
+QUIET_S = 1.0
+"""Seconds without a new arrival after which a release's traffic has stopped."""
+
+ERROR_LIMIT = 0.005
+"""Share of failed requests that a release without comparison may have, if its plan names none."""
+
+NOTABLE = frozenset(
+    {
+        "rollout_started",
+        "driver",
+        "weights",
+        "held",
+        "proven",
+        "holdback",
+        "ending",
+        "unverified",
+        "promoted",
+        "returned",
+        "rolled_back",
+        "withdrawn",
+    }
+)
+"""History events that people are told about."""
+
+
+def step(channel: Channel, event: Event, now: datetime) -> tuple[Channel, tuple[Command, ...]]:
+    """Return the channel after `event` and the wishes that hold then.
+
+    An event that means nothing in the present phase changes nothing. The generation counts up by
+    one if anything changed.
+    """
+    handler: Callable[[Channel, Any, datetime], Channel] = _HANDLERS[type(event)]
+    changed = handler(channel, event, now)
+    if changed != channel:
+        changed = changed.model_copy(
+            update={
+                "generation": channel.generation + 1,
+                "history": changed.history[-HISTORY_LIMIT:],
+            }
+        )
+        _check(changed)
+    return changed, commands_for(changed, now)
+
+
+def commands_for(channel: Channel, now: datetime) -> tuple[Command, ...]:
+    """Return every wish that follows from the channel. All of them may be repeated at any time."""
+    rollout = channel.rollout
+    if rollout is None:
+        return ()
+    commands: list[Command] = []
+    if channel.in_progress:
+        commands.append(RenewLease(rollout.plan.lease_s))
+    if channel.stable is not None:
+        stable = channel.stable.release_id
+        if rollout.replicas.stable > 0:
+            commands.append(DeployServers(stable, rollout.replicas.stable))
+        elif channel.in_progress:
+            commands.append(RemoveServers(stable))
+    if channel.candidate is not None:
+        candidate = channel.candidate.release_id
+        if rollout.cleanup == "removing" or rollout.replicas.candidate == 0:
+            commands.append(RemoveServers(candidate))
+        else:
+            commands.append(DeployServers(candidate, rollout.replicas.candidate))
+            if rollout.phase == "warming":
+                commands.append(WarmUp(candidate, rollout.plan.warm_up_requests, rollout.warmed))
+    commands.extend(RemoveServers(release_id) for release_id in _unwanted(channel, now))
+    if not channel.in_progress:
+        commands.append(ReleaseLease())
+        commands.extend(_attestations(channel, rollout))
+    commands.extend(
+        Notify(rollout.number, entry)
+        for entry in channel.history
+        if entry.rollout == rollout.number and entry.event in NOTABLE
+    )
+    return tuple(commands)
+
+
+def has_comparison(plan: RolloutPlan) -> bool:
+    """Tell whether both releases serve at the same time, so that they can be compared."""
+    return plan.kind == "canary" and plan.capacity != "single"
+
+
+def candidate_target(plan: RolloutPlan, step_index: int) -> int:
+    """Return how many servers the candidate needs at a step of the plan."""
+    if plan.capacity != "replace" or plan.kind == "bootstrap":
+        return plan.replicas
+    if plan.kind == "rollback":
+        return 1
+    return max(1, ceil(plan.replicas * plan.steps[step_index].weight / 100))
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+def _requested(channel: Channel, event: RolloutRequested, now: datetime) -> Channel:
+    if channel.in_progress:
+        return channel
+    plan = event.plan
+    makes_room = plan.capacity == "single" and channel.stable is not None
+    starts_with = candidate_target(plan, 0) if plan.kind != "canary" else 1
+    before = channel.rollout
+    rollout = Rollout(
+        number=event.number,
+        release_id=event.release_id,
+        reference_id=channel.stable.release_id if channel.stable else "",
+        phase="scaling" if makes_room else "deploying",
+        plan=plan,
+        driver=RolloutDriver(
+            run_id=event.run_id, attempt=1, epoch=before.driver.epoch + 1 if before else 1
+        ),
+        requested_by=event.requested_by,
+        started_at=now,
+        phase_since=now,
+        replicas=Replicas()
+        if makes_room
+        else Replicas(stable=plan.stable_replicas, candidate=starts_with),
+        reason="Waiting for servers.",
+    )
+    known = {track.release_id: track for track in channel.previous}
+    verified = known[event.release_id].verified if event.release_id in known else True
+    changed = channel.model_copy(
+        update={
+            "candidate": Track(release_id=event.release_id, since=now, verified=verified),
+            "weights": Weights(),
+            "rollout": rollout,
+        }
+    )
+    return _noted(
+        changed,
+        now,
+        "rollout_started",
+        release_id=event.release_id,
+        who=event.requested_by,
+        run_id=event.run_id,
+        kind=plan.kind,
+        reason=event.reason,
+    )
+
+
+def _claimed(channel: Channel, event: DriverClaimed, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        return channel
+    old = rollout.driver
+    driver = RolloutDriver(
+        run_id=event.run_id,
+        attempt=old.attempt + 1 if old.run_id == event.run_id else 1,
+        epoch=old.epoch + 1,
+    )
+    changed = _with(channel, driver=driver)
+    return _noted(changed, now, "driver", run_id=event.run_id, epoch=driver.epoch)
+
+
+def _abort(channel: Channel, event: AbortRequested, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress or rollout.ending is not None:
+        return channel
+    return _ended(channel, "withdrawn", event.reason, now, who=event.who)
+
+
+def _outcome_noted(channel: Channel, event: OutcomeNoted, now: datetime) -> Channel:
+    if channel.rollout is None or channel.in_progress:
+        return channel
+    return _with(channel, settled=True)
+
+
+# --- servers --------------------------------------------------------------------------------------
+
+
+def _servers_seen(channel: Channel, event: ServersSeen, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        return channel
+    seen = _Seen(event)
+    channel = _with(
+        channel,
+        ready=Replicas(stable=seen.ready(channel.stable), candidate=seen.ready(channel.candidate)),
+    )
+    if rollout.cleanup is not None:
+        return _cleaning_servers(channel, seen, now)
+    return _BY_PHASE.get(rollout.phase, _unchanged)(channel, seen, now)
+
+
+class _Seen:
+    """Servers by release."""
+
+    def __init__(self, event: ServersSeen) -> None:
+        self._servers = event.servers
+
+    def of(self, track: Track | None) -> list[Any]:
+        """Return the servers of a track's release."""
+        if track is None:
+            return []
+        return [server for server in self._servers if server.release_id == track.release_id]
+
+    def ready(self, track: Track | None) -> int:
+        """Return how many of them are ready."""
+        return sum(server.state == "ready" for server in self.of(track))
+
+    def failed(self, track: Track | None) -> str | None:
+        """Return why one of them failed, or None."""
+        for server in self.of(track):
+            if server.state == "failed":
+                return f"{server.name} failed: {server.message or 'its host does not say why'}"
+        return None
+
+    def waiting(self, track: Track | None, wanted: int) -> str:
+        """Return what is being waited for, in one sentence."""
+        assert track is not None
+        messages = [s.message for s in self.of(track) if s.state != "ready" and s.message]
+        why = f": {messages[0]}" if messages else ""
+        return f"{self.ready(track)} of {wanted} servers of {track.release_id} are ready{why}"
+
+
+def _unchanged(channel: Channel, seen: _Seen, now: datetime) -> Channel:
+    return channel
+
+
+def _deploying(channel: Channel, seen: _Seen, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    failed = seen.failed(channel.candidate)
+    if failed is not None:
+        return _ended(channel, "withdrawn", failed, now)
+    if rollout.ready.candidate < rollout.replicas.candidate:
+        waiting = seen.waiting(channel.candidate, rollout.replicas.candidate)
+        return _with(channel, reason=waiting)
+    channel = _noted(
+        channel, now, "deployed", release_id=rollout.release_id, servers=rollout.ready.candidate
+    )
+    channel = _phase(channel, "warming", now, "Waiting for answers to the warm-up requests.")
+    return _warming(channel, seen, now)
+
+
+def _warming(channel: Channel, seen: _Seen, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    failed = seen.failed(channel.candidate)
+    if failed is not None:
+        return _ended(channel, "withdrawn", failed, now)
+    if rollout.ready.candidate < rollout.replicas.candidate:
+        waiting = seen.waiting(channel.candidate, rollout.replicas.candidate)
+        return _phase(channel, "deploying", now, waiting)
+    for server in seen.of(channel.candidate):
+        already = _served_before(server, rollout) or rollout.plan.warm_up_requests == 0
+        if server.state == "ready" and server.incarnation not in rollout.warmed and not already:
+            return channel
+    target = candidate_target(rollout.plan, rollout.step_index)
+    if rollout.replicas.candidate < target:
+        return _scaling(_phase(channel, "scaling", now, "Waiting for more servers."), seen, now)
+    return _take_traffic(channel, now)
+
+
+def _served_before(server: Any, rollout: Rollout) -> bool:
+    """Tell whether a rollback finds a server that is still warm."""
+    return (
+        rollout.plan.kind == "rollback"
+        and server.started_at is not None
+        and server.started_at < rollout.started_at
+    )
+
+
+def _scaling(channel: Channel, seen: _Seen, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    plan = rollout.plan
+    if plan.capacity == "single" and rollout.replicas.candidate == 0:
+        if seen.of(channel.stable):
+            return _with(channel, reason="Waiting for the stable servers to stop.")
+        channel = _with(channel, replicas=Replicas(stable=0, candidate=plan.replicas))
+        return _phase(channel, "deploying", now, "Waiting for servers.")
+    failed = seen.failed(channel.candidate)
+    if failed is not None:
+        return _ended(channel, "withdrawn", failed, now)
+    target = candidate_target(plan, rollout.step_index)
+    channel = _with(channel, replicas=_sizes(rollout, target))
+    if rollout.ready.candidate < target:
+        return _with(channel, reason=seen.waiting(channel.candidate, target))
+    return _phase(channel, "warming", now, "Waiting for answers to the warm-up requests.")
+
+
+def _sizes(rollout: Rollout, target: int) -> Replicas:
+    """Return the wanted servers on the way to `target` servers of the candidate.
+
+    `replace` has room for one more server than the stable release has: each ready server of the
+    candidate lets one of stable's go.
+    """
+    plan = rollout.plan
+    if plan.capacity != "replace":
+        return Replicas(stable=rollout.replicas.stable, candidate=target)
+    candidate = min(target, rollout.ready.candidate + 1)
+    return Replicas(stable=max(1, plan.stable_replicas + 1 - candidate), candidate=candidate)
+
+
+def _holding(channel: Channel, seen: _Seen, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    broken = _broken(channel.candidate, rollout.ready.candidate, seen)
+    if broken is not None:
+        return _rejected(channel, broken, now)
+    following = min(rollout.step_index + 1, len(rollout.plan.steps) - 1)
+    if rollout.plan.capacity == "replace" and rollout.held_since is None:
+        target = candidate_target(rollout.plan, following)
+        return _with(channel, replicas=_sizes(rollout, target))
+    return channel
+
+
+def _shifting(channel: Channel, seen: _Seen, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    broken = _broken(channel.candidate, rollout.ready.candidate, seen)
+    return channel if broken is None else _rejected(channel, broken, now)
+
+
+def _baking(channel: Channel, seen: _Seen, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    plan = rollout.plan
+    failed = seen.failed(channel.stable)
+    if failed is not None:
+        return _rejected(channel, failed, now)
+    if has_comparison(plan):
+        broken = _broken(channel.stable, rollout.ready.stable, seen)
+        if broken is not None:
+            return _rejected(channel, broken, now)
+        channel = _bake_sizes(channel, now)
+    if _seconds(rollout.phase_since, now) < plan.bake_s:
+        return channel
+    if rollout.ready.stable < plan.replicas:
+        return _with(channel, reason=seen.waiting(channel.stable, plan.replicas))
+    return _baked(channel, now)
+
+
+def _broken(track: Track | None, ready: int, seen: _Seen) -> str | None:
+    """Return why a release that has traffic cannot serve it, or None."""
+    assert track is not None
+    failed = seen.failed(track)
+    if failed is not None or ready > 0:
+        return failed
+    return f"{track.release_id} has traffic but no ready server"
+
+
+def _bake_sizes(channel: Channel, now: datetime) -> Channel:
+    """Let the new release grow and keep the holdback where it can be served."""
+    rollout = _rollout(channel)
+    plan = rollout.plan
+    replicas = rollout.replicas
+    if plan.capacity == "replace":
+        new = min(plan.replicas, rollout.ready.stable + 1)
+        old = max(1, plan.stable_replicas + 1 - new)
+        replicas = Replicas(stable=new, candidate=old)
+        channel = _with(channel, replicas=replicas)
+    weight = _holdback_weight(plan, rollout.ready.stable, replicas.candidate)
+    if rollout.ready.candidate == 0:
+        weight = 0
+    if weight == channel.weights.candidate:
+        return channel
+    channel = _weigh(channel, weight)
+    return _noted(channel, now, "holdback", weight=weight)
+
+
+def _holdback_weight(plan: RolloutPlan, new: int, old: int) -> int:
+    """Return the old release's percent during the bake: more while the new one still grows."""
+    if plan.capacity != "replace" or new >= plan.replicas:
+        return plan.holdback_weight
+    return max(plan.holdback_weight, min(99, ceil(100 * old / (new + old))))
+
+
+# --- the route ------------------------------------------------------------------------------------
+
+
+def _route_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        return channel
+    if rollout.cleanup is not None:
+        return _cleaning_route(channel, event, now)
+    if rollout.phase == "shifting":
+        return _shift_seen(channel, event, now)
+    if rollout.phase == "baking" and not has_comparison(rollout.plan):
+        return _floor_seen(channel, event, now)
+    return channel
+
+
+def _shift_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    assert channel.stable is not None
+    assert channel.candidate is not None
+    stable, candidate = channel.stable.release_id, channel.candidate.release_id
+    weight = channel.weights.candidate
+    late = _seconds(rollout.phase_since, now) >= rollout.plan.arrivals_timeout_s
+    if event.weights.get(candidate, 0) != weight or event.weights.get(stable, 0) != 100 - weight:
+        if late and rollout.ready.stable > 0:
+            told = ", ".join(f"{name} {share} %" for name, share in event.weights.items())
+            return _ended(
+                channel,
+                "withdrawn",
+                f"The route did not take the weights (candidate {weight} %) within "
+                f"{rollout.plan.arrivals_timeout_s:g} s; it has {told or 'none'}",
+                now,
+            )
+        return channel
+    mark = rollout.mark
+    if mark is None or mark.epoch != event.epoch:
+        return _with(channel, mark=_mark(event, (stable, candidate), now))
+    to_candidate = _arrivals(event, candidate) - mark.arrivals[candidate]
+    total = to_candidate + _arrivals(event, stable) - mark.arrivals[stable]
+    agrees = _agrees(to_candidate, total, weight / 100)
+    if agrees is None and not late:
+        return channel
+    if agrees is False:
+        if not late:
+            return channel
+        return _ended(
+            channel,
+            "withdrawn",
+            f"Arrivals do not follow the weights: {to_candidate} of {total} requests went to the "
+            f"candidate, which has {weight} %",
+            now,
+        )
+    return _phase(channel, "holding", now, f"At {weight} %, waiting for looks.")
+
+
+def _agrees(candidate: int, total: int, share: float) -> bool | None:
+    """Tell whether arrivals agree with a share; None if there are too few to tell."""
+    if total * min(share, 1 - share) < FEWEST_EXPECTED:
+        return None
+    return abs(candidate - total * share) <= 4 * sqrt(total * share * (1 - share)) + 2
+
+
+def _floor_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
+    """Judge a release without comparison by its share of failed requests."""
+    rollout = _rollout(channel)
+    assert channel.stable is not None
+    release_id = channel.stable.release_id
+    mark = rollout.mark
+    if mark is None or mark.epoch != event.epoch:
+        return _with(channel, mark=_mark(event, (release_id,), now))
+    errors = event.traffic.get(release_id, TrafficSeen()).errors - mark.errors[release_id]
+    requests = max(errors, _arrivals(event, release_id) - mark.arrivals[release_id])
+    limit = _error_limit(rollout.plan)
+    if excess_evidence(errors, requests, limit) < EVIDENCE_THRESHOLD:
+        return channel
+    return _rejected(
+        channel,
+        f"{errors} of {requests} requests failed, {errors / requests:.1%}; allowed are {limit:.1%}",
+        now,
+    )
+
+
+def _error_limit(plan: RolloutPlan) -> float:
+    floors = [metric.harm_floor for metric in plan.judge.metrics if metric.name == "errors"]
+    return floors[0] if floors and floors[0] > 0 else ERROR_LIMIT
+
+
+def _mark(event: RouteSeen, releases: tuple[str, ...], now: datetime) -> ArrivalsMark:
+    return ArrivalsMark(
+        at=now,
+        epoch=event.epoch,
+        arrivals={name: _arrivals(event, name) for name in releases},
+        errors={name: event.traffic.get(name, TrafficSeen()).errors for name in releases},
+    )
+
+
+def _arrivals(event: RouteSeen, release_id: str) -> int:
+    return event.traffic.get(release_id, TrafficSeen()).arrivals
+
+
+# --- warm-up, looks, alarms -----------------------------------------------------------------------
+
+
+def _warmed_up(channel: Channel, event: WarmedUp, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress or rollout.phase != "warming":
+        return channel
+    if rollout.cleanup is not None or event.server in rollout.warmed:
+        return channel
+    name = event.server.partition("@")[0]
+    if event.answered < event.asked:
+        reason = (
+            f"Warm-up of {name}: {event.answered} of {event.asked} requests were answered "
+            f"({event.message})"
+        )
+        if event.answered == 0 and event.refused == event.asked >= FEWEST_REFUSALS:
+            return _rejected(channel, reason, now)
+        return _ended(channel, "withdrawn", reason, now)
+    channel = _with(channel, warmed=(*rollout.warmed, event.server))
+    return _noted(
+        channel, now, "warmed", release_id=rollout.release_id, server=name, requests=event.asked
+    )
+
+
+def _looked(channel: Channel, event: Looked, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress or rollout.phase not in EXPOSED_PHASES:
+        return channel
+    verdict = event.verdict
+    channel = _with(channel, verdict=verdict, evidence_key=event.evidence_key)
+    if verdict.outcome == "HARM":
+        return _rejected(channel, verdict.reason, now)
+    if rollout.phase != "holding":
+        return channel
+    rollout = _rollout(channel)
+    plan = rollout.plan
+    rested = _seconds(rollout.phase_since, now) >= plan.steps[rollout.step_index].hold_s
+    last = rollout.step_index == len(plan.steps) - 1
+    if last and rested and verdict.outcome == "NON_INFERIOR":
+        return _proven(channel, now)
+    channel = _with(channel, reason=verdict.reason)
+    if last or not rested or rollout.held_since is not None or verdict.exposed_requests == 0:
+        return channel
+    if rollout.ready.candidate < candidate_target(plan, rollout.step_index + 1):
+        return _with(channel, reason="Waiting for the servers that the next step needs.")
+    return _shift(channel, rollout.step_index + 1, now)
+
+
+def _fuse(channel: Channel, event: FuseBlown, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress or rollout.phase not in EXPOSED_PHASES:
+        return channel
+    return _rejected(channel, event.reason, now)
+
+
+def _controller_lost(channel: Channel, event: ControllerLost, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress or channel.weights.candidate == 0:
+        return channel
+    return _ended(channel, "withdrawn", f"The controller was lost: {event.reason}", now)
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def _time_passed(channel: Channel, event: TimePassed, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        return channel
+    if rollout.cleanup is not None:
+        return _cleaning_time(channel, now)
+    plan = rollout.plan
+    if rollout.phase == "baking":
+        if _seconds(rollout.phase_since, now) < plan.bake_s + plan.deploy_timeout_s:
+            return channel
+        reason = f"The bake could not be finished. {rollout.reason}"
+        return _ended(channel, "withdrawn", reason, now)
+    if rollout.phase in EXPOSED_PHASES:
+        return _canary_time(channel, now)
+    if _seconds(rollout.started_at, now) < plan.deploy_timeout_s:
+        return channel
+    reason = f"Not ready for traffic within {plan.deploy_timeout_s:g} s. {rollout.reason}"
+    return _ended(channel, "withdrawn", reason, now)
+
+
+def _canary_time(channel: Channel, now: datetime) -> Channel:
+    """Look at the limits of a candidate that is being compared."""
+    rollout = _rollout(channel)
+    plan = rollout.plan
+    assert rollout.exposed_since is not None
+    if rollout.held_since is not None:
+        if _seconds(rollout.held_since, now) >= plan.max_hold_s:
+            return _undecided_end(channel, now)
+    elif _seconds(rollout.exposed_since, now) >= plan.max_duration_s:
+        return _undecided(channel, now)
+    in_phase_s = _seconds(rollout.phase_since, now)
+    mute = rollout.phase == "shifting" and in_phase_s >= 2 * plan.arrivals_timeout_s
+    if not mute or rollout.ready.stable == 0:
+        return channel
+    reason = f"The router could not be asked for {in_phase_s:.0f} s about the weights it has"
+    return _ended(channel, "withdrawn", reason, now)
+
+
+def _undecided(channel: Channel, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    if rollout.plan.on_undecided == "rollback":
+        return _undecided_end(channel, now)
+    channel = _with(channel, held_since=now)
+    channel = _noted(
+        channel,
+        now,
+        "held",
+        release_id=rollout.release_id,
+        after_s=rollout.plan.max_duration_s,
+        until_s=rollout.plan.max_hold_s,
+        why=_last_word(rollout),
+    )
+    hold_s = rollout.plan.steps[rollout.step_index].hold_s
+    proven = rollout.phase == "holding" and _seconds(rollout.phase_since, now) >= hold_s
+    if proven or rollout.step_index == 0:
+        return channel
+    return _shift(channel, rollout.step_index - 1, now)
+
+
+def _undecided_end(channel: Channel, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    assert rollout.exposed_since is not None
+    exposed_s = _seconds(rollout.exposed_since, now)
+    return _ended(
+        channel,
+        "withdrawn",
+        f"The judge could not decide in {exposed_s:.0f} s of exposure. {_last_word(rollout)}",
+        now,
+    )
+
+
+def _last_word(rollout: Rollout) -> str:
+    return rollout.verdict.reason if rollout.verdict else "There was no evidence at all."
+
+
+# --- changes of traffic ---------------------------------------------------------------------------
+
+
+def _take_traffic(channel: Channel, now: datetime) -> Channel:
+    """Give a warm candidate its first traffic."""
+    plan = _rollout(channel).plan
+    if has_comparison(plan):
+        return _shift(channel, _rollout(channel).step_index, now)
+    channel = _swapped(channel, now)
+    channel = _with(channel, exposed_since=now)
+    release_id = _rollout(channel).release_id
+    channel = _noted(channel, now, "weights", release_id=release_id, weight=100)
+    if plan.kind == "rollback":
+        channel = _phase(channel, "rolling_back", now, "All traffic is back.")
+        return _with(channel, ending="promoted", cleanup="traffic", cleanup_since=now)
+    return _phase(channel, "baking", now, "Watching failed requests.")
+
+
+def _shift(channel: Channel, step_index: int, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    weight = rollout.plan.steps[step_index].weight
+    channel = _weigh(channel, weight)
+    channel = _with(channel, step_index=step_index, exposed_since=rollout.exposed_since or now)
+    channel = _phase(channel, "shifting", now, f"Waiting until {weight} % of the requests arrive.")
+    return _noted(
+        channel, now, "weights", release_id=rollout.release_id, weight=weight, step=step_index + 1
+    )
+
+
+def _proven(channel: Channel, now: datetime) -> Channel:
+    """Swap the roles: the candidate is stable now, the old release keeps a share for the bake."""
+    rollout = _rollout(channel)
+    plan = rollout.plan
+    holdback = 0
+    if rollout.ready.stable > 0:
+        holdback = _holdback_weight(plan, rollout.ready.candidate, rollout.replicas.stable)
+    channel = _weigh(_swapped(channel, now), holdback)
+    channel = _phase(channel, "baking", now, "Watching for late harm.")
+    return _noted(
+        channel,
+        now,
+        "proven",
+        release_id=rollout.release_id,
+        holdback=holdback,
+        why=_last_word(rollout),
+    )
+
+
+def _swapped(channel: Channel, now: datetime) -> Channel:
+    """Return the channel with the candidate as stable and the old stable release as candidate."""
+    rollout = _rollout(channel)
+    assert channel.candidate is not None
+    channel = channel.model_copy(
+        update={
+            "stable": channel.candidate.model_copy(update={"since": now}),
+            "candidate": channel.stable,
+            "weights": Weights(),
+        }
+    )
+    return _with(channel, replicas=_other_way(rollout.replicas), ready=_other_way(rollout.ready))
+
+
+def _other_way(replicas: Replicas) -> Replicas:
+    return Replicas(stable=replicas.candidate, candidate=replicas.stable)
+
+
+def _baked(channel: Channel, now: datetime) -> Channel:
+    """Give the new release everything; the old one's servers go."""
+    channel = channel.model_copy(update={"weights": Weights()})
+    channel = _phase(channel, "scaling", now, "The bake is over; the old servers go.")
+    stage = "traffic" if channel.candidate is not None else "removing"
+    return _with(channel, ending="promoted", cleanup=stage, cleanup_since=now)
+
+
+def _rejected(channel: Channel, reason: str, now: datetime) -> Channel:
+    """Take the traffic back and remember that the release must not come again."""
+    rollout = _rollout(channel)
+    rejection = Rejection(
+        release_id=rollout.release_id,
+        at=now,
+        rollout=rollout.number,
+        reason=reason,
+        evidence_key=rollout.evidence_key,
+    )
+    others = tuple(r for r in channel.rejected if r.release_id != rollout.release_id)
+    channel = channel.model_copy(update={"rejected": (*others, rejection)})
+    return _ended(channel, "rolled_back", reason, now)
+
+
+def _ended(
+    channel: Channel, ending: Outcome, reason: str, now: datetime, *, who: str = ""
+) -> Channel:
+    """Send all traffic to the release that was stable before, and begin to clean up."""
+    rollout = _rollout(channel)
+    had_traffic = rollout.exposed_since is not None
+    if rollout.phase == "baking":
+        channel = channel.model_copy(
+            update={"stable": channel.candidate, "candidate": channel.stable}
+        )
+        channel = _with(
+            channel, replicas=_other_way(rollout.replicas), ready=_other_way(rollout.ready)
+        )
+    channel = channel.model_copy(update={"weights": Weights()})
+    channel = _phase(channel, "rolling_back", now, reason)
+    channel = _with(
+        channel,
+        ending=ending,
+        cleanup="traffic" if had_traffic else "removing",
+        cleanup_since=now,
+        held_since=None,
+    )
+    return _noted(
+        channel, now, "ending", release_id=rollout.release_id, who=who, outcome=ending, why=reason
+    )
+
+
+# --- cleaning up: arrivals stop, requests end, servers go -----------------------------------------
+
+
+def _cleaning_route(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    if channel.candidate is None:
+        return channel
+    loser = channel.candidate.release_id
+    seen = event.traffic.get(loser, TrafficSeen())
+    if rollout.cleanup == "draining":
+        return _removing(channel, now) if seen.in_flight == 0 else channel
+    if rollout.cleanup != "traffic" or event.weights.get(loser, 0) != 0:
+        return channel
+    mark = rollout.mark
+    if mark is None or mark.epoch != event.epoch or mark.arrivals.get(loser) != seen.arrivals:
+        return _with(channel, mark=_mark(event, (loser,), now))
+    if _seconds(mark.at, now) < QUIET_S:
+        return channel
+    return _draining(channel, now)
+
+
+def _cleaning_time(channel: Channel, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    plan = rollout.plan
+    assert rollout.cleanup_since is not None
+    stage_s = _seconds(rollout.cleanup_since, now)
+    if rollout.cleanup == "traffic" and stage_s >= plan.arrivals_timeout_s:
+        loser = channel.candidate.release_id if channel.candidate else ""
+        channel = _noted(channel, now, "unverified", release_id=loser, waited_s=round(stage_s, 1))
+        return _draining(channel, now)
+    if rollout.cleanup == "draining" and stage_s >= plan.drain_timeout_s:
+        return _removing(channel, now)
+    if rollout.cleanup == "removing" and stage_s >= plan.deploy_timeout_s:
+        return _finished(channel, now)
+    return channel
+
+
+def _draining(channel: Channel, now: datetime) -> Channel:
+    if _keeps_warm(channel):
+        return _finished(channel, now)
+    return _with(channel, cleanup="draining", cleanup_since=now)
+
+
+def _removing(channel: Channel, now: datetime) -> Channel:
+    return _with(channel, cleanup="removing", cleanup_since=now)
+
+
+def _keeps_warm(channel: Channel) -> bool:
+    """Tell whether the old release keeps its servers after a promotion."""
+    rollout = _rollout(channel)
+    return (
+        rollout.ending == "promoted"
+        and rollout.plan.kind != "rollback"
+        and rollout.plan.keep_warm_s > 0
+        and rollout.replicas.candidate > 0
+    )
+
+
+def _cleaning_servers(channel: Channel, seen: _Seen, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    if rollout.cleanup != "removing" or seen.of(channel.candidate):
+        return channel
+    channel = _with(channel, replicas=Replicas(stable=_full_size(rollout)))
+    if channel.stable is not None and rollout.ready.stable == 0:
+        return channel
+    return _finished(channel, now)
+
+
+def _full_size(rollout: Rollout) -> int:
+    if rollout.ending == "promoted":
+        return rollout.plan.replicas
+    return rollout.plan.stable_replicas
+
+
+def _finished(channel: Channel, now: datetime) -> Channel:
+    rollout = _rollout(channel)
+    assert rollout.ending is not None
+    plan = rollout.plan
+    previous = channel.previous
+    if rollout.ending == "promoted":
+        others = [t for t in previous if t.release_id != rollout.release_id]
+        old = channel.candidate
+        if old is not None and plan.kind == "canary":
+            until = now + timedelta(seconds=plan.keep_warm_s) if _keeps_warm(channel) else None
+            others.insert(0, old.model_copy(update={"warm_until": until}))
+        previous = tuple(others[:PREVIOUS_LIMIT])
+        # Proven after all: it was forced, and it held.
+        kept = tuple(r for r in channel.rejected if r.release_id != rollout.release_id)
+        channel = channel.model_copy(update={"rejected": kept})
+    reason = rollout.reason
+    if rollout.ending == "promoted":
+        reason = (
+            f"{rollout.release_id} has all traffic again."
+            if plan.kind == "rollback"
+            else f"{rollout.release_id} is stable. {_grounds(rollout)}"
+        )
+    channel = channel.model_copy(update={"candidate": None, "previous": previous})
+    channel = _with(
+        channel,
+        outcome=rollout.ending,
+        replicas=Replicas(stable=_full_size(rollout)),
+        cleanup=None,
+        cleanup_since=None,
+    )
+    channel = _phase(channel, "idle", now, reason)
+    event = "returned" if plan.kind == "rollback" and rollout.ending == "promoted" else None
+    return _noted(channel, now, event or rollout.ending, release_id=rollout.release_id, why=reason)
+
+
+def _grounds(rollout: Rollout) -> str:
+    if rollout.verdict is not None:
+        return rollout.verdict.reason
+    return "It had nothing to be compared with; it kept the absolute limits."
+
+
+# --- small helpers --------------------------------------------------------------------------------
+
+
+def _rollout(channel: Channel) -> Rollout:
+    assert channel.rollout is not None
+    return channel.rollout
+
+
+def _with(channel: Channel, **changes: Any) -> Channel:
+    """Return the channel with changes of its rollout."""
+    rollout = _rollout(channel).model_copy(update=changes)
+    return channel.model_copy(update={"rollout": rollout})
+
+
+def _phase(channel: Channel, phase: Phase, now: datetime, reason: str) -> Channel:
+    return _with(channel, phase=phase, phase_since=now, mark=None, reason=reason)
+
+
+def _weigh(channel: Channel, candidate: int) -> Channel:
+    weights = Weights(stable=100 - candidate, candidate=candidate)
+    return channel.model_copy(update={"weights": weights})
+
+
+def _noted(
+    channel: Channel,
+    now: datetime,
+    event: str,
+    *,
+    release_id: str = "",
+    who: str = "",
+    **detail: Any,
+) -> Channel:
+    entry = HistoryEntry(
+        at=now,
+        generation=channel.generation + 1,
+        event=event,
+        release_id=release_id,
+        rollout=_rollout(channel).number,
+        who=who,
+        detail={name: value for name, value in detail.items() if value not in ("", None)},
+    )
+    return channel.model_copy(update={"history": (*channel.history, entry)})
+
+
+def _seconds(since: datetime, now: datetime) -> float:
+    return (now - since).total_seconds()
+
+
+def _unwanted(channel: Channel, now: datetime) -> list[str]:
+    """Return releases of the past whose servers nobody wants any more."""
+    roles = {track.release_id for track in (channel.stable, channel.candidate) if track}
+    rollout = _rollout(channel)
+    warm = {
+        track.release_id
+        for track in channel.previous
+        if track.warm_until is not None and track.warm_until > now and not channel.in_progress
+    }
+    past = [rollout.release_id, rollout.reference_id, *(t.release_id for t in channel.previous)]
+    return sorted({name for name in past if name} - roles - warm)
+
+
+def _attestations(channel: Channel, rollout: Rollout) -> list[Command]:
+    """Return what is to be written beside the release about a rollout that is over."""
+    rejection = next((r for r in channel.rejected if r.rollout == rollout.number), None)
+    where = {"environment": channel.environment, "rollout": rollout.number}
+    if rejection is not None:
+        subject = {
+            **where,
+            "reason": rejection.reason,
+            "evidence": rejection.evidence_key,
+            "at": rejection.at.isoformat(),
+        }
+        return [Attest("rejection", rejection.release_id, rollout.number, subject)]
+    if rollout.outcome == "promoted" and rollout.plan.kind != "rollback":
+        subject = {
+            **where,
+            "reason": rollout.reason,
+            "evidence": rollout.evidence_key,
+            "at": rollout.phase_since.isoformat(),
+        }
+        return [Attest("promotion", rollout.release_id, rollout.number, subject)]
+    return []
+
+
+def _check(channel: Channel) -> None:
+    """Refuse what must never be stored; a failure here is a defect of this module."""
+    rollout = _rollout(channel)
+    weight = channel.weights.candidate
+    exposed = (
+        channel.in_progress
+        and channel.candidate is not None
+        and rollout.phase in EXPOSED_PHASES
+        and rollout.ending is None
+    )
+    if channel.weights.stable + weight != 100 or (weight and not exposed):
+        raise ValueError(f"weights {channel.weights} in phase {rollout.phase} are not allowed")
+
+
+_BY_PHASE: dict[Phase, Callable[[Channel, _Seen, datetime], Channel]] = {
+    "deploying": _deploying,
+    "warming": _warming,
+    "scaling": _scaling,
+    "shifting": _shifting,
+    "holding": _holding,
+    "baking": _baking,
+}
+
+_HANDLERS: dict[type, Callable[[Channel, Any, datetime], Channel]] = {
+    RolloutRequested: _requested,
+    DriverClaimed: _claimed,
+    ServersSeen: _servers_seen,
+    RouteSeen: _route_seen,
+    WarmedUp: _warmed_up,
+    Looked: _looked,
+    FuseBlown: _fuse,
+    ControllerLost: _controller_lost,
+    AbortRequested: _abort,
+    OutcomeNoted: _outcome_noted,
+    TimePassed: _time_passed,
+}

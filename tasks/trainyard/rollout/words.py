@@ -1,0 +1,67 @@
+"""What happens in a rollout, in words for people: one line an event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainyard.documents.channel import HistoryEntry
+from trainyard.documents.evidence import MetricVerdict, Verdict
+
+_LINES = {
+    "rollout_started": "rollout of {release} started ({kind})",
+    "driver": "{run_id} drives the rollout now",
+    "deployed": "{servers} servers of {release} are ready",
+    "warmed": "{server} answered {requests} warm-up requests",
+    "weights": "{release} gets {weight} % of the traffic",
+    "held": "undecided after {after_s:g} s: weights are frozen for at most {until_s:g} s. {why}",
+    "proven": "{release} is proven and takes over; {holdback} % stay on the old one. {why}",
+    "holdback": "the old release has {weight} % now",
+    "ending": "all traffic goes back ({outcome}): {why}",
+    "unverified": "the route could not show within {waited_s:g} s that {release} has no traffic",
+    "promoted": "promoted: {why}",
+    "returned": "rolled back: {why}",
+    "rolled_back": "rolled back and rejected: {why}",
+    "withdrawn": "withdrawn, may be tried again: {why}",
+}
+
+
+def describe_entry(entry: HistoryEntry) -> str:
+    """Return one line about an entry of a channel's history."""
+    values: dict[str, Any] = {"release": entry.release_id, "why": "", **entry.detail}
+    line = _LINES.get(entry.event)
+    try:
+        text = line.format(**values) if line is not None else entry.event.replace("_", " ")
+    except (LookupError, ValueError):
+        # An entry of another version that lacks a detail is still worth its name.
+        text = entry.event.replace("_", " ")
+    return f"{text.strip()} (asked for by {entry.who})" if entry.who else text.strip()
+
+
+def describe_look(slot: int, weight: int, verdict: Verdict) -> str:
+    """Return one line about a look.
+
+    Args:
+        slot: number of the slice of time.
+        weight: percent of the traffic that the release under test has.
+        verdict: what the judge said.
+    """
+    metrics = "; ".join(_metric(one) for one in verdict.metrics)
+    outcome = verdict.outcome.replace("_", "-").lower()
+    return f"look {slot} at {weight} %: {metrics}; {outcome}"
+
+
+def _metric(one: MetricVerdict) -> str:
+    if one.stable_value is None or one.candidate_value is None:
+        return f"{one.metric} not comparable yet"
+    change = f" ({one.ratio - 1:+.0%})" if one.ratio is not None else ""
+    return (
+        f"{one.metric} {_value(one, one.candidate_value)} vs {_value(one, one.stable_value)}"
+        f"{change}, evidence of harm {one.harm_evidence:.1f} of {one.harm_threshold:.1f}, "
+        f"for promotion {one.promote_evidence:.1f} of {one.promote_threshold:.1f}"
+    )
+
+
+def _value(one: MetricVerdict, value: float) -> str:
+    if one.metric in {"ttft", "tpot"}:
+        return f"{value * 1000:.3g} ms"
+    return f"{value:.2%}"
