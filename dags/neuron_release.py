@@ -142,7 +142,7 @@ with DAG(
                 task_id=f"{gate}_gate",
                 step="gate",
                 arguments=("--gate", gate),
-                status_name=f"{gate}_gate",
+                status_name=f"{gate}-gate",
                 target=target,
                 map_index_template="{{ task.target }}",
                 doc_md=f"Judge the {gate} figures by the spec's bounds and the stable release.",

@@ -9,7 +9,6 @@ from airflow.sdk import BaseOperator, Context
 from airflow.triggers.base import StartTriggerArgs
 
 from trainyard_airflow.exceptions import StepRefused
-from trainyard_airflow.identity import requested_by
 from trainyard_airflow.requests import refuse_unknown_keys
 
 Kind = Literal["promote", "rollback"]
@@ -85,10 +84,9 @@ class VerifyReleaseOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Raise StepRefused with the reason if the rollout would be refused."""
-        from trainyard.wiring import open_rollout
-
         from trainyard.errors import TrainyardError
         from trainyard.settings import get_settings
+        from trainyard.wiring import open_rollout
 
         params = context["params"]
         refuse_unknown_keys(context["dag_run"].conf, params)
@@ -99,8 +97,6 @@ class VerifyReleaseOperator(BaseOperator):
                 release_id=params["release"],
                 force=bool(params["force"]),
                 reason=params["reason"] or "",
-                requested_by=requested_by(context),
-                run_id=f"{context['dag'].dag_id}/{context['run_id']}",
             )
         except TrainyardError as error:
             if error.retryable:
@@ -127,9 +123,8 @@ class SettleOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Settle the channel; raise StepRefused with the evidence unless it was promoted."""
-        from trainyard.wiring import open_rollout
-
         from trainyard.settings import get_settings
+        from trainyard.wiring import open_rollout
 
         params = context["params"]
         result = open_rollout(get_settings()).settle(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 if TYPE_CHECKING:
-    from trainyard.rollout.driver import DriveResult
+    from trainyard.wiring import Kind, Tick
 
 RETRY_AFTER_S = 2.0
 """Pause after a failure that may pass (the store is away for a moment)."""
@@ -33,7 +33,7 @@ class RolloutTrigger(BaseTrigger):
     """
 
     def __init__(
-        self, *, environment: str, kind: str, request: str, requested_by: str, run_id: str
+        self, *, environment: str, kind: Kind, request: str, requested_by: str, run_id: str
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.environment = environment
@@ -59,13 +59,12 @@ class RolloutTrigger(BaseTrigger):
         """Tick until the rollout has an outcome, then fire it."""
         from trainyard.errors import TrainyardError
 
-        ticks = 0
         said = ""
         try:
             drive = await asyncio.to_thread(self._start)
             while True:
                 try:
-                    result: DriveResult = await asyncio.to_thread(drive)
+                    result = await asyncio.to_thread(drive)
                 except TrainyardError as error:
                     if not error.retryable:
                         raise
@@ -78,22 +77,19 @@ class RolloutTrigger(BaseTrigger):
                         said = line
                 if result.done:
                     break
-                ticks += 1
                 await asyncio.sleep(result.next_in_s)
         except TrainyardError as error:
             yield TriggerEvent({"outcome": "refused", "message": str(error)})
             return
         yield TriggerEvent({"outcome": result.outcome, "message": result.summary})
 
-    def _start(self) -> Any:
+    def _start(self) -> Tick:
         """Take the channel and return the function that makes one tick."""
+        from trainyard.settings import get_settings
         from trainyard.wiring import open_rollout
 
-        from trainyard.settings import get_settings
-
         params = json.loads(self.request)
-        rollouts = open_rollout(get_settings())
-        return rollouts.begin(
+        return open_rollout(get_settings()).begin(
             kind=self.kind,
             model=params["model"],
             environment=self.environment,
@@ -102,5 +98,4 @@ class RolloutTrigger(BaseTrigger):
             reason=params.get("reason") or "",
             requested_by=self.requested_by,
             run_id=self.run_id,
-            say=lambda line: self.log.info("%s", line),
         )

@@ -211,7 +211,7 @@ def gate(
     from trainyard.steps.gate import gate as step
 
     _run(
-        f"{gate}_gate",
+        f"{gate}-gate",
         plan_id,
         target,
         die_with_parent,

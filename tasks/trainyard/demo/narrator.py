@@ -8,10 +8,11 @@ from trainyard.documents.channel import Channel
 from trainyard.documents.plan import plan_id_of_run
 from trainyard.documents.status import StepStatus
 from trainyard.rollout.channel_store import read_channel
+from trainyard.rollout.words import describe_entry
 from trainyard.steps.status import list_statuses
 from trainyard.store.protocol import Store
 
-STEPS = ("plan", "download", "compile", "measure", "accuracy_gate", "latency_gate", "publish")
+STEPS = ("plan", "download", "compile", "measure", "accuracy-gate", "latency-gate", "publish")
 
 
 @dataclass
@@ -24,9 +25,16 @@ class Narrator:
     dag_id: str
     run_id: str
     _told_steps: dict[tuple[str, str], str] = field(default_factory=dict)
-    _told_look: int = 0
-    _first_event: int = -1
-    _told_events: int = 0
+    _told_look: tuple[int, int] = (0, 0)
+    """Number of the rollout and of the look."""
+    _told_generation: int = 0
+
+    def __post_init__(self) -> None:
+        """Begin after what the channel went through before."""
+        channel = self.channel()
+        self._told_generation = channel.generation
+        if channel.rollout is not None:
+            self._told_look = (channel.rollout.number, 10**9)
 
     @property
     def plan_id(self) -> str:
@@ -35,7 +43,7 @@ class Narrator:
 
     def statuses(self) -> list[StepStatus]:
         """Return the steps of the run so far, in the order in which they started."""
-        return sorted(list_statuses(self.store, self.plan_id), key=lambda s: s.started_at)
+        return list_statuses(self.store, self.plan_id)
 
     def channel(self) -> Channel:
         """Return the channel as it is now."""
@@ -50,30 +58,22 @@ class Narrator:
                 self._told_steps[key] = status.state
                 lines.append(_step_line(status))
         channel = self.channel()
-        if self._first_event < 0:
-            self._first_event = self._told_events = channel.generation
-        lines += self._events(channel)
-        lines += self._looks(channel)
-        return lines
+        return [*lines, *self._events(channel), *self._looks(channel)]
 
     def _events(self, channel: Channel) -> list[str]:
-        started = self.statuses()[0].started_at if self.statuses() else None
-        if started is None:
-            return []
-        mine = [entry for entry in channel.history if entry.at >= started]
-        fresh = mine[self._told_events - self._first_event :]
-        self._told_events += len(fresh)
-        return [
-            f"{entry.event.replace('_', ' ')}"
-            + "".join(f", {key} {value}" for key, value in entry.detail.items())
-            for entry in fresh
-        ]
+        """Return the channel's new events; those of earlier runs are old news."""
+        fresh = [e for e in channel.history if e.generation > self._told_generation]
+        self._told_generation = max(self._told_generation, channel.generation)
+        return [describe_entry(entry) for entry in fresh]
 
     def _looks(self, channel: Channel) -> list[str]:
         rollout = channel.rollout
-        if rollout is None or rollout.verdict is None or rollout.verdict.looks <= self._told_look:
+        if rollout is None or rollout.verdict is None:
             return []
-        self._told_look = rollout.verdict.looks
+        seen = (rollout.number, rollout.verdict.looks)
+        if seen <= self._told_look:
+            return []
+        self._told_look = seen
         verdict = rollout.verdict
         return [f"look {verdict.looks}: {verdict.outcome}. {verdict.reason}"]
 
@@ -106,8 +106,8 @@ def describe_ending(narrator: Narrator) -> tuple[str, str, str]:
     statuses = {status.step: status for status in narrator.statuses()}
     for step, status in statuses.items():
         if status.state == "failed":
-            ending = f"stopped by the {step.replace('_', ' ')}"
-            if not step.endswith("_gate"):
+            ending = f"stopped by the {step.replace('-', ' ')}"
+            if not step.endswith("-gate"):
                 ending = f"failed in {step}"
             return "", ending, status.reason
     publish = statuses.get("publish")

@@ -10,9 +10,9 @@ from trainyard.documents.status import StepStatus
 
 
 def status_table(statuses: Iterable[StepStatus]) -> Table:
-    """Return one row a step, in the order in which they started."""
+    """Return one row a step."""
     table = Table("Step", "Target", "State", "Took", "What", box=None, pad_edge=False)
-    for status in sorted(statuses, key=lambda s: s.started_at):
+    for status in statuses:
         seconds = (status.updated_at - status.started_at).total_seconds()
         state = "reused" if status.reused else status.state
         what = f"{status.reason} {status.hint}".strip()

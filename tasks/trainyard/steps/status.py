@@ -19,7 +19,7 @@ from trainyard.documents.status import StepStatus
 from trainyard.errors import NotFound, TrainyardError
 from trainyard.settings import Settings
 from trainyard.store.documents import read_document
-from trainyard.store.layout import status_key
+from trainyard.store.layout import status_key, status_prefix
 from trainyard.store.protocol import Store
 
 INTERVAL_S = 1.0
@@ -55,6 +55,17 @@ def read_status(store: Store, plan_id: str, step: str, target: str = "") -> Step
         return read_document(store, status_key(plan_id, step, target), StepStatus)
     except NotFound:
         return None
+
+
+def list_statuses(store: Store, plan_id: str) -> list[StepStatus]:
+    """Return the status of every step of a plan, in the order in which they started.
+
+    Raises:
+        BadInput: the id is not valid.
+    """
+    keys = [entry.key for entry in store.list(status_prefix(plan_id))]
+    statuses = [read_document(store, key, StepStatus) for key in keys]
+    return sorted(statuses, key=lambda status: status.started_at)
 
 
 class StatusWriter:

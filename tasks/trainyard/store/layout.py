@@ -115,6 +115,11 @@ def status_key(plan_id: str, step: str, target: str = "") -> str:
     return f"{base}/{check_name(target, 'Target')}.json" if target else f"{base}.json"
 
 
+def status_prefix(plan_id: str) -> str:
+    """Return the folder of a plan's status documents."""
+    return f"status/{_part(plan_id, 'Plan id')}"
+
+
 def lock_key(step_key: str) -> str:
     """Return `locks/<step key>.json`; a step key may have several components."""
     return f"locks/{check_relative_path(step_key)}.json"
