@@ -204,7 +204,15 @@ def _step_findings(rollout: RolloutSpec) -> Iterator[Finding]:
                 f"Weight {after.weight} follows weight {before.weight}; the weights must grow.",
                 f"Give more than {before.weight}, or remove the step.",
             )
-    last = steps[-1]
+    first, last = steps[0], steps[-1]
+    surge = known(rollout, "capacity") and rollout.capacity == "surge"
+    if surge and known(first, "weight") and first.weight > 50:
+        yield Finding(
+            (0, "weight"),
+            f"The first weight {first.weight} gives the candidate's servers more load than the "
+            "stable release's, so their latencies could never be compared.",
+            "Begin with 50 or less.",
+        )
     if known(last, "weight") and known(rollout, "holdback_weight"):
         share = 100 - rollout.holdback_weight
         if last.weight > share:
@@ -413,12 +421,12 @@ def room_findings(rollout: RolloutSpec, name: str, environment: Environment) -> 
             f"environment {name} has room for {devices}.",
             "Ask for fewer replicas or a less generous capacity, or raise `devices` there.",
         )
-    elif capacity == "single" and needed == devices and not environment.allow_downtime:
+    elif capacity == "single" and not environment.allow_downtime:
         yield Finding(
             ("capacity",),
-            f"capacity single without a spare device stops the stable release in {name}, which "
-            "does not allow downtime.",
-            "Set allow_downtime: true there, or give it one more device.",
+            f"capacity single stops the stable release in {name} before the candidate starts, and "
+            f"{name} does not allow downtime.",
+            "Set allow_downtime: true there, or choose replace or surge.",
         )
 
 

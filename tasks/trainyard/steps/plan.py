@@ -37,7 +37,6 @@ from trainyard.steps.planning import (
     destination_problems,
     explain,
     make_plan,
-    planned_release_id,
     refuse,
 )
 from trainyard.store.documents import create_document, read_document
@@ -116,14 +115,11 @@ def plan(
         ),
         checkpoint_digest=checkpoint_digest,
     )
-    made = make_plan(
-        facts,
-        exists=store.exists,
-        plan_id=plan_id,
-        provenance=Provenance.of(settings),
-    )
     if environments is not None:
-        _refuse_skipped_environments(made, facts, environments, store)
+        _refuse_skipped_environments(facts, environments, context)
+    made = make_plan(
+        facts, exists=store.exists, plan_id=plan_id, provenance=Provenance.of(settings)
+    )
     _store_assets(store, assets, files)
     return _store_plan(made, context)
 
@@ -237,25 +233,29 @@ def _baselines(
 
 
 def _refuse_skipped_environments(
-    made: Plan, facts: Facts, environments: Environments, store: Store
+    facts: Facts, environments: Environments, context: StepContext
 ) -> None:
-    """Raise BadInput if a required environment has neither been passed nor is asked for."""
+    """Raise BadInput if a required environment has neither been passed nor is asked for.
+
+    It has been passed if a release of the same checkpoint is, or was, the stable one there.
+    """
     model = facts.spec.model
-    ids = {
-        planned.target.name: planned_release_id(facts.checkpoint_digest, model, planned)
-        for planned in made.targets
-        if facts.checkpoint_digest
-    }
+
+    def same_checkpoint(release_id: str) -> bool:
+        try:
+            release = load_release(context.store, model, release_id, context.settings)
+        except NotFound:  # adopted: nobody knows what it is made of
+            return False
+        return release.checkpoint_digest == facts.checkpoint_digest
 
     def promoted(name: str) -> bool:
-        channel = _read_channel(store, model, name)
-        release_id = ids.get(environments.environments[name].target)
-        if channel is None or release_id is None:
+        channel = _read_channel(context.store, model, name)
+        if channel is None or not facts.checkpoint_digest:
             return False
         tracks = [track for track in (channel.stable, *channel.previous) if track is not None]
-        return any(track.release_id == release_id for track in tracks)
+        return any(same_checkpoint(track.release_id) for track in tracks)
 
-    targets = [planned.target for planned in made.targets]
+    targets = [each.target for each in facts.targets]
     problems = destination_problems(
         facts.request, facts.spec, environments, targets, promoted=promoted
     )

@@ -370,7 +370,12 @@ def _publish_step(
             exists=False,
             reason="The release is new; its id follows from the checkpoint, once it is stored.",
         )
-    release_id = planned_release_id(facts.checkpoint_digest, model, planned)
+    release_id = release_id_of(
+        model,
+        checkpoint_digest=facts.checkpoint_digest,
+        compile_key=planned.compile_key,
+        serving_digest=planned.serving_digest,
+    )
     key = release_key(model, release_id)
     published = exists(key)
     return PlannedStep(
@@ -381,16 +386,6 @@ def _publish_step(
         reason=f"Release {release_id} exists; the verdicts of this plan are added to it."
         if published
         else f"Release {release_id} is new.",
-    )
-
-
-def planned_release_id(checkpoint_digest: str, model: str, planned: PlannedTarget) -> str:
-    """Return the id of the release that a target becomes."""
-    return release_id_of(
-        model,
-        checkpoint_digest=checkpoint_digest,
-        compile_key=planned.compile_key,
-        serving_digest=planned.serving_digest,
     )
 
 

@@ -131,6 +131,12 @@ def test_a_target_whose_value_is_wrong_is_not_judged_by_its_default(tmp_path: Pa
     ("old", "new", "key", "words"),
     [
         ("weight: 50", "weight: 95", "rollout.steps[1].weight", "more than the 90 %"),
+        (
+            "    - {weight: 10, hold_s: 20}\n    - {weight: 50",
+            "    - {weight: 60",
+            "rollout.steps[0].weight",
+            "never be compared",
+        ),
         ("max_duration_s: 300", "max_duration_s: 40", "rollout.max_duration_s", "hold for 50 s"),
         ("block_s: 5", "block_s: 200", "rollout.judge.block_s", "do not fit"),
         (

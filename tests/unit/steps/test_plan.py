@@ -453,9 +453,31 @@ def test_a_release_that_was_in_the_required_environment_may_go_on(context: StepC
     request = ReleaseRequest(model="adder", environments=("production",))
     with pytest.raises(BadInput, match="requires staging"):
         plan(request, context)
-    store_stable_release(context, stored(context, plan(ADDER, context)), "staging")
+    # Another release of the same checkpoint counts: here one with other serving settings.
+    other = ReleaseRequest(model="adder", overrides={"max_num_seqs": 4})
+    store_stable_release(context, stored(context, plan(other, context)), "staging")
 
     assert not plan(request, context).reused
+
+
+def test_a_release_of_another_checkpoint_says_nothing_about_this_one(context: StepContext) -> None:
+    edit(context.settings.environments, *REQUIRES)
+    store_checkpoint(context)
+    store_stable_release(context, stored(context, plan(ADDER, context)), "staging")
+
+    with pytest.raises(BadInput, match="requires staging"):
+        plan(ReleaseRequest(model="adder", revision="r2", environments=("production",)), context)
+
+
+def test_an_adopted_release_proves_nothing(context: StepContext) -> None:
+    edit(context.settings.environments, *REQUIRES)
+    store_checkpoint(context)
+    track = Track(release_id="adder-0123456789ab", since=datetime.now(UTC), verified=False)
+    channel = Channel(model="adder", environment="staging", stable=track)
+    create_document(context.store, channel_key("adder", "staging"), channel)
+
+    with pytest.raises(BadInput, match="requires staging"):
+        plan(ReleaseRequest(model="adder", environments=("production",)), context)
 
 
 def test_a_corrupt_plan_is_reported(context: StepContext) -> None:
