@@ -40,7 +40,7 @@ class Lane(Protocol):
     name: str
 
     def problems(self, target: Target) -> Sequence[str]:
-        """Return every rule of the lane that `target` breaks, each as a sentence with the remedy."""
+        """Return every rule of the lane that `target` breaks, each with the remedy."""
 
     def toolchain(self, python: Path) -> dict[str, str]:
         """Return the versions that go into the compile key, as seen by the serving interpreter.
@@ -71,6 +71,9 @@ class Lane(Protocol):
         The same command compiles (empty `cache_dir`) and serves (restored `cache_dir`).
         """
 
+    def stage(self, log: str) -> str:
+        """Return what a starting server does now, in a few words, from its log so far."""
+
     def capture(self, cache_dir: Path) -> tuple[Sequence[Path], Sequence[str]]:
         """Return the files of a bundle (relative to `cache_dir`) and what was dropped and why.
 
@@ -81,6 +84,11 @@ class Lane(Protocol):
         """Return the names of the compiler's outputs below `cache_dir`, to compare two starts."""
 
     def prove_start(
-        self, *, log: str, before: frozenset[str], after: frozenset[str], bundle: BundleManifest | None
+        self,
+        *,
+        log: str,
+        before: frozenset[str],
+        after: frozenset[str],
+        bundle: BundleManifest | None,
     ) -> StartProof:
         """Judge whether a start used its bundle, from its log and the files before and after."""

@@ -1,0 +1,166 @@
+"""The process that measures: it puts questions and load on a server and reports the figures.
+
+    python -m trainyard.measure.job
+
+A process of its own, because lm-evaluation-harness and vLLM's benchmark print, set up logging and
+change folders as they please, and because their imports take as long as the server's start, beside
+which they can run. Standard input: the job as one line of JSON, once the server answers; when it
+closes, this process ends. Standard output: events, one JSON object a line (`Ready`, `Progress`,
+`Outcome`, `Failure`). Standard error: all that the libraries say.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from typing import Annotated, Literal, TextIO
+
+from pydantic import Field, TypeAdapter
+
+from trainyard.documents.base import Frozen
+from trainyard.documents.measurement import LevelFigures, TaskScore
+from trainyard.errors import BadInput, TrainyardError
+from trainyard.spec.model import AccuracyTask, LoadLevel
+
+
+class Job(Frozen):
+    """What to measure."""
+
+    base_url: str
+    served_model_name: str
+    model_dir: str
+    max_model_len: int
+    assets_dir: str
+    """The task files of the plan."""
+    tasks: tuple[AccuracyTask, ...]
+    levels: tuple[LoadLevel, ...]
+
+
+class Ready(Frozen):
+    """Everything is imported."""
+
+    event: Literal["ready"] = "ready"
+
+
+class Progress(Frozen):
+    """What is measured now."""
+
+    event: Literal["progress"] = "progress"
+    fraction: float
+    message: str
+
+
+class Outcome(Frozen):
+    """All figures; the last event of a measurement that worked."""
+
+    event: Literal["outcome"] = "outcome"
+    accuracy: tuple[TaskScore, ...]
+    latency: tuple[LevelFigures, ...]
+
+
+class Failure(Frozen):
+    """Why there are no figures; the last event of a measurement that failed."""
+
+    event: Literal["failure"] = "failure"
+    bad_input: bool
+    """The spec is wrong; else the model or the server is."""
+    message: str
+    hint: str
+
+
+Event = Annotated[Ready | Progress | Outcome | Failure, Field(discriminator="event")]
+EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def main() -> int:
+    """Serve one job; returns 0 if it was measured, else an exit code of `trainyard.errors`."""
+    # Whatever prints from here on prints to standard error.
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        _prepare()
+        _send(events, Ready())
+        line = sys.stdin.readline()
+        if not line:
+            return 0
+        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+        _send(events, measure(Job.model_validate_json(line), events))
+    except TrainyardError as error:
+        bad_input = isinstance(error, BadInput)
+        _send(events, Failure(bad_input=bad_input, message=error.message, hint=error.hint))
+        return error.exit_code
+    return 0
+
+
+def measure(job: Job, events: TextIO) -> Outcome:
+    """Measure everything of `job`, reporting progress to `events`.
+
+    Accuracy comes first: its requests also warm the server up.
+    """
+    from pathlib import Path
+
+    from trainyard.measure.accuracy import evaluate
+    from trainyard.measure.latency import run_level
+
+    parts = len(job.tasks) + len(job.levels)
+    server = {"base_url": job.base_url, "served_model_name": job.served_model_name}
+    model_dir = Path(job.model_dir)
+    scores: list[TaskScore] = []
+    levels: list[LevelFigures] = []
+    for task in job.tasks:
+        _send(events, Progress(fraction=len(scores) / parts, message=f"accuracy: {task.name}"))
+        scores.append(
+            evaluate(
+                task,
+                folder=Path(job.assets_dir),
+                model_dir=model_dir,
+                max_model_len=job.max_model_len,
+                **server,
+            )
+        )
+    for level in job.levels:
+        done = len(scores) + len(levels)
+        _send(events, Progress(fraction=done / parts, message=f"latency: level {level.name}"))
+        levels.append(run_level(level, model_dir=model_dir, **server))
+    return Outcome(accuracy=tuple(scores), latency=tuple(levels))
+
+
+def _prepare() -> None:
+    """Import everything that takes long, and keep it quiet.
+
+    Raises:
+        BadInput: the serving environment is incomplete.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    # No proxy of the environment may come between us and loopback.
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    try:
+        import datasets
+        import lm_eval.evaluator  # noqa: F401
+        import lm_eval.models.openai_completions  # noqa: F401
+        import lm_eval.tasks  # noqa: F401
+        import vllm.benchmarks.serve  # noqa: F401
+    except ImportError as error:
+        raise BadInput(
+            f"The serving environment ({sys.executable}) cannot measure: {error}.",
+            hint="Run `make setup`, or install the extra `serve` there.",
+        ) from error
+    datasets.disable_progress_bars()
+
+
+def _send(events: TextIO, event: Ready | Progress | Outcome | Failure) -> None:
+    events.write(event.model_dump_json() + "\n")
+    events.flush()
+
+
+def _end_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,50 @@
+"""Run a command that must not outlive its parent.
+
+    python -m trainyard.serving.leash COMMAND …
+
+The parent keeps the write end of our standard input open. When it closes, for whatever reason
+(`kill -9` included), the command and everything it started are stopped. SIGTERM and SIGINT are
+passed on; the exit code is the command's (128 + n for a signal n).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+
+_GRACE_S = 10.0
+"""Seconds between the polite and the forced end once the parent is gone."""
+
+
+def main(command: Sequence[str]) -> int:
+    """Run `command` on the leash; the caller made us the leader of our own session."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGINT, pass_on)
+
+    def watch_parent() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_GRACE_S)
+        # Takes us along, and whatever the command left behind.
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch_parent, name="parent", daemon=True).start()
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

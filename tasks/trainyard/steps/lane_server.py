@@ -1,0 +1,144 @@
+"""A lane's server for the length of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from trainyard.documents.plan import PlannedTarget
+from trainyard.errors import BadInput, Refused, TrainyardError
+from trainyard.lanes.protocol import Lane
+from trainyard.serving.process import PortTaken, ServerProcess, explain_exit, free_port
+from trainyard.steps.context import StepContext
+
+_PORTS_TO_TRY = 5
+_STOP_S = 5.0
+"""Seconds for running requests when the step ends: nobody waits for their answers."""
+_TAIL_LINES = 15
+_REQUEST_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers."""
+
+    process: ServerProcess
+    ready_s: float
+    """Seconds from its start to its first healthy answer."""
+
+    def check(self) -> None:
+        """Raise the reason if the server ended meanwhile."""
+        if not self.process.alive():
+            raise explain_exit(self.process.log_text(), self.process.exit_code)
+
+
+def check_toolchain(lane: Lane, planned: PlannedTarget, context: StepContext) -> None:
+    """Make sure that the toolchain is the planned one, which the compile key names.
+
+    Raises:
+        BadInput: it changed since, or is missing.
+    """
+    now = lane.toolchain(context.settings.serving_interpreter)
+    changed = [
+        f"{name} {planned.toolchain.get(name, 'absent')} -> {now.get(name, 'absent')}"
+        for name in sorted(planned.toolchain.keys() | now.keys())
+        if planned.toolchain.get(name) != now.get(name)
+    ]
+    if changed:
+        raise BadInput(
+            f"The serving environment is not the one of the plan: {'; '.join(changed)}.",
+            hint="Plan again: the compile key names the toolchain.",
+        )
+
+
+@contextmanager
+def lane_server(
+    lane: Lane,
+    planned: PlannedTarget,
+    context: StepContext,
+    *,
+    model_dir: Path,
+    cache_dir: Path,
+    served_model_name: str,
+) -> Iterator[RunningServer]:
+    """Start the lane's server, yield it once it answers, and stop all of it in the end.
+
+    If it fails, the end of its log goes to the step's own log.
+
+    Raises:
+        Refused, OutOfCapacity, StorageFull, Transient: it did not start.
+    """
+    for attempt in range(1, _PORTS_TO_TRY + 1):
+        port = free_port()
+        command = lane.command(
+            planned.target,
+            python=context.settings.serving_interpreter,
+            model_dir=model_dir,
+            cache_dir=cache_dir,
+            served_model_name=served_model_name,
+            port=port,
+        )
+        process = ServerProcess.start(
+            command.argv, command.env, port=port, log_path=context.work_dir / "server.log"
+        )
+        try:
+            try:
+                ready_s = _wait(lane, process, context)
+            except PortTaken:
+                if attempt == _PORTS_TO_TRY:
+                    raise
+                context.progress.say(f"Another process took port {port}; trying another one.")
+                continue
+            yield RunningServer(process, ready_s)
+            return
+        except TrainyardError:
+            if not process.alive():
+                for line in process.log_tail(_TAIL_LINES):
+                    context.progress.say(f"server: {line}")
+            raise
+        finally:
+            process.stop(_STOP_S)
+
+
+def ask(server: RunningServer, served_model_name: str) -> None:
+    """Send one real request and check that there is an answer.
+
+    Raises:
+        Refused: the server does not answer as it should.
+    """
+    # Token ids, because they mean something to every tokenizer.
+    body = {"model": served_model_name, "prompt": [2, 3, 4, 5], "max_tokens": 8, "temperature": 0}
+    try:
+        with httpx.Client(trust_env=False, timeout=_REQUEST_TIMEOUT_S) as client:
+            response = client.post(
+                f"{server.process.url}/v1/completions", json={**body, "ignore_eos": True}
+            )
+    except httpx.HTTPError as error:
+        server.check()
+        raise Refused(
+            f"The server is healthy but does not answer a request: {error}.",
+            hint="Look at the end of the server's log.",
+        ) from error
+    if response.status_code != 200 or not response.json().get("choices"):
+        raise Refused(
+            f"The server answered the first request with {response.status_code}: "
+            f"{response.text[:200]}",
+            hint="Look at the end of the server's log.",
+        )
+
+
+def _wait(lane: Lane, process: ServerProcess, context: StepContext) -> float:
+    told = ""
+
+    def tell(_seconds: float, _line: str) -> None:
+        nonlocal told
+        stage = lane.stage(process.log_text())
+        if stage != told:
+            told = stage
+            context.progress.say(f"Server: {stage}.")
+
+    return process.wait_healthy(context.settings.server_start_timeout_s, tell)

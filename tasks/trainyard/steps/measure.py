@@ -1,0 +1,223 @@
+"""Measures one target: restores checkpoint and bundle, starts the server, and puts load on it.
+
+First comes the proof that the server started from its bundle, without compiling; then accuracy
+through lm-evaluation-harness and latency through vLLM's serving benchmark, all in one go. The
+measuring process imports its libraries while the server starts.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
+from trainyard.documents.base import FileEntry, Provenance
+from trainyard.documents.measurement import Measurement, StartFigures
+from trainyard.documents.plan import Plan, PlannedTarget
+from trainyard.errors import CacheMiss, CorruptFile, NotFound
+from trainyard.lanes.protocol import Lane, StartProof
+from trainyard.lanes.registry import get_lane
+from trainyard.materialize import materialize_bundle, materialize_checkpoint
+from trainyard.measure.handle import MeasuringProcess
+from trainyard.measure.job import Job
+from trainyard.measure.machine import describe_machine
+from trainyard.names import check_relative_path
+from trainyard.steps.compile import planned_target
+from trainyard.steps.context import StepContext, StepResult
+from trainyard.steps.lane_server import RunningServer, ask, check_toolchain, lane_server
+from trainyard.store.documents import create_document, read_document
+from trainyard.store.layout import (
+    bundle_manifest_key,
+    checkpoint_manifest_key,
+    evals_prefix,
+    measurement_key,
+    plan_key,
+)
+from trainyard.store.transfer import pump
+
+_NAMED_FILES = 3
+"""New files that a refusal names."""
+
+
+def measure(plan: Plan, target_name: str, context: StepContext) -> StepResult:
+    """Measure a target, or find its measurement stored.
+
+    Returns:
+        The key of the measurement.
+
+    Raises:
+        BadInput: the spec names a task or metric that does not exist, or the serving environment is
+            not the planned one.
+        NotFound: checkpoint or bundle are not stored.
+        CacheMiss: the server had to compile although it had its bundle.
+        Refused: server, harness or benchmark failed.
+        OutOfCapacity, StorageFull, Transient: later may help.
+        Busy: another process took over.
+    """
+    planned = planned_target(plan, target_name)
+    key = measurement_key(planned.measurement_id)
+    try:
+        stored = read_document(context.store, key, Measurement)
+    except NotFound:
+        pass
+    else:
+        return _result(key, stored, reused=True)
+    lane = get_lane(planned.target.lane)
+    check_toolchain(lane, planned, context)
+    measurement = _measure(plan, planned, lane, context)
+    context.ensure_held()
+    create_document(context.store, key, measurement)
+    return _result(key, measurement, reused=False)
+
+
+def _measure(plan: Plan, planned: PlannedTarget, lane: Lane, context: StepContext) -> Measurement:
+    checkpoint_key = checkpoint_manifest_key(plan.spec.model, plan.revision)
+    bundle_key = bundle_manifest_key(planned.compile_key)
+    checkpoint = read_document(context.store, checkpoint_key, CheckpointManifest)
+    bundle = read_document(context.store, bundle_key, BundleManifest)
+    name = plan.spec.client_model_name
+    with MeasuringProcess(
+        context.settings.serving_interpreter, work_dir=_folder(context)
+    ) as measuring:
+        context.progress.say(f"Restoring checkpoint {plan.spec.model} {plan.revision} and bundle.")
+        model_dir = materialize_checkpoint(context.store, checkpoint, context.work_dir / "model")
+        cache_dir = materialize_bundle(context.store, bundle, context.work_dir / "cache")
+        assets_dir = _restore_assets(plan, context)
+        before = lane.snapshot(cache_dir)
+        context.progress.say(f"Starting the server of lane {lane.name} from its bundle.")
+        with lane_server(
+            lane,
+            planned,
+            context,
+            model_dir=model_dir,
+            cache_dir=cache_dir,
+            served_model_name=name,
+        ) as server:
+            ask(server, name)
+            proof = _prove(lane, server, cache_dir, before, bundle)
+            context.progress.say(proof.reason)
+            machine = describe_machine()
+            outcome = measuring.run(
+                Job(
+                    base_url=server.process.url,
+                    served_model_name=name,
+                    model_dir=str(model_dir.absolute()),
+                    max_model_len=planned.target.max_model_len,
+                    assets_dir=str(assets_dir.absolute()),
+                    tasks=plan.spec.gates.accuracy.tasks,
+                    levels=plan.spec.gates.latency.levels,
+                ),
+                on_progress=context.progress.fraction,
+                check_server=server.check,
+            )
+            # Load may bring shapes that the start did not.
+            proof = _prove(lane, server, cache_dir, before, bundle)
+    return Measurement(
+        provenance=Provenance.of(
+            context.settings, plan_key(plan.plan_id), checkpoint_key, bundle_key
+        ),
+        measurement_id=planned.measurement_id,
+        model=plan.spec.model,
+        revision=plan.revision,
+        checkpoint_digest=checkpoint.digest,
+        compile_key=planned.compile_key,
+        serving_digest=planned.serving_digest,
+        target=planned.target.name,
+        lane=lane.name,
+        start=StartFigures(
+            ready_s=round(server.ready_s, 2),
+            engine_init_s=proof.engine_init_s,
+            new_cache_files=proof.new_files,
+        ),
+        accuracy=outcome.accuracy,
+        latency=outcome.latency,
+        machine=machine,
+        toolchain=planned.toolchain,
+    )
+
+
+def _prove(
+    lane: Lane,
+    server: RunningServer,
+    cache_dir: Path,
+    before: frozenset[str],
+    bundle: BundleManifest,
+) -> StartProof:
+    proof = lane.prove_start(
+        log=server.process.log_text(),
+        before=before,
+        after=lane.snapshot(cache_dir),
+        bundle=bundle,
+    )
+    if not proof.used_bundle:
+        named = ", ".join(proof.new_files[:_NAMED_FILES])
+        raise CacheMiss(
+            f"The server did not run from its bundle. {proof.reason}"
+            + (f" First of them: {named}." if named else ""),
+            hint="The compile key leaves out something that changes the code here; figures of "
+            "such a server would be those of a compiler at work.",
+        )
+    return proof
+
+
+def _folder(context: StepContext) -> Path:
+    context.work_dir.mkdir(parents=True, exist_ok=True)
+    return context.work_dir
+
+
+def _restore_assets(plan: Plan, context: StepContext) -> Path:
+    """Copy the plan's task files into the scratch folder and return their folder.
+
+    Raises:
+        CorruptFile: they are not those that the plan was made with.
+    """
+    folder = context.work_dir / "assets"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    if plan.assets is None:
+        return folder
+    prefix = evals_prefix(plan.assets.digest)
+    entries = []
+    for path in plan.assets.files:
+        copy = folder / check_relative_path(path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with context.store.open(f"{prefix}/{path}") as stream, copy.open("wb") as target:
+            content = pump(stream, target.write)
+        entries.append(FileEntry(path=path, size=content.size, sha256=content.sha256))
+    if files_digest(entries) != plan.assets.digest:
+        raise CorruptFile(
+            f"The task files in {context.store.url}/{prefix} are not those of the plan.",
+            hint="Plan again from the spec's files.",
+        )
+    return folder
+
+
+def _result(key: str, measurement: Measurement, *, reused: bool) -> StepResult:
+    return StepResult(
+        key=key,
+        reused=reused,
+        message=("Measured already: " if reused else "Measured: ") + _summary(measurement),
+        detail={
+            "measurement_id": measurement.measurement_id,
+            "ready_s": measurement.start.ready_s,
+            "engine_init_s": measurement.start.engine_init_s,
+            **{f"{score.name}/{score.metric}": score.score for score in measurement.accuracy},
+            **{
+                f"{level.name}/{figure}": value
+                for level in measurement.latency
+                for figure, value in level.figures.items()
+            },
+        },
+    )
+
+
+def _summary(measurement: Measurement) -> str:
+    """Return the figures that people look for first, in one sentence."""
+    scores = [f"{score.name} {score.metric} {score.score:.3g}" for score in measurement.accuracy]
+    levels = [
+        f"level {level.name} TTFT p50 {level.figures.get('ttft_p50_ms', math.nan):.0f} ms, "
+        f"{level.figures.get('output_tokens_per_s', math.nan):.0f} tokens/s"
+        for level in measurement.latency
+    ]
+    return "; ".join([*scores, *levels]) + "."
