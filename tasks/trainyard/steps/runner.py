@@ -181,7 +181,7 @@ class _Run:
         except NotFound:
             plan = None
         for step in plan.steps if plan else ():
-            if step.step == self.name and step.target == self.target:
+            if step.step == self.name and step.target == self.target and step.key:
                 return step.key
         return "/".join(part for part in (self.plan_id, self.name, self.target) if part)
 

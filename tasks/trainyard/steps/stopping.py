@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 import psutil
+
+from trainyard.errors import Transient
 
 GRACE_S = 30.0
 """Seconds between the wish to stop and the hard end; Airflow kills a task 60 s after SIGTERM."""
@@ -105,8 +107,11 @@ class Stopper:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Set the previous handlers again."""
+        """Set the previous handlers again; a stopped step leaves no child processes."""
         self._armed = False
+        if self._reason:
+            # The wish may have come between the start of a process and the `try` that ends it.
+            _end_children()
         if self._watchdog is not None:
             self._watchdog.cancel()
         for number, previous in self._previous.items():
@@ -135,10 +140,11 @@ class Stopper:
         """End this process and its children: the step did not react."""
         if self._on_hard_end is not None:
             self._on_hard_end(f"{self._reason} It did not end within {self._grace_s:.0f} s.")
-        for child in psutil.Process().children(recursive=True):
-            try:
-                child.kill()
-            except psutil.NoSuchProcess:
-                continue
-        sys.stdout.flush()
-        os._exit(30)
+        _end_children()
+        os._exit(Transient.exit_code)
+
+
+def _end_children() -> None:
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()

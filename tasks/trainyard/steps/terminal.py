@@ -22,8 +22,8 @@ def print_line(console: Console, line: str) -> None:
     """Print one line as it is. A reader that went away is no reason for a step to fail."""
     try:
         console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
-    except (OSError, SystemExit):
-        # Rich answers a broken pipe with the wish to exit, and sends further output to nowhere.
+    except (OSError, ValueError, SystemExit):
+        # Gone, closed, or of another encoding. Rich answers a broken pipe with the wish to exit.
         return
 
 
