@@ -67,6 +67,7 @@ class Stopper:
         self._mutex = threading.Lock()
         self._previous: dict[signal.Signals, _Handler] = {}
         self._watchdog: threading.Timer | None = None
+        self._older_children: frozenset[psutil.Process] = frozenset()
 
     @property
     def reason(self) -> str:
@@ -87,6 +88,7 @@ class Stopper:
 
     def __enter__(self) -> Stopper:
         """Set the handlers."""
+        self._older_children = frozenset(psutil.Process().children())
         if threading.current_thread() is threading.main_thread():
             self._armed = True
             for number in _SIGNALS:
@@ -109,11 +111,11 @@ class Stopper:
     ) -> None:
         """Set the previous handlers again; a stopped step leaves no child processes."""
         self._armed = False
-        if self._reason:
-            # The wish may have come between the start of a process and the `try` that ends it.
-            _end_children()
         if self._watchdog is not None:
             self._watchdog.cancel()
+        if self._reason:
+            # The wish may have come between the start of a process and the `try` that ends it.
+            self._end_children()
         for number, previous in self._previous.items():
             signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
@@ -140,11 +142,17 @@ class Stopper:
         """End this process and its children: the step did not react."""
         if self._on_hard_end is not None:
             self._on_hard_end(f"{self._reason} It did not end within {self._grace_s:.0f} s.")
-        _end_children()
+        self._end_children()
         os._exit(Transient.exit_code)
 
+    def _end_children(self) -> None:
+        for child in psutil.Process().children():
+            if child not in self._older_children:
+                with suppress(psutil.NoSuchProcess):
+                    for descendant in [*child.children(recursive=True), child]:
+                        _kill(descendant)
 
-def _end_children() -> None:
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
+
+def _kill(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
