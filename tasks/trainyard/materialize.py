@@ -159,7 +159,8 @@ def materialize_files(
             restored = dest / path
             if not _is_intact(restored, entry, seen.get(path) if link else None):
                 _restore(store, f"{prefix}/{path}", entry, restored, part, link=link)
-            now_seen[path] = _look(restored)
+            with explained("look at", restored):
+                now_seen[path] = _look(restored)
             on_bytes(entry.size)
         with explained("write", marker):
             _write_marker(marker, _Marker(digest=wanted, files=now_seen))
