@@ -22,6 +22,9 @@ from trainyard.errors import Transient
 GRACE_S = 30.0
 """Seconds between the wish to stop and the hard end; Airflow kills a task 60 s after SIGTERM."""
 
+_LAST_WORDS_S = 5.0
+"""Seconds for the final status document of a step that is ended the hard way."""
+
 _SIGNALS = {
     signal.SIGTERM: "Stopped by SIGTERM.",
     signal.SIGINT: "Stopped from the keyboard.",
@@ -141,7 +144,11 @@ class Stopper:
     def _end_hard(self) -> None:
         """End this process and its children: the step did not react."""
         if self._on_hard_end is not None:
-            self._on_hard_end(f"{self._reason} It did not end within {self._grace_s:.0f} s.")
+            reason = f"{self._reason} It did not end within {self._grace_s:.0f} s."
+            # Of its own, because a store that hangs may be why the step does not react.
+            last_words = threading.Thread(target=self._on_hard_end, args=(reason,), daemon=True)
+            last_words.start()
+            last_words.join(_LAST_WORDS_S)
         self._end_children()
         os._exit(Transient.exit_code)
 

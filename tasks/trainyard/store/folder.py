@@ -25,7 +25,14 @@ from typing import BinaryIO
 from trainyard.documents.base import FileEntry
 from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound
 from trainyard.names import check_relative_path
-from trainyard.store.disk import exclusive, explained, make_folders, sync_folder, write_all
+from trainyard.store.disk import (
+    exclusive,
+    explained,
+    make_folders,
+    storage_error,
+    sync_folder,
+    write_all,
+)
 from trainyard.store.protocol import Entry, Stored
 from trainyard.store.transfer import Content, hash_file, pump
 
@@ -112,7 +119,7 @@ class FolderStore:
         """Yield the keys below the folder `prefix` (empty: all), sorted."""
         top = self._path(prefix.rstrip("/")) if prefix.strip("/") else self._root
         entries: list[Entry] = []
-        for folder, folders, names in os.walk(top):
+        for folder, folders, names in os.walk(top, onerror=_raise_unless_gone):
             if Path(folder) == self._root and RESERVED in folders:
                 folders.remove(RESERVED)
             for name in names:
@@ -265,6 +272,12 @@ class FolderStore:
                 break
             folder = folder.parent
         sync_folder(folder)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """A folder that vanished has no keys; one that cannot be read must not look empty."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise storage_error(error, "list", Path(error.filename)) from error
 
 
 def _version(data: bytes) -> str:

@@ -242,6 +242,21 @@ class TestRights:
         with pytest.raises(BadInput, match="right to read and write"):
             store.create("b", b"")
 
+    def test_a_folder_that_cannot_be_listed_does_not_look_empty(
+        self, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.create("a/b", b"")
+        really = os.scandir
+
+        def scandir(path: str) -> object:
+            if str(path).endswith("/a"):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return really(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        with pytest.raises(BadInput, match="Cannot list"):
+            list(store.list(""))
+
     def test_other_failures_are_transient(
         self, store: FolderStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
