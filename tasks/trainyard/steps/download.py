@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import BinaryIO, TypeVar, cast
 
+from rich.filesize import decimal
+
 from trainyard.documents.artifacts import CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.plan import Plan
@@ -70,11 +72,13 @@ class _Meter:
     def add(self, size: int) -> None:
         if self._cancelled.is_set():
             raise _Cancelled
+        if not size:
+            return
         with self._mutex:
             self._done += size
             done = self._done
         self._progress.fraction(
-            done / self._total, f"{done / 1e6:.1f} of {self._total / 1e6:.1f} MB done"
+            done / self._total, f"{decimal(done)} of {decimal(self._total)} done"
         )
 
 
@@ -149,7 +153,7 @@ class _Download:
             manifest,
             reused=not made,
             message=f"{self.model} {self.plan.revision} is stored: {len(entries)} files, "
-            f"{size / 1e6:.1f} MB.",
+            f"{decimal(size)}.",
         )
 
     def check(self, manifest: CheckpointManifest) -> StepResult:

@@ -125,8 +125,9 @@ class TestFirstTime:
 
     def test_progress_counts_bytes(self, site: Site) -> None:
         download(site.plan(), site.context)
-        total = sum(len(data) for data in files_of(site.model).values()) / 1e6
-        assert site.progress.said[-1] == f"{total:.1f} of {total:.1f} MB done"
+        total = sum(len(data) for data in files_of(site.model).values())
+        assert site.progress.said[-1] == f"{total} bytes of {total} bytes done"
+        assert len(site.progress.said) == 3
 
     def test_a_file_with_our_own_name_is_left_out(self, site: Site) -> None:
         (site.model / "manifest.json").write_text("{}")

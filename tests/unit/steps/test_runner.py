@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -398,13 +399,15 @@ class Process:
             text=True,
         )
         self.store = FolderStore(Settings(home=home).store_root)
+        self.child: psutil.Process | None = None
 
     def wait_until_ready(self) -> psutil.Process:
         """Return the process that the step started."""
         assert self.popen.stdout is not None
         word, pid = self.popen.stdout.readline().split()
         assert word == "READY"
-        return psutil.Process(int(pid))
+        self.child = psutil.Process(int(pid))
+        return self.child
 
     def close_stdin(self) -> None:
         assert self.popen.stdin is not None
@@ -433,11 +436,11 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Process]]:
 
     yield begin
     for process in started:
-        if process.popen.poll() is None:
-            for child in psutil.Process(process.popen.pid).children(recursive=True):
-                child.kill()
         process.popen.kill()
         process.popen.wait()
+        if process.child is not None:
+            with suppress(psutil.NoSuchProcess):
+                process.child.kill()
         for pipe in (process.popen.stdin, process.popen.stdout):
             if pipe is not None:
                 pipe.close()
