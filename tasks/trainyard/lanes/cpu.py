@@ -105,7 +105,7 @@ class CpuLane:
             str(python.absolute()),
             "-P",  # The working folder holds no modules.
             "-m",
-            "vllm.entrypoints.openai.api_server",
+            "trainyard.lanes.cpu_server",
             f"--model={model_dir.absolute()}",
             f"--served-model-name={served_model_name}",
             "--host=127.0.0.1",

@@ -10,12 +10,18 @@ process; an attached one ends with its parent, however that ends.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import os
 import re
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +37,9 @@ BASE_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LOGNAME", "TMPDIR", "TZ", "
 
 _POLL_S = 0.2
 _KILL_TIMEOUT_S = 30.0
+_KILL_POLL_S = 0.05
+_TRACKER_S = 2.0
+"""Seconds for Python's resource trackers to clean up after processes that were killed."""
 _START_TIME_TOLERANCE_S = 1.0
 """The kernel counts in ticks and psutil adds the boot time, which clock changes shift a little."""
 
@@ -89,12 +98,13 @@ class ServerProcess:
             argv: the command, absolute program first.
             env: the lane's variables; they win over the base environment.
             port: where the command listens on loopback.
-            log_path: file of the server's output; its folder becomes the working folder.
+            log_path: file of the server's output; its folder becomes the working folder. No two
+                running servers have the same.
             detached: let the server outlive this process.
 
         Raises:
-            Refused: the program cannot be run.
-            StorageFull: the log cannot be written.
+            Refused: the program cannot be run, or its folders cannot be written.
+            StorageFull: the disk is full.
         """
         log_path = log_path.absolute()
         command = list(argv)
@@ -104,9 +114,10 @@ class ServerProcess:
             log_path.parent.mkdir(parents=True, exist_ok=True)
             with log_path.open("ab") as log:
                 offset = log.tell()
+                own = {"PYTHONUNBUFFERED": "1", "TMPDIR": str(_make_scratch(log_path))}
                 child = subprocess.Popen(
                     command,
-                    env={**base_environment(), "PYTHONUNBUFFERED": "1", **env},
+                    env={**base_environment(), **own, **env},
                     cwd=log_path.parent,
                     stdin=subprocess.DEVNULL if detached else subprocess.PIPE,
                     stdout=log,
@@ -207,23 +218,27 @@ class ServerProcess:
         Raises:
             Transient: a process does not end, whatever one does.
         """
-        if self.alive():
+        if drain_s > 0 and self.alive():
             self._signal_leader(signal.SIGTERM)
             deadline = time.monotonic() + drain_s
             while self.alive() and time.monotonic() < deadline:
                 time.sleep(_POLL_S / 2)
-        deadline = time.monotonic() + _KILL_TIMEOUT_S
-        while left := [process for process in self.processes() if _kill(process)]:
-            if time.monotonic() > deadline:
+        began = time.monotonic()
+        while left := self.processes():
+            waited = time.monotonic() - began
+            if waited > _KILL_TIMEOUT_S:
                 raise Transient(
                     f"Process {left[0].pid} of the server does not end, not even by SIGKILL.",
                     hint="It hangs in the kernel, most likely on a disk; look at `dmesg`.",
                 )
-            psutil.wait_procs(left, timeout=_POLL_S)
-        if self._child is not None:
-            self._child.wait()
-            if self._child.stdin is not None:
-                self._child.stdin.close()
+            for process in left:
+                _kill(process, spare_trackers=waited < _TRACKER_S)
+            self._reap()
+            time.sleep(_KILL_POLL_S)
+        self._reap()
+        if self._child is not None and self._child.stdin is not None:
+            self._child.stdin.close()
+        shutil.rmtree(_scratch(Path(self.identity.log_path)), ignore_errors=True)
 
     def processes(self) -> list[psutil.Process]:
         """Return the living processes of the server's session, the leader included."""
@@ -271,6 +286,11 @@ class ServerProcess:
             except (ProcessLookupError, PermissionError, psutil.Error):
                 continue
 
+    def _reap(self) -> None:
+        """Take note of the end of a child, which psutil would take from us."""
+        if self._child is not None:
+            self._child.poll()
+
     def _signal_leader(self, number: signal.Signals) -> None:
         try:
             process = psutil.Process(self.identity.pid)
@@ -280,20 +300,45 @@ class ServerProcess:
             pass
 
 
-def _kill(process: psutil.Process) -> bool:
-    """Kill `process`; tell whether there was something to kill."""
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return False
-    return True
+def _kill(process: psutil.Process, *, spare_trackers: bool) -> None:
+    """Kill `process`.
+
+    Python's resource trackers remove the semaphores of the processes that they track once these
+    are gone, and then end by themselves, if they are spared.
+    """
+    with contextlib.suppress(psutil.Error):
+        if not (spare_trackers and "multiprocessing.resource_tracker" in str(process.cmdline())):
+            process.kill()
+
+
+def _scratch(log_path: Path) -> Path:
+    """Return the folder for temporary files of the server with that log.
+
+    It is short, because vLLM puts sockets there, whose paths may have a hundred characters.
+    """
+    name = hashlib.sha256(str(log_path).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"trainyard-{os.getuid()}-{name}"
+
+
+def _make_scratch(log_path: Path) -> Path:
+    folder = _scratch(log_path)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to somebody else", str(folder))
+    return folder
 
 
 def _cannot_start(argv: Sequence[str], log_path: Path, error: OSError) -> TrainyardError:
-    if error.filename is not None and Path(str(error.filename)) == log_path:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StorageFull(
-            f"The server's log {log_path} cannot be written: {error.strerror}.",
-            hint="Free some space or correct the rights of the folder.",
+            f"There is no room for the server's log {log_path} or its temporary files.",
+            hint="Free some space.",
+        )
+    if error.filename is not None and str(error.filename) not in {argv[0], sys.executable}:
+        return Refused(
+            f"The server cannot use {error.filename}: {error.strerror}.",
+            hint="Correct the owner and the rights of that folder.",
         )
     return Refused(
         f"The server's program {argv[0]} cannot be run: {error.strerror}.",
