@@ -93,7 +93,7 @@ def measurement(
         "latency": (
             LevelFigures(name="busy", figures=dict(figures), duration_s=9.0, completed=completed),
         ),
-        "machine": {"cpu": "Test CPU", "cores": 2},
+        "machine": {"processor": "Test CPU", "cores": 2},
         "toolchain": {"vllm": "0.32.0"},
     }
     return Measurement(**{**values, **changes})

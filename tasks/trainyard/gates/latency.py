@@ -27,12 +27,12 @@ def latency_expectations(
         BadInput: a bound of the spec has neither `min` nor `max`.
     """
     return (
-        _started_from_bundle(measurement),
         *(
             expectation
             for level in gate.levels
             for expectation in _level_expectations(level, measurement, baseline)
         ),
+        _started_from_bundle(measurement),
     )
 
 
@@ -64,7 +64,7 @@ def _level_expectations(
             severity="warning",
         )
     for metric, share in level.max_regression.items():
-        yield _comparison(level, metric, share, measured, baseline)
+        yield _comparison(level, metric, share, measurement, baseline)
 
 
 def _absolute(
@@ -94,11 +94,11 @@ def _comparison(
     level: LoadLevel,
     metric: str,
     share: float,
-    measured: LevelFigures | None,
+    measurement: Measurement,
     baseline: Measurement | None,
 ) -> Expectation:
     figure, what = f"{level.name}/{metric}", _what(level, metric)
-    observed, note = _observed(measured, metric)
+    observed, note = _observed(_find(measurement, level), metric)
     better_more = metric in _MORE_IS_BETTER
     sign, operator = (">=", "-") if better_more else ("<=", "+")
     percent = f"{operator} {number(share * 100)} %"
@@ -109,6 +109,8 @@ def _comparison(
         reason = "The stable release has no usable figure for it."
         return Expectation(figure, what, observed, f"{sign} stable {percent}", skipped=reason)
     factor = max(0.0, 1 - share) if better_more else 1 + share
+    if other := _other_machine(measurement, baseline):
+        note = f"{note} {other}".strip()
     limit = round(stable * factor, ROUNDING_DIGITS)
     return Expectation(
         figure,
@@ -118,6 +120,16 @@ def _comparison(
         minimum=limit if better_more else None,
         maximum=None if better_more else limit,
         note=note,
+    )
+
+
+def _other_machine(measurement: Measurement, baseline: Measurement) -> str:
+    """Return what to know about a comparison of two kinds of machine, or nothing."""
+    here, there = (each.machine.get("processor") for each in (measurement, baseline))
+    if here == there:
+        return ""
+    return (
+        f"Measured on {here or 'an unknown processor'}, the stable release on {there or 'another'}."
     )
 
 

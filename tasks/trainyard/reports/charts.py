@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from trainyard.documents.evidence import MetricVerdict, Verdict
+from trainyard.documents.look import Look
 from trainyard.documents.measurement import Check
 
 BAR_WIDTH = 160.0
-PLOT_WIDTH = 640.0
+PLOT_WIDTH = 920.0
 PLOT_HEIGHT = 150.0
+TRAFFIC_HEIGHT = 60.0
 _HEADROOM = 1.15
 _LOWEST, _HIGHEST = -1.0, 2.0
 """Where curves of evidence are cut off, in multiples of the threshold."""
@@ -36,10 +39,11 @@ def bar(check: Check) -> Bar | None:
     largest = max(check.observed, *limits)
     if largest <= 0:
         return None
-    scale = BAR_WIDTH / (largest * _HEADROOM)
 
     def place(value: float | None) -> float | None:
-        return None if value is None else round(max(0.0, value * scale), 1)
+        return (
+            None if value is None else round(BAR_WIDTH / _HEADROOM * max(0.0, value / largest), 1)
+        )
 
     return Bar(place(check.observed) or 0.0, place(check.minimum), place(check.maximum))
 
@@ -88,17 +92,56 @@ class EvidencePlot:
     """On the time axis."""
 
 
-def evidence_plots(looks: Sequence[Verdict]) -> tuple[EvidencePlot, ...]:
-    """Return one plot for each metric of `looks`, in the order of the newest look."""
-    if not looks:
+@dataclass(frozen=True)
+class TrafficPlot:
+    """The candidate's share of the traffic over the time of exposure."""
+
+    path: str
+    """The outline of the area, as the points of an SVG polygon."""
+    ticks: tuple[Tick, ...]
+    newest: int
+    """Percent at the newest look."""
+
+
+def evidence_plots(verdicts: Sequence[Verdict]) -> tuple[EvidencePlot, ...]:
+    """Return one plot for each metric of `verdicts` (oldest first), in the newest one's order."""
+    if not verdicts:
         return ()
-    ordered = sorted(looks, key=lambda look: look.at)
-    longest = max(ordered[-1].at, 1.0)
-    return tuple(_plot(each.metric, ordered, longest) for each in ordered[-1].metrics)
+    longest = _longest(verdicts)
+    return tuple(_plot(each.metric, verdicts, longest) for each in verdicts[-1].metrics)
 
 
-def _plot(metric: str, looks: Sequence[Verdict], longest: float) -> EvidencePlot:
-    seen = [(look.at, each) for look in looks for each in look.metrics if each.metric == metric]
+def traffic_plot(looks: Sequence[Look], release_id: str) -> TrafficPlot | None:
+    """Return the plot of the release's weight over `looks` (oldest first); None without figures."""
+    seen = [
+        (look.verdict.at, look.snapshot.route.weights.get(release_id, 0))
+        for look in looks
+        if look.verdict and look.snapshot.route
+    ]
+    if not seen:
+        return None
+    longest = _longest([look.verdict for look in looks if look.verdict])
+    outline = [(0.0, 0), (0.0, seen[0][1])]
+    for (_, before), (at, weight) in pairwise(seen):
+        outline += [(at, before), (at, weight)]
+    outline += [(seen[-1][0], seen[-1][1]), (seen[-1][0], 0)]
+    return TrafficPlot(
+        path=" ".join(
+            f"{_x(at, longest):g},{round(TRAFFIC_HEIGHT * (1 - weight / 100), 1):g}"
+            for at, weight in outline
+        ),
+        ticks=_ticks(longest),
+        newest=seen[-1][1],
+    )
+
+
+def _longest(verdicts: Sequence[Verdict]) -> float:
+    """Return the seconds that the time axis shows."""
+    return max(1.0, *(verdict.at for verdict in verdicts))
+
+
+def _plot(metric: str, verdicts: Sequence[Verdict], longest: float) -> EvidencePlot:
+    seen = [(look.at, each) for look in verdicts for each in look.metrics if each.metric == metric]
 
     def curve(kind: str, figures: Callable[[MetricVerdict], tuple[float, float]]) -> Curve:
         points = []
@@ -117,7 +160,7 @@ def _plot(metric: str, looks: Sequence[Verdict], longest: float) -> EvidencePlot
         ),
         threshold_y=_y(1.0),
         zero_y=_y(0.0),
-        ticks=tuple(Tick(_x(at, longest), _time(at)) for at in _round_times(longest)),
+        ticks=_ticks(longest),
     )
 
 
@@ -130,17 +173,14 @@ def _y(multiple: float) -> float:
     return round(PLOT_HEIGHT * (_HIGHEST - inside) / (_HIGHEST - _LOWEST), 1)
 
 
-def _round_times(longest: float) -> list[float]:
-    """Return round times (1, 2 or 5 times a power of ten, or of a minute) from 0 to `longest`."""
-    unit = 60.0 if longest >= 120 else 1.0
+def _ticks(longest: float) -> tuple[Tick, ...]:
+    """Return marks at round times (1, 2 or 5 times a power of ten) from 0 to `longest` seconds."""
+    unit, name = (60.0, "min") if longest >= 2 * 60 else (1.0, "s")
     step = longest / unit / _TICKS
-    power = 10 ** math.floor(math.log10(step))
-    factor = next(factor for factor in (1, 2, 5, 10) if factor * power >= step)
-    size = factor * power * unit
-    return [size * index for index in range(int(longest / size) + 1)]
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 60 and seconds % 60 == 0:
-        return f"{seconds / 60:g} min"
-    return f"{seconds:g} s"
+    power = 10.0 ** math.floor(math.log10(step))
+    size = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step)
+    count = int(longest / unit / size)
+    return tuple(
+        Tick(_x(size * index * unit, longest), f"{size * index:g} {name}")
+        for index in range(count + 1)
+    )

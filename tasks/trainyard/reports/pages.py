@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from trainyard.gates.words import number
-from trainyard.reports.charts import BAR_WIDTH, PLOT_HEIGHT, PLOT_WIDTH, bar
+from trainyard.reports.charts import BAR_WIDTH, PLOT_HEIGHT, PLOT_WIDTH, TRAFFIC_HEIGHT, bar
 
 
 def render(template: str, **values: Any) -> str:
@@ -28,7 +28,11 @@ def _environment() -> Environment:
     )
     environment.filters.update(number=_number, moment=_moment, short=_short)
     environment.globals.update(
-        bar=bar, bar_width=BAR_WIDTH, plot_width=PLOT_WIDTH, plot_height=PLOT_HEIGHT
+        bar=bar,
+        bar_width=BAR_WIDTH,
+        plot_width=PLOT_WIDTH,
+        plot_height=PLOT_HEIGHT,
+        traffic_height=TRAFFIC_HEIGHT,
     )
     return environment
 

@@ -12,6 +12,7 @@ from trainyard.documents.plan import GateName, Plan, PlannedTarget
 from trainyard.errors import Conflict, CorruptFile, NotFound, Refused
 from trainyard.gates.verdict import Derived, derive_verdict
 from trainyard.reports.gate import gate_report_html
+from trainyard.steps.compile import planned_target
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.store.documents import create_document, read_document
 from trainyard.store.layout import (
@@ -47,7 +48,8 @@ def gate(plan: Plan, target_name: str, gate_name: GateName, context: StepContext
 
     Raises:
         Refused: the verdict is `fail`; it is stored all the same.
-        NotFound: there is no measurement, or no such target in the plan.
+        NotFound: there is no measurement.
+        BadInput: the plan has no such target, or its bounds make no sense.
         CorruptFile: the measurement is not the one that the plan asked for.
     """
     store = context.store
@@ -87,10 +89,11 @@ def read_inputs(plan: Plan, target_name: str, store: Store) -> GateInputs:
     The baseline is the stable release of the first environment asked for that has one.
 
     Raises:
-        NotFound: the plan has no such target, or there is no measurement (of it or the baseline).
+        BadInput: the plan has no such target.
+        NotFound: there is no measurement of it, or of the baseline.
         CorruptFile: the measurement is of something else.
     """
-    planned = _planned_target(plan, target_name)
+    planned = planned_target(plan, target_name)
     measurement = _read_measurement(store, planned.measurement_id, f"target {target_name}")
     _check_subject(planned, measurement)
     for environment in plan.request.environments:
@@ -111,16 +114,6 @@ def derive(plan: Plan, gate_name: GateName, inputs: GateInputs) -> Derived:
         measurement=inputs.measurement,
         baseline=inputs.baseline,
     )
-
-
-def _planned_target(plan: Plan, name: str) -> PlannedTarget:
-    try:
-        return plan.target(name)
-    except KeyError as error:
-        names = ", ".join(planned.target.name for planned in plan.targets)
-        raise NotFound(
-            f"Plan {plan.plan_id} has no target {name!r}.", hint=f"Its targets: {names}."
-        ) from error
 
 
 def _read_measurement(store: Store, measurement_id: str, what: str) -> Measurement:

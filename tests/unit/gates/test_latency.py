@@ -22,7 +22,7 @@ def expectations(
 ) -> list[Expectation]:
     """Return what is expected besides the start."""
     gate = LatencyGate.model_validate({"levels": [{**LEVEL, **level}]})
-    start, *rest = latency_expectations(gate, measured, baseline)
+    *rest, start = latency_expectations(gate, measured, baseline)
     assert start.figure == "start/new_cache_files"
     return rest
 
@@ -152,7 +152,15 @@ def test_figures_of_a_server_that_compiled_are_not_the_bundles() -> None:
     start = StartFigures(ready_s=60.0, engine_init_s=None, new_cache_files=("a.so", "b.so"))
     gate = LatencyGate.model_validate({"levels": [LEVEL]})
 
-    found, *_ = latency_expectations(gate, measurement(start=start), None)
+    *_, found = latency_expectations(gate, measurement(start=start), None)
 
     assert (found.observed, found.maximum) == (2.0, 0.0)
     assert "compiled a.so" in found.note
+
+
+def test_a_comparison_of_two_machines_says_so() -> None:
+    stable = measurement(machine={"processor": "Other CPU"})
+
+    *_, comparison = expectations(measurement(), stable, max_regression={"ttft_p99_ms": 0.2})
+
+    assert comparison.note == "Measured on Test CPU, the stable release on Other CPU."
