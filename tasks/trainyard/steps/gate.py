@@ -69,7 +69,6 @@ def gate(plan: Plan, target_name: str, gate_name: GateName, context: StepContext
     verdict = read_document(store, key, GateVerdict)
     if not store.exists(report):
         _create_beside(store, report, gate_report_html(plan, inputs.measurement, verdict))
-    context.progress.say(verdict.summary)
     if verdict.outcome == "fail":
         raise Refused(
             verdict.summary,
