@@ -29,6 +29,8 @@ from trainyard.serving.protocol import ServerStatus
 
 log = logging.getLogger(__name__)
 
+_SERVERS = (DeployServers, RemoveServers, WarmUp)
+
 WARM_UP_SHARE = 0.25
 """Share of the lease that the warm-up of one server may take."""
 
@@ -50,12 +52,18 @@ def act(
     commands: Sequence[Command],
     servers: Sequence[ServerStatus],
 ) -> Done:
-    """Carry out all wishes that can be; one that fails does not keep the others from happening."""
+    """Carry out all wishes that can be; one that fails does not keep the others from happening.
+
+    Servers are touched only while the channel is the one that the wishes follow from. A driver that
+    slept between its reading and its doing must not undo what a later rollout has done.
+    """
     events: list[Event] = []
     problems: list[str] = []
     try_again = False
     for command in commands:
         try:
+            if isinstance(command, _SERVERS) and not _is_current(deps, channel):
+                return Done(tuple(events), tuple(problems), try_again=True)
             events.extend(_carry_out(deps, channel, command, servers))
         except (TrainyardError, OSError) as error:
             log.debug("%s failed", command, exc_info=True)
@@ -93,7 +101,7 @@ def _carry_out(
         case DeployServers(release_id=release_id, replicas=replicas):
             deps.host.deploy(environment, deps.release(model, release_id), replicas)
         case RemoveServers(release_id=release_id):
-            _remove(deps, channel, release_id)
+            deps.host.remove(environment, release_id)
         case WarmUp():
             return _warm_up(deps, channel, command, servers)
         case Attest(kind=kind, release_id=release_id, subject=subject):
@@ -112,15 +120,9 @@ def lease_holder(channel: Channel) -> str:
     return f"{driver.run_id}#{driver.epoch}"
 
 
-def _remove(deps: RolloutDeps, channel: Channel, release_id: str) -> None:
-    """Remove a release's servers, unless the channel has changed since it was read.
-
-    A driver that was stopped for long between its reading and its doing must not take away what a
-    later rollout has made stable.
-    """
+def _is_current(deps: RolloutDeps, channel: Channel) -> bool:
     newest = read_channel(deps.store, channel.model, channel.environment)
-    if newest.generation == channel.generation:
-        deps.host.remove(channel.environment, release_id)
+    return newest.generation == channel.generation
 
 
 def _warm_up(

@@ -70,7 +70,7 @@ class HttpMetricReader:
             response = client.get(f"{server.url}/metrics")
             response.raise_for_status()
             return parse_counters(response.text, server)
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, ValueError, LookupError, OverflowError) as error:
             log.warning("The metrics of %s cannot be read: %s", server.name, error)
             return None
 
@@ -79,7 +79,8 @@ def parse_counters(text: str, server: ServerStatus) -> PodCounters:
     """Return the counters on a Prometheus page.
 
     Raises:
-        ValueError: the page is no Prometheus text, or a counter is no finite number.
+        ValueError, LookupError, OverflowError: the page is no Prometheus text of the form that
+            histograms have, or a counter is no finite number.
     """
     families = {family.name: family for family in text_string_to_metric_families(text)}
     tpot = _histogram(families.get(TPOT_PER_REQUEST))

@@ -107,6 +107,9 @@ FEWEST_EXPECTED = 5
 QUIET_S = 1.0
 """Seconds without a new arrival after which a release's traffic has stopped."""
 
+PATIENCE = 4
+"""So many times `arrivals_timeout_s` may pass before servers go whose requests do not stop."""
+
 ERROR_LIMIT = 0.005
 """Share of failed requests that a release without comparison may have, if its plan names none."""
 
@@ -489,15 +492,16 @@ def _shift_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
     assert channel.candidate is not None
     stable, candidate = channel.stable.release_id, channel.candidate.release_id
     weight = channel.weights.candidate
-    late = _seconds(rollout.phase_since, now) >= rollout.plan.arrivals_timeout_s
+    timeout_s = rollout.plan.arrivals_timeout_s
     if event.weights.get(candidate, 0) != weight or event.weights.get(stable, 0) != 100 - weight:
+        late = _seconds(rollout.phase_since, now) >= timeout_s
         if late and rollout.ready.stable > 0:
             told = ", ".join(f"{name} {share} %" for name, share in event.weights.items())
             return _ended(
                 channel,
                 "withdrawn",
                 f"The route did not take the weights (candidate {weight} %) within "
-                f"{rollout.plan.arrivals_timeout_s:g} s; it has {told or 'none'}",
+                f"{timeout_s:g} s; it has {told or 'none'}",
                 now,
             )
         return channel
@@ -507,6 +511,7 @@ def _shift_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
     to_candidate = _arrivals(event, candidate) - mark.arrivals[candidate]
     total = to_candidate + _arrivals(event, stable) - mark.arrivals[stable]
     agrees = _agrees(to_candidate, total, weight / 100)
+    late = _seconds(mark.at, now) >= timeout_s
     if agrees is None and not late:
         return channel
     if agrees is False:
@@ -538,7 +543,10 @@ def _floor_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
     if mark is None or mark.epoch != event.epoch:
         return _with(channel, mark=_mark(event, (release_id,), now))
     errors = event.traffic.get(release_id, TrafficSeen()).errors - mark.errors[release_id]
+    # Requests that had arrived before the mark may fail after it.
     requests = max(errors, _arrivals(event, release_id) - mark.arrivals[release_id])
+    if errors < 0:
+        return _with(channel, mark=_mark(event, (release_id,), now))
     limit = _error_limit(rollout.plan)
     if excess_evidence(errors, requests, limit) < EVIDENCE_THRESHOLD:
         return channel
@@ -663,8 +671,9 @@ def _canary_time(channel: Channel, now: datetime) -> Channel:
     elif _seconds(rollout.exposed_since, now) >= plan.max_duration_s:
         return _undecided(channel, now)
     in_phase_s = _seconds(rollout.phase_since, now)
-    mute = rollout.phase == "shifting" and in_phase_s >= 2 * plan.arrivals_timeout_s
-    if not mute or rollout.ready.stable == 0:
+    if rollout.phase != "shifting" or rollout.mark is not None or rollout.ready.stable == 0:
+        return channel
+    if in_phase_s < 2 * plan.arrivals_timeout_s:
         return channel
     reason = f"The router could not be asked for {in_phase_s:.0f} s about the weights it has"
     return _ended(channel, "withdrawn", reason, now)
@@ -849,7 +858,9 @@ def _cleaning_time(channel: Channel, now: datetime) -> Channel:
     plan = rollout.plan
     assert rollout.cleanup_since is not None
     stage_s = _seconds(rollout.cleanup_since, now)
-    if rollout.cleanup == "traffic" and stage_s >= plan.arrivals_timeout_s:
+    # While the router answers, it is believed for longer: it may be the driver that was away.
+    patience_s = plan.arrivals_timeout_s * (1 if rollout.mark is None else PATIENCE)
+    if rollout.cleanup == "traffic" and stage_s >= patience_s:
         loser = channel.candidate.release_id if channel.candidate else ""
         channel = _noted(channel, now, "unverified", release_id=loser, waited_s=round(stage_s, 1))
         return _draining(channel, now)

@@ -10,7 +10,7 @@ from trainyard.documents.evidence import MetricVerdict, Verdict
 _LINES = {
     "rollout_started": "rollout of {release} started ({kind})",
     "driver": "{run_id} drives the rollout now",
-    "deployed": "{servers} servers of {release} are ready",
+    "deployed": "{release} is deployed (ready servers: {servers})",
     "warmed": "{server} answered {requests} warm-up requests",
     "weights": "{release} gets {weight} % of the traffic",
     "held": "undecided after {after_s:g} s: weights are frozen for at most {until_s:g} s. {why}",
@@ -57,7 +57,7 @@ def _metric(one: MetricVerdict) -> str:
     return (
         f"{one.metric} {_value(one, one.candidate_value)} vs {_value(one, one.stable_value)}"
         f"{change}, evidence of harm {one.harm_evidence:.1f} of {one.harm_threshold:.1f}, "
-        f"for promotion {one.promote_evidence:.1f} of {one.promote_threshold:.1f}"
+        f"of quality {one.promote_evidence:.1f} of {one.promote_threshold:.1f}"
     )
 
 

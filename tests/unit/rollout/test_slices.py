@@ -1,0 +1,350 @@
+"""Blocks from snapshots: what is comparable counts, everything else is missing."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from tests.unit.rollout.machine import NEW, NOW, OLD
+
+from trainyard.documents.evidence import Block
+from trainyard.documents.look import (
+    Histogram,
+    PodCounters,
+    ReleaseCounters,
+    RouteCounters,
+    Snapshot,
+)
+from trainyard.rollout.slices import FEWEST_FOR_EDGE, blocks_from_snapshots, tail_edge
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def histogram(count: int, total: float, **buckets: int) -> Histogram:
+    return Histogram(
+        count=count,
+        total=total,
+        buckets={**{name.replace("_", "."): n for name, n in buckets.items()}, "+Inf": count},
+    )
+
+
+def pod(
+    release: str = OLD, *, number: int = 0, start_s: float = -100.0, **metrics: Any
+) -> PodCounters:
+    return PodCounters(
+        pod=f"{release}-{number}", release_id=release, started_at=at(start_s), **metrics
+    )
+
+
+def both(old: Histogram, new: Histogram) -> tuple[PodCounters, ...]:
+    return (pod(OLD, ttft=old), pod(NEW, ttft=new))
+
+
+def route(weight: int = 50, *, epoch: str = "1", **counts: tuple[int, int, int]) -> RouteCounters:
+    names = {"old": OLD, "new": NEW}
+    return RouteCounters(
+        epoch=epoch,
+        weights={OLD: 100 - weight, NEW: weight},
+        releases={
+            names[name]: ReleaseCounters(arrivals=a, errors=e, in_flight=f)
+            for name, (a, e, f) in counts.items()
+        },
+    )
+
+
+def snapshot(
+    seconds: float, pods: tuple[PodCounters, ...] = (), seen: RouteCounters | None = None
+) -> Snapshot:
+    return Snapshot(at=at(seconds), phase="holding", step_index=0, pods=pods, route=seen or route())
+
+
+def blocks(*snapshots: Snapshot, metric: str | None = None) -> list[Block]:
+    found = blocks_from_snapshots(snapshots, exposed_since=NOW, candidate=NEW, stable=OLD)
+    return [block for block in found if metric in (None, block.metric)]
+
+
+def test_a_slice_is_the_difference_of_two_snapshots() -> None:
+    first = snapshot(0, both(histogram(100, 10.0), histogram(5, 1.0)))
+    second = snapshot(30, both(histogram(160, 19.0), histogram(25, 4.0)))
+    old, new = blocks(first, second, metric="ttft")
+    assert (old.track, old.release, old.requests, old.total) == ("stable", OLD, 60, 9.0)
+    assert (new.track, new.release, new.requests, new.total) == ("candidate", NEW, 20, 3.0)
+    assert (new.t, new.duration_s, new.weight_candidate) == (30.0, 30.0, 50)
+
+
+def test_every_pod_has_its_own_rows() -> None:
+    pods = [
+        (
+            pod(OLD, number=n, ttft=histogram(n, 0.1 * n)),
+            pod(OLD, number=n, ttft=histogram(10 * n + 10, n + 1.0)),
+        )
+        for n in (0, 1)
+    ]
+    others = (pod(NEW, ttft=histogram(0, 0.0)), pod(NEW, ttft=histogram(9, 1.0)))
+    found = blocks(
+        snapshot(0, (pods[0][0], pods[1][0], others[0]), route(30)),
+        snapshot(30, (pods[0][1], pods[1][1], others[1]), route(30)),
+        metric="ttft",
+    )
+    assert [(block.pod, block.requests) for block in found] == [
+        (f"{OLD}-0", 10),
+        (f"{OLD}-1", 19),
+        (f"{NEW}-0", 9),
+    ]
+
+
+def test_order_does_not_matter() -> None:
+    shots = [snapshot(30 * n, both(histogram(n, n), histogram(n, n))) for n in range(5)]
+    assert blocks(*reversed(shots)) == blocks(*shots)
+
+
+def test_a_slice_that_began_before_exposure_does_not_count() -> None:
+    shots = [snapshot(s, both(histogram(0, 0.0), histogram(0, 0.0))) for s in (-30, 10, 40)]
+    assert {block.t for block in blocks(*shots)} == {40.0}
+
+
+def test_a_restarted_server_is_missing_for_one_slice() -> None:
+    one = snapshot(0, both(histogram(100, 10.0), histogram(50, 5.0)))
+    two = snapshot(
+        30,
+        (pod(OLD, ttft=histogram(160, 16.0)), pod(NEW, start_s=20, ttft=histogram(70, 7.0))),
+    )
+    three = snapshot(
+        60,
+        (pod(OLD, ttft=histogram(200, 20.0)), pod(NEW, start_s=20, ttft=histogram(80, 8.5))),
+    )
+    found = [(b.t, b.track, b.requests) for b in blocks(one, two, three, metric="ttft")]
+    assert found == [(30, "stable", 60), (60, "stable", 40), (60, "candidate", 10)]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [histogram(99, 11.0), histogram(110, 9.0), histogram(110, 11.0, **{"0_1": 3})],
+    ids=["count", "sum", "bucket"],
+)
+def test_a_counter_that_went_backwards_is_missing_never_negative(later: Histogram) -> None:
+    earlier = histogram(100, 10.0, **{"0_1": 5})
+    shots = (
+        snapshot(0, both(earlier, earlier)),
+        snapshot(30, both(later, histogram(120, 12.0, **{"0_1": 6}))),
+    )
+    assert {block.track for block in blocks(*shots, metric="ttft")} == {"candidate"}
+
+
+def test_a_failed_scrape_is_missing_and_the_next_slice_is_not_made_longer() -> None:
+    full = [both(histogram(10 * n, n), histogram(10 * n, n)) for n in range(4)]
+    shots = [snapshot(30 * n, pods) for n, pods in enumerate(full)]
+    shots[1] = snapshot(30, full[1][:1])
+    found = [(b.t, b.track) for b in blocks(*shots, metric="ttft")]
+    assert found == [(30, "stable"), (60, "stable"), (90, "stable"), (90, "candidate")]
+
+
+def test_a_missed_look_makes_a_longer_slice() -> None:
+    shots = [snapshot(s, both(histogram(s, s), histogram(s, s))) for s in (0, 30, 90)]
+    assert [(b.t, b.duration_s) for b in blocks(*shots, metric="ttft")][-1] == (90, 60)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (route(10), route(50)),
+        (route(50, epoch="1"), route(50, epoch="2")),
+        (None, route(50)),
+        (route(50), None),
+    ],
+    ids=["weights changed", "router restarted", "mute before", "mute after"],
+)
+def test_without_a_steady_route_nothing_is_comparable(before: Any, after: Any) -> None:
+    pods = both(histogram(0, 0.0), histogram(0, 0.0))
+    shots = [
+        Snapshot(at=at(s), phase="holding", step_index=0, pods=pods, route=seen)
+        for s, seen in ((0, before), (30, after))
+    ]
+    assert blocks(*shots) == []
+
+
+def test_weights_of_zero_may_be_named_or_not() -> None:
+    pods = both(histogram(0, 0.0), histogram(0, 0.0))
+    named = RouteCounters(epoch="1", weights={OLD: 0, NEW: 100}, releases={})
+    bare = RouteCounters(epoch="1", weights={NEW: 100}, releases={})
+    seen = {OLD: ReleaseCounters(arrivals=0, errors=0, in_flight=0)}
+    shots = (
+        snapshot(0, pods, named.model_copy(update={"releases": seen})),
+        snapshot(30, pods, bare.model_copy(update={"releases": seen})),
+    )
+    assert [block.metric for block in blocks(*shots)] == ["errors"]
+
+
+def test_latencies_count_only_while_the_candidate_is_not_the_busier_one() -> None:
+    def shots(weight: int, new_pods: int) -> list[Snapshot]:
+        made = []
+        for n in (1, 2):
+            old = pod(OLD, ttft=histogram(100 * n, n))
+            new = [pod(NEW, number=i, ttft=histogram(100 * n, n)) for i in range(new_pods)]
+            seen = route(weight, old=(100 * n, 0, 0), new=(100 * n, 0, 0))
+            made.append(snapshot(30 * n, (old, *new), seen))
+        return made
+
+    assert {b.metric for b in blocks(*shots(50, 1))} == {"ttft", "errors"}
+    assert {b.metric for b in blocks(*shots(10, 1))} == {"ttft", "errors"}
+    assert {b.metric for b in blocks(*shots(90, 1))} == {"errors"}
+    assert {b.metric for b in blocks(*shots(66, 2))} == {"ttft", "errors"}
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def test_errors_are_of_requests_that_have_ended() -> None:
+    first = snapshot(0, (), route(50, old=(100, 2, 4), new=(10, 0, 0)))
+    second = snapshot(30, (), route(50, old=(160, 3, 10), new=(40, 3, 1)))
+    old, new = blocks(first, second, metric="errors")
+    assert (old.requests, old.bad, old.kind) == (54, 1, "count")
+    assert (new.requests, new.bad, new.pod) == (29, 3, "router")
+
+
+@pytest.mark.parametrize("later", [(90, 2, 0), (160, 1, 0), (102, 9, 0)])
+def test_contradictory_router_counts_are_missing(later: tuple[int, int, int]) -> None:
+    first = snapshot(0, (), route(50, old=(100, 2, 0), new=(10, 0, 0)))
+    second = snapshot(30, (), route(50, old=later, new=(20, 0, 0)))
+    assert [block.track for block in blocks(first, second, metric="errors")] == ["candidate"]
+
+
+# --- tails ----------------------------------------------------------------------------------------
+
+
+def stable_ttft(count: int, late: int) -> PodCounters:
+    """Return a stable server of whose requests `late` were later than 0.1 s."""
+    return pod(OLD, ttft=histogram(count, 1.0, **{"0_1": count - late, "0_5": count}))
+
+
+def test_the_edge_is_the_lowest_that_99_percent_kept() -> None:
+    assert tail_edge([snapshot(-1, (stable_ttft(200, 2),))], stable=OLD, exposed_since=NOW) == (
+        "0.1",
+        0,
+    )
+    assert tail_edge([snapshot(-1, (stable_ttft(200, 3),))], stable=OLD, exposed_since=NOW) == (
+        "0.5",
+        0,
+    )
+
+
+def test_the_edge_is_fixed_by_the_last_snapshot_before_exposure() -> None:
+    shots = [
+        snapshot(-60, (stable_ttft(200, 0),)),
+        snapshot(-30, (stable_ttft(400, 50),)),
+        snapshot(30, (stable_ttft(9000, 50),)),
+    ]
+    assert tail_edge(shots, stable=OLD, exposed_since=NOW) == ("0.5", 1)
+
+
+def test_an_edge_that_comes_late_is_not_used_for_what_was_before() -> None:
+    shots = [
+        snapshot(
+            30 * n,
+            (
+                stable_ttft(60 * n, 0),
+                pod(NEW, ttft=histogram(50 * n, 1.0, **{"0_1": 40 * n, "0_5": 50 * n})),
+            ),
+        )
+        for n in range(5)
+    ]
+    assert FEWEST_FOR_EDGE == 100
+    tails = blocks(*shots, metric="ttft_tail")
+    assert [(b.t, b.track, b.requests, b.bad) for b in tails] == [
+        (90, "stable", 60, 0),
+        (90, "candidate", 50, 10),
+        (120, "stable", 60, 0),
+        (120, "candidate", 50, 10),
+    ]
+
+
+def test_edges_differ_between_servers_only_in_what_is_missing() -> None:
+    shots = [
+        snapshot(s, (stable_ttft(200 + s, 0), pod(NEW, ttft=histogram(s, 1.0, **{"0_25": s // 2}))))
+        for s in (0, 30)
+    ]
+    assert [block.track for block in blocks(*shots, metric="ttft_tail")] == ["stable"]
+
+
+def test_requests_beyond_every_edge_fix_none() -> None:
+    beyond = pod(OLD, ttft=histogram(200, 900.0, **{"0_1": 10}))
+    assert tail_edge([snapshot(-1, (beyond,))], stable=OLD, exposed_since=NOW) is None
+
+
+# --- time per output token ------------------------------------------------------------------------
+
+
+def test_tpot_has_one_value_a_request_where_the_server_has_it() -> None:
+    shots = [
+        snapshot(
+            30 * n,
+            (
+                pod(OLD, tpot=histogram(20 * n, 0.2 * n)),
+                pod(NEW, tpot=histogram(10 * n, 0.3 * n)),
+            ),
+        )
+        for n in (0, 1)
+    ]
+    old, new = blocks(*shots, metric="tpot")
+    assert (old.requests, old.total) == (20, pytest.approx(0.2))
+    assert (new.requests, new.total) == (10, pytest.approx(0.3))
+
+
+def test_tpot_of_output_events_counts_requests() -> None:
+    def shot(n: int) -> Snapshot:
+        old = pod(OLD, tpot=histogram(2000 * n, 20.0 * n), tpot_requests=20 * n)
+        new = pod(NEW, tpot=histogram(0, 0.0), tpot_requests=0)
+        return snapshot(30 * n, (old, new))
+
+    old, new = blocks(shot(0), shot(1), metric="tpot")
+    assert (old.requests, old.total) == (20, pytest.approx(20 * 0.01))
+    assert (new.requests, new.total) == (0, 0.0)
+
+
+# --- properties -----------------------------------------------------------------------------------
+
+counters = st.tuples(st.integers(0, 50), st.integers(0, 3), st.booleans(), st.booleans())
+
+
+@given(st.lists(counters, min_size=2, max_size=12))
+def test_rows_never_claim_more_than_was_counted(steps: list[tuple[int, int, bool, bool]]) -> None:
+    """Whatever is restarted or unreadable: rows are valid, and their sum is what was observed."""
+    shots: list[Snapshot] = []
+    count = restarts = 0
+    served = 0
+    for n, (requests, weight, restarted, unread) in enumerate(steps):
+        if restarted:
+            restarts, count = restarts + 1, 0
+        count += requests
+        served += requests
+        old = pod(OLD, start_s=-100.0 + restarts, ttft=histogram(count, 0.1 * count))
+        new = pod(NEW, ttft=histogram(0, 0.0))
+        pods = (new,) if unread else (old, new)
+        shots.append(snapshot(10.0 * n, pods, route((10, 20, 30, 50)[weight])))
+    rows = blocks(*shots, metric="ttft")
+    assert all(row.requests >= 0 and row.total >= 0 for row in rows)
+    assert sum(row.requests for row in rows if row.track == "stable") <= served
+    assert len({(row.t, row.pod) for row in rows}) == len(rows)
+
+
+@given(st.integers(1, 8))
+def test_rows_of_the_past_do_not_change(cut: int) -> None:
+    """What one look derives, every later look derives again: the log of rows only grows."""
+    shots = [
+        snapshot(
+            30.0 * (n - 3),
+            (
+                stable_ttft(70 * n, n % 2),
+                pod(NEW, ttft=histogram(50 * n, 0.2 * n, **{"0_1": 45 * n, "0_5": 50 * n})),
+            ),
+            route(10 if n < 6 else 50, old=(70 * n, 0, 0), new=(50 * n, n, 0)),
+        )
+        for n in range(10)
+    ]
+    early, late = blocks(*shots[:cut]), blocks(*shots)
+    assert [row for row in late if row in early] == early

@@ -1,0 +1,711 @@
+"""Every transition of the rollout's state machine, one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from tests.rollout_world import release_id
+from tests.unit.rollout.machine import (
+    NEW,
+    NOW,
+    OLD,
+    empty_channel,
+    make_plan,
+    make_verdict,
+    requested,
+    route,
+    servers,
+    used_channel,
+)
+
+from trainyard.documents.channel import HISTORY_LIMIT, Channel, Rollout, Track
+from trainyard.rollout.events import (
+    AbortRequested,
+    Attest,
+    Command,
+    ControllerLost,
+    DeployServers,
+    DriverClaimed,
+    Event,
+    FuseBlown,
+    Looked,
+    Notify,
+    OutcomeNoted,
+    ReleaseLease,
+    RemoveServers,
+    RenewLease,
+    RolloutRequested,
+    TimePassed,
+    WarmedUp,
+    WarmUp,
+)
+from trainyard.rollout.state_machine import commands_for, step
+
+WARM = f"{NEW}-0@{NOW.isoformat()}"
+
+
+@dataclass
+class Run:
+    """A rollout under test, with a clock."""
+
+    channel: Channel
+    now: datetime = NOW
+    commands: tuple[Command, ...] = field(default=())
+
+    def on(self, event: Event, *, after_s: float = 0.0) -> Run:
+        """Let an event happen some time later."""
+        self.now += timedelta(seconds=after_s)
+        self.channel, self.commands = step(self.channel, event, self.now)
+        return self
+
+    @property
+    def rollout(self) -> Rollout:
+        assert self.channel.rollout is not None
+        return self.channel.rollout
+
+    @property
+    def phase(self) -> str:
+        return self.rollout.phase
+
+    @property
+    def weight(self) -> int:
+        return self.channel.weights.candidate
+
+    def events(self) -> list[str]:
+        return [entry.event for entry in self.channel.history]
+
+    def wanted(self) -> dict[str, int]:
+        """Servers that are wished for by release."""
+        wishes = {c.release_id: c.replicas for c in self.commands if isinstance(c, DeployServers)}
+        gone = {c.release_id: 0 for c in self.commands if isinstance(c, RemoveServers)}
+        assert not set(wishes) & set(gone)
+        return {**wishes, **gone}
+
+
+def canary(**changes: Any) -> Run:
+    """Return a canary that has just been requested."""
+    return Run(requested(used_channel(), make_plan(**changes)))
+
+
+def warming(**changes: Any) -> Run:
+    return canary(**changes).on(servers(old="ready", new="ready"))
+
+
+def shifting(**changes: Any) -> Run:
+    """Return a canary whose first weight is wished for."""
+    run = warming(**changes).on(WarmedUp(WARM, asked=3, answered=3))
+    return run.on(servers(old="ready", new="ready"))
+
+
+def arrive(run: Run, *, total: int = 200, after_s: float = 1.0) -> Run:
+    """Let the route take the weights and requests arrive accordingly."""
+    weights = {"old": 100 - run.weight, "new": run.weight}
+    run.on(route(weights, {"old": 0, "new": 0}))
+    arrived = {"old": total * (100 - run.weight) // 100, "new": total * run.weight // 100}
+    return run.on(route(weights, arrived), after_s=after_s)
+
+
+def holding(**changes: Any) -> Run:
+    """Return a canary at its first step."""
+    return arrive(shifting(**changes))
+
+
+def last_step(**changes: Any) -> Run:
+    run = holding(**changes).on(Looked(make_verdict("UNDECIDED"), "look/1"), after_s=60)
+    return arrive(run)
+
+
+def baking(**changes: Any) -> Run:
+    return last_step(**changes).on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=60)
+
+
+def cleaned(run: Run, *, loser: str, winner: str = "old") -> Run:
+    """Let a rollout that is ending end."""
+    run.on(route({winner: 100}, {loser: 7}, in_flight={loser: 1}))
+    run.on(route({winner: 100}, {loser: 7}, in_flight={loser: 1}), after_s=1.5)
+    assert run.rollout.cleanup == "draining"
+    run.on(route({winner: 100}, {loser: 7}), after_s=1)
+    assert run.rollout.cleanup == "removing"
+    return run.on(servers(**{winner: "ready"}), after_s=1)
+
+
+# --- the way to traffic ---------------------------------------------------------------------------
+
+
+def test_a_canary_begins_with_one_server_and_no_traffic() -> None:
+    run = canary().on(TimePassed())
+    assert (run.phase, run.weight) == ("deploying", 0)
+    assert run.wanted() == {OLD: 1, NEW: 1}
+    assert RenewLease(120.0) in run.commands
+
+
+def test_a_second_request_changes_nothing() -> None:
+    run = canary()
+    again = requested(run.channel, make_plan(), release=release_id("other"))
+    assert again == run.channel
+
+
+def test_deploying_says_what_it_waits_for() -> None:
+    run = canary().on(servers(old="ready", new="starting"))
+    assert run.phase == "deploying"
+    assert run.rollout.reason == f"0 of 1 servers of {NEW} are ready"
+
+
+def test_a_server_that_fails_to_start_withdraws_the_release() -> None:
+    run = canary().on(servers(old="ready", new="failed"))
+    assert (run.phase, run.rollout.ending) == ("rolling_back", "withdrawn")
+    assert run.channel.rejected == ()
+    assert "failed" in run.rollout.reason
+
+
+def test_a_candidate_that_never_had_traffic_is_removed_at_once() -> None:
+    run = canary().on(servers(old="ready", new="failed"))
+    assert run.wanted() == {OLD: 1, NEW: 0}
+    run.on(servers(old="ready"))
+    assert (run.phase, run.rollout.outcome) == ("idle", "withdrawn")
+    assert run.channel.candidate is None
+
+
+@pytest.mark.parametrize("state", ["starting", "unhealthy"])
+def test_a_deployment_has_a_time_limit(state: str) -> None:
+    run = canary().on(servers(old="ready", new=state)).on(TimePassed(), after_s=299)
+    assert run.phase == "deploying"
+    run.on(TimePassed(), after_s=1)
+    assert run.rollout.ending == "withdrawn"
+
+
+def test_warm_up_is_wished_for_until_every_server_is_warm() -> None:
+    run = warming()
+    assert run.phase == "warming"
+    assert WarmUp(NEW, 3, ()) in run.commands
+    run.on(WarmedUp(WARM, asked=3, answered=3))
+    assert WarmUp(NEW, 3, (WARM,)) in run.commands
+    run.on(servers(old="ready", new="ready"))
+    assert (run.phase, run.weight) == ("shifting", 10)
+
+
+def test_a_restarted_server_must_warm_up_again() -> None:
+    run = warming().on(WarmedUp(f"{NEW}-0@an-earlier-start", asked=3, answered=3))
+    run.on(servers(old="ready", new="ready"))
+    assert run.phase == "warming"
+
+
+def test_a_server_lost_while_warming_is_waited_for() -> None:
+    run = warming().on(servers(old="ready", new="starting"))
+    assert run.phase == "deploying"
+
+
+def test_no_warm_up_requests_need_no_answers() -> None:
+    assert warming(warm_up_requests=0).phase == "shifting"
+
+
+@pytest.mark.parametrize(
+    ("answered", "refused", "ending"),
+    [(2, 0, "withdrawn"), (2, 1, "withdrawn"), (0, 2, "withdrawn"), (0, 3, "rolled_back")],
+)
+def test_warm_up_requests_must_all_be_answered(answered: int, refused: int, ending: str) -> None:
+    run = warming().on(WarmedUp(WARM, 3, answered, refused, "status 500"))
+    assert run.rollout.ending == ending
+    assert len(run.channel.rejected) == (ending == "rolled_back")
+    assert f"{answered} of 3" in run.rollout.reason
+
+
+def test_more_servers_come_after_the_first_is_warm() -> None:
+    run = warming(replicas=3, stable_replicas=3)
+    assert run.rollout.replicas.candidate == 1
+    run.on(WarmedUp(WARM, 3, 3)).on(servers(old=("ready",) * 3, new="ready"))
+    assert (run.phase, run.weight) == ("scaling", 0)
+    assert run.wanted() == {OLD: 3, NEW: 3}
+    run.on(servers(old=("ready",) * 3, new=("ready",) * 3))
+    assert run.phase == "warming"
+    for index in (1, 2):
+        run.on(WarmedUp(f"{NEW}-{index}@{NOW.isoformat()}", 3, 3))
+    run.on(servers(old=("ready",) * 3, new=("ready",) * 3))
+    assert (run.phase, run.weight) == ("shifting", 10)
+
+
+# --- shifting -------------------------------------------------------------------------------------
+
+
+def test_a_shift_is_over_when_arrivals_agree() -> None:
+    run = shifting()
+    run.on(route({"old": 100}, {"old": 50}))
+    assert run.rollout.mark is None
+    assert arrive(run).phase == "holding"
+
+
+def test_few_arrivals_are_waited_for() -> None:
+    run = arrive(shifting(), total=20)
+    assert run.phase == "shifting"
+    run.on(route({"old": 90, "new": 10}, {"old": 20, "new": 2}), after_s=28)
+    assert run.phase == "shifting"
+    run.on(route({"old": 90, "new": 10}, {"old": 20, "new": 2}), after_s=1)
+    assert run.phase == "holding"
+
+
+def test_arrivals_that_contradict_the_weights_end_the_rollout() -> None:
+    run = shifting()
+    weights = {"old": 90, "new": 10}
+    run.on(route(weights, {"old": 0, "new": 0})).on(route(weights, {"old": 300}), after_s=10)
+    assert run.phase == "shifting"
+    run.on(route(weights, {"old": 600}), after_s=20)
+    assert run.rollout.ending == "withdrawn"
+    assert "0 of 600 requests" in run.rollout.reason
+
+
+def test_a_route_that_does_not_take_the_weights_ends_the_rollout() -> None:
+    run = shifting().on(route({"old": 100}), after_s=29)
+    assert run.phase == "shifting"
+    run.on(route({"old": 100}), after_s=1)
+    assert run.rollout.ending == "withdrawn"
+    assert "did not take the weights" in run.rollout.reason
+
+
+def test_a_route_that_fails_over_is_waited_for_while_stable_is_away() -> None:
+    run = shifting().on(servers(old="starting", new="ready"))
+    run.on(route({"new": 100}), after_s=100)
+    assert run.phase == "shifting"
+
+
+def test_a_router_that_cannot_be_asked_ends_the_rollout() -> None:
+    run = shifting().on(TimePassed(), after_s=59)
+    assert run.phase == "shifting"
+    run.on(TimePassed(), after_s=1)
+    assert run.rollout.ending == "withdrawn"
+
+
+def test_a_restarted_router_is_measured_anew() -> None:
+    run = shifting()
+    weights = {"old": 90, "new": 10}
+    run.on(route(weights, {"old": 1000, "new": 100}))
+    run.on(route(weights, {"old": 9, "new": 1}, epoch="2"), after_s=1)
+    assert run.phase == "shifting"
+    run.on(route(weights, {"old": 189, "new": 21}, epoch="2"), after_s=1)
+    assert run.phase == "holding"
+
+
+# --- holding --------------------------------------------------------------------------------------
+
+
+def test_a_step_waits_for_its_time_and_for_a_look() -> None:
+    run = holding().on(Looked(make_verdict("UNDECIDED"), "look/1"), after_s=59)
+    assert (run.phase, run.weight) == ("holding", 10)
+    run.on(TimePassed(), after_s=100)
+    assert (run.phase, run.weight) == ("holding", 10)
+    run.on(Looked(make_verdict("UNDECIDED"), "look/2"))
+    assert (run.phase, run.weight, run.rollout.step_index) == ("shifting", 50, 1)
+
+
+def test_a_step_needs_requests_that_the_candidate_has_answered() -> None:
+    run = holding().on(Looked(make_verdict("UNDECIDED", exposed=0), "look/1"), after_s=100)
+    assert (run.phase, run.weight) == ("holding", 10)
+
+
+def test_proof_at_an_early_step_does_not_promote() -> None:
+    run = holding().on(Looked(make_verdict("NON_INFERIOR"), "look/1"), after_s=60)
+    assert (run.phase, run.weight) == ("shifting", 50)
+
+
+def test_the_last_step_needs_proof_and_its_time() -> None:
+    run = last_step().on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=30)
+    assert run.phase == "holding"
+    run.on(Looked(make_verdict("UNDECIDED"), "look/3"), after_s=60)
+    assert run.phase == "holding"
+    run.on(Looked(make_verdict("NON_INFERIOR"), "look/4"))
+    assert run.phase == "baking"
+
+
+@pytest.mark.parametrize("make", [shifting, holding, last_step, baking])
+def test_harm_takes_all_traffic_back_and_rejects(make: Any) -> None:
+    run = make().on(Looked(make_verdict("HARM"), "look/9"))
+    assert (run.phase, run.weight, run.rollout.ending) == ("rolling_back", 0, "rolled_back")
+    assert run.channel.stable.release_id == OLD
+    assert run.channel.candidate.release_id == NEW
+    (rejection,) = run.channel.rejected
+    assert (rejection.release_id, rejection.evidence_key) == (NEW, "look/9")
+    assert rejection.reason == "The judge says HARM."
+    assert run.wanted() == {OLD: 1, NEW: 1}
+
+
+@pytest.mark.parametrize("make", [shifting, holding, last_step, baking])
+def test_a_fuse_rejects(make: Any) -> None:
+    run = make().on(FuseBlown("Fuse: its first requests all failed."))
+    assert (run.weight, run.rollout.ending) == (0, "rolled_back")
+    assert run.channel.rejected[0].release_id == NEW
+
+
+@pytest.mark.parametrize("make", [canary, warming])
+def test_alarms_mean_nothing_before_exposure(make: Any) -> None:
+    run = make()
+    before = run.channel
+    assert run.on(FuseBlown("old news")).on(ControllerLost("old news")).channel == before
+
+
+@pytest.mark.parametrize("make", [shifting, holding, last_step, baking])
+def test_a_lost_controller_withdraws_without_rejecting(make: Any) -> None:
+    run = make().on(ControllerLost("its lease expired"))
+    assert (run.weight, run.rollout.ending) == (0, "withdrawn")
+    assert run.channel.stable.release_id == OLD
+    assert run.channel.rejected == ()
+
+
+@pytest.mark.parametrize("make", [canary, warming, shifting, holding, last_step, baking])
+def test_an_abort_withdraws(make: Any) -> None:
+    run = make().on(AbortRequested("enough", who="ann"))
+    assert (run.phase, run.weight, run.rollout.ending) == ("rolling_back", 0, "withdrawn")
+    assert run.channel.stable.release_id == OLD
+    assert run.channel.history[-1].who == "ann"
+
+
+@pytest.mark.parametrize("make", [shifting, holding])
+@pytest.mark.parametrize("state", ["starting", "unhealthy", "failed"])
+def test_a_candidate_without_a_ready_server_is_broken(make: Any, state: str) -> None:
+    run = make().on(servers(old="ready", new=state))
+    assert run.rollout.ending == "rolled_back"
+
+
+def test_one_of_several_servers_may_restart() -> None:
+    run = holding(replicas=1)
+    run.on(servers(old="ready", new=("ready", "starting")))
+    assert run.phase == "holding"
+
+
+# --- undecided ------------------------------------------------------------------------------------
+
+
+def test_an_undecided_rollout_freezes_at_the_proven_step() -> None:
+    run = last_step().on(Looked(make_verdict("UNDECIDED"), "look/2"), after_s=60)
+    run.on(TimePassed(), after_s=480)
+    assert (run.phase, run.weight) == ("holding", 50)
+    assert run.rollout.held_since == run.now
+    assert any(isinstance(c, Notify) and c.entry.event == "held" for c in run.commands)
+    run.on(Looked(make_verdict("NON_INFERIOR"), "look/3"), after_s=10)
+    assert run.phase == "baking"
+
+
+def test_a_step_that_was_not_held_long_enough_is_taken_back() -> None:
+    run = holding(max_duration_s=100.0)
+    run.on(Looked(make_verdict("UNDECIDED"), "look/1"), after_s=70)
+    arrive(run)
+    assert run.weight == 50
+    run.on(TimePassed(), after_s=40)
+    assert (run.phase, run.weight, run.rollout.step_index) == ("shifting", 10, 0)
+    arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=100)
+    assert (run.phase, run.weight) == ("holding", 10)
+
+
+def test_a_hold_is_bounded() -> None:
+    run = last_step().on(TimePassed(), after_s=600)
+    assert run.rollout.held_since is not None
+    arrive(run)
+    run.on(TimePassed(), after_s=300)
+    assert (run.weight, run.rollout.ending) == (0, "withdrawn")
+    assert run.channel.rejected == ()
+    assert "could not decide" in run.rollout.reason
+
+
+def test_undecided_may_mean_to_go_back() -> None:
+    run = last_step(on_undecided="rollback").on(TimePassed(), after_s=600)
+    assert run.rollout.ending == "withdrawn"
+
+
+# --- baking and the end ---------------------------------------------------------------------------
+
+
+def test_promotion_swaps_the_roles_and_keeps_a_holdback() -> None:
+    run = baking()
+    assert (run.channel.stable.release_id, run.channel.candidate.release_id) == (NEW, OLD)
+    assert (run.channel.weights.stable, run.weight) == (90, 10)
+    assert run.wanted() == {OLD: 1, NEW: 1}
+    assert run.rollout.outcome is None
+
+
+def test_a_bake_ends_with_the_old_release_gone() -> None:
+    run = baking().on(servers(old="ready", new="ready"), after_s=59)
+    assert run.phase == "baking"
+    run.on(servers(old="ready", new="ready"), after_s=1)
+    assert (run.phase, run.weight, run.rollout.ending) == ("scaling", 0, "promoted")
+    assert run.wanted() == {OLD: 1, NEW: 1}
+    cleaned(run, loser="old", winner="new")
+    assert (run.phase, run.rollout.outcome) == ("idle", "promoted")
+    assert run.channel.candidate is None
+    assert [track.release_id for track in run.channel.previous] == [OLD]
+    assert run.wanted() == {NEW: 1, OLD: 0}
+    assert any(isinstance(c, Attest) and c.kind == "promotion" for c in run.commands)
+    assert ReleaseLease() in run.commands
+
+
+def test_a_promoted_release_leaves_its_rejection_behind() -> None:
+    run = holding().on(Looked(make_verdict("HARM"), "look/1"))
+    cleaned(run, loser="new")
+    assert run.channel.rejected
+    forced = Run(requested(run.channel, make_plan(warm_up_requests=0)), run.now)
+    forced.on(servers(old="ready", new="ready"))
+    arrive(forced).on(Looked(make_verdict("UNDECIDED"), "l"), after_s=60)
+    arrive(forced).on(Looked(make_verdict("NON_INFERIOR"), "l"), after_s=60)
+    forced.on(servers(old="ready", new="ready"), after_s=60)
+    cleaned(forced, loser="old", winner="new")
+    assert forced.rollout.outcome == "promoted"
+    assert forced.channel.rejected == ()
+
+
+def test_the_old_release_may_stay_warm_for_a_while() -> None:
+    run = baking(keep_warm_s=100.0).on(servers(old="ready", new="ready"), after_s=60)
+    run.on(route({"new": 100}, {"old": 7})).on(route({"new": 100}, {"old": 7}), after_s=2)
+    assert run.rollout.outcome == "promoted"
+    assert OLD not in run.wanted()
+    assert run.channel.previous[0].warm_until == run.now + timedelta(seconds=100)
+    later = run.now + timedelta(seconds=101)
+    assert RemoveServers(OLD) in commands_for(run.channel, later)
+
+
+def test_the_holdback_goes_where_it_can_be_served() -> None:
+    run = baking().on(servers(old="starting", new="ready"))
+    assert (run.phase, run.weight) == ("baking", 0)
+    run.on(servers(old="ready", new="ready"))
+    assert run.weight == 10
+
+
+def test_a_bake_waits_for_all_servers_but_not_for_ever() -> None:
+    run = baking().on(TimePassed(), after_s=60)
+    assert run.phase == "baking"
+    run.on(TimePassed(), after_s=300)
+    assert (run.rollout.ending, run.channel.stable.release_id) == ("withdrawn", OLD)
+
+
+def test_a_new_release_without_servers_loses_its_bake() -> None:
+    run = baking().on(servers(old="ready", new="starting"))
+    assert (run.channel.stable.release_id, run.weight) == (OLD, 0)
+    assert run.rollout.ending == "rolled_back"
+
+
+def test_rolling_back_ends_in_order() -> None:
+    run = holding().on(Looked(make_verdict("HARM"), "look/1"))
+    run.on(route({"old": 90, "new": 10}, {"new": 5}), after_s=1)
+    assert run.rollout.mark is None
+    run.on(route({"old": 100}, {"new": 6}), after_s=1)
+    run.on(route({"old": 100}, {"new": 7}), after_s=2)
+    assert run.rollout.cleanup == "traffic"
+    cleaned(run, loser="new")
+    assert (run.phase, run.rollout.outcome) == ("idle", "rolled_back")
+    assert [c.kind for c in run.commands if isinstance(c, Attest)] == ["rejection"]
+    assert run.wanted() == {OLD: 1, NEW: 0}
+
+
+def test_a_candidate_keeps_its_servers_until_its_requests_have_ended() -> None:
+    run = holding().on(Looked(make_verdict("HARM"), "look/1"))
+    assert run.wanted()[NEW] == 1
+    run.on(TimePassed(), after_s=30)
+    assert run.rollout.cleanup == "draining"
+    assert "unverified" in run.events()
+    assert run.wanted()[NEW] == 1
+    run.on(TimePassed(), after_s=30)
+    assert run.rollout.cleanup == "removing"
+    assert run.wanted()[NEW] == 0
+
+
+def test_requests_that_do_not_stop_are_waited_for_but_not_for_ever() -> None:
+    run = holding().on(Looked(make_verdict("HARM"), "look/1"))
+    for arrivals in range(119):
+        run.on(route({"old": 100}, {"new": arrivals}), after_s=1).on(TimePassed())
+    assert run.rollout.cleanup == "traffic"
+    run.on(TimePassed(), after_s=1)
+    assert run.rollout.cleanup == "draining"
+    assert run.events()[-1] == "unverified"
+
+
+def test_a_rollback_ends_even_if_nobody_answers_any_more() -> None:
+    run = holding().on(Looked(make_verdict("HARM"), "look/1"))
+    for _ in range(3):
+        run.on(TimePassed(), after_s=300)
+    assert run.rollout.outcome == "rolled_back"
+
+
+# --- without comparison ---------------------------------------------------------------------------
+
+
+def first_release(**changes: Any) -> Run:
+    plan = make_plan(kind="bootstrap", stable_replicas=0, **changes)
+    run = Run(requested(empty_channel(), plan)).on(servers(new="ready"))
+    return run.on(WarmedUp(WARM, 3, 3)).on(servers(new="ready"))
+
+
+def test_a_first_release_gets_everything_after_its_warm_up() -> None:
+    run = first_release()
+    assert (run.phase, run.weight) == ("baking", 0)
+    assert run.channel.stable.release_id == NEW
+    assert run.channel.candidate is None
+    run.on(servers(new="ready"), after_s=60).on(servers(new="ready"))
+    assert (run.phase, run.rollout.outcome) == ("idle", "promoted")
+    assert run.channel.previous == ()
+
+
+def test_a_first_release_that_fails_requests_is_rejected() -> None:
+    run = first_release().on(route({"new": 100}, {"new": 10}))
+    run.on(route({"new": 100}, {"new": 110}, errors={"new": 1}), after_s=1)
+    assert run.phase == "baking"
+    run.on(route({"new": 100}, {"new": 210}, errors={"new": 12}), after_s=1)
+    assert run.rollout.ending == "rolled_back"
+    assert "12 of 200 requests failed, 6.0%" in run.channel.rejected[0].reason
+    assert run.channel.stable is None
+    run.on(TimePassed(), after_s=30).on(TimePassed(), after_s=30).on(servers(), after_s=1)
+    assert (run.rollout.outcome, run.channel.stable) == ("rolled_back", None)
+    assert run.wanted() == {NEW: 0}
+
+
+def test_a_first_release_outlives_its_controller() -> None:
+    run = first_release().on(ControllerLost("its lease expired"))
+    assert run.phase == "baking"
+
+
+def test_single_stops_the_old_release_first() -> None:
+    run = canary(capacity="single", holdback_weight=0)
+    run.on(servers(old="stopping"))
+    assert (run.phase, run.wanted()) == ("scaling", {OLD: 0, NEW: 0})
+    run.on(servers())
+    assert (run.phase, run.wanted()) == ("deploying", {OLD: 0, NEW: 1})
+    run.on(servers(new="ready")).on(WarmedUp(WARM, 3, 3)).on(servers(new="ready"))
+    assert run.phase == "baking"
+    assert run.channel.stable.release_id == NEW
+    run.on(servers(new="ready"), after_s=60)
+    cleaned(run, loser="old", winner="new")
+    assert run.rollout.outcome == "promoted"
+    assert run.channel.previous[0].release_id == OLD
+
+
+def test_single_brings_the_old_release_back() -> None:
+    run = canary(capacity="single", holdback_weight=0).on(servers())
+    run.on(servers(new="failed"))
+    assert (run.rollout.ending, run.wanted()) == ("withdrawn", {OLD: 0, NEW: 0})
+    run.on(servers())
+    assert run.rollout.outcome is None
+    assert run.wanted() == {OLD: 1, NEW: 0}
+    run.on(servers(old="ready"))
+    assert run.rollout.outcome == "withdrawn"
+
+
+def test_replace_shrinks_the_old_release_by_ready_servers() -> None:
+    run = canary(capacity="replace", replicas=4, stable_replicas=4, warm_up_requests=0)
+    four = ("ready",) * 4
+    run.on(servers(old=four, new="ready"))
+    assert (run.phase, run.weight) == ("shifting", 10)
+    assert run.wanted() == {OLD: 4, NEW: 1}
+    arrive(run).on(servers(old=four, new="ready"))
+    assert run.wanted() == {OLD: 3, NEW: 2}
+    run.on(Looked(make_verdict("UNDECIDED"), "l"), after_s=60)
+    assert (run.phase, run.weight) == ("holding", 10)
+    run.on(servers(old=four[:3], new=four[:2]))
+    run.on(Looked(make_verdict("UNDECIDED"), "l"))
+    assert (run.phase, run.weight) == ("shifting", 50)
+    arrive(run).on(servers(old=four[:3], new=four[:2]))
+    run.on(Looked(make_verdict("NON_INFERIOR"), "l"), after_s=60)
+    assert run.phase == "baking"
+    assert run.weight == 60
+    for new in (2, 3, 4):
+        run.on(servers(old=four[: 5 - new], new=four[:new]))
+        assert run.wanted() == {NEW: min(4, new + 1), OLD: max(1, 5 - min(4, new + 1))}
+    assert run.weight == 10
+
+
+# --- going back -----------------------------------------------------------------------------------
+
+
+def promoted() -> Channel:
+    run = baking().on(servers(old="ready", new="ready"), after_s=60)
+    return cleaned(run, loser="old", winner="new").channel
+
+
+def test_a_rollback_moves_traffic_before_everything_else() -> None:
+    plan = make_plan(kind="rollback", warm_up_requests=3)
+    run = Run(requested(promoted(), plan, release=OLD), NOW + timedelta(hours=1))
+    run.on(servers(old="starting", new="ready"))
+    assert (run.phase, run.channel.stable.release_id) == ("deploying", NEW)
+    run.on(servers(old="ready", new="ready"))
+    run.on(WarmedUp(f"{OLD}-0@{NOW.isoformat()}", 3, 3)).on(servers(old="ready", new="ready"))
+    assert (run.phase, run.channel.stable.release_id) == ("rolling_back", OLD)
+    assert run.weight == 0
+    cleaned(run, loser="new")
+    assert run.rollout.outcome == "promoted"
+    assert run.channel.previous == ()
+    assert run.channel.rejected == ()
+    assert "returned" in run.events()
+
+
+def test_a_rollback_to_warm_servers_moves_traffic_at_once() -> None:
+    plan = make_plan(kind="rollback", warm_up_requests=3)
+    channel = promoted()
+    run = Run(channel, NOW + timedelta(hours=1))
+    run.on(RolloutRequested(number=2, release_id=OLD, plan=plan, run_id="back"))
+    run.on(servers(old="ready", new="ready"))
+    assert (run.phase, run.channel.stable.release_id) == ("rolling_back", OLD)
+
+
+# --- drivers, history, wishes ---------------------------------------------------------------------
+
+
+def test_a_claim_raises_the_epoch() -> None:
+    run = holding().on(DriverClaimed("run"))
+    assert (run.rollout.driver.attempt, run.rollout.driver.epoch) == (2, 2)
+    run.on(DriverClaimed("another"))
+    assert (run.rollout.driver.attempt, run.rollout.driver.epoch) == (1, 3)
+
+
+def test_epochs_go_on_from_rollout_to_rollout() -> None:
+    run = holding().on(Looked(make_verdict("HARM"), "look/1"))
+    cleaned(run, loser="new")
+    again = requested(run.channel, make_plan(), release=release_id("third"))
+    assert again.rollout is not None
+    assert again.rollout.driver.epoch == 2
+
+
+def test_an_outcome_is_noted_only_once_there_is_one() -> None:
+    run = holding()
+    assert not run.on(OutcomeNoted()).rollout.settled
+    run.on(AbortRequested("enough"))
+    cleaned(run, loser="new")
+    assert run.on(OutcomeNoted()).rollout.settled
+
+
+def test_events_after_the_end_change_nothing() -> None:
+    channel = promoted()
+    for event in (
+        servers(old="ready"),
+        route({"new": 100}),
+        Looked(make_verdict("HARM"), "l"),
+        FuseBlown("late"),
+        ControllerLost("late"),
+        AbortRequested("late"),
+        WarmedUp("x", 1, 0),
+        DriverClaimed("late"),
+        TimePassed(),
+    ):
+        assert step(channel, event, NOW + timedelta(days=1))[0] == channel
+
+
+def test_the_history_is_bounded_and_the_generation_counts() -> None:
+    run = holding()
+    before = run.channel.generation
+    for index in range(2 * HISTORY_LIMIT):
+        run.on(DriverClaimed(f"run-{index}"))
+    assert len(run.channel.history) == HISTORY_LIMIT
+    assert run.channel.generation == before + 2 * HISTORY_LIMIT
+
+
+def test_people_are_told_what_matters() -> None:
+    run = holding().on(Looked(make_verdict("HARM"), "look/1"))
+    cleaned(run, loser="new")
+    told = [c.entry.event for c in run.commands if isinstance(c, Notify)]
+    assert told == ["rollout_started", "weights", "ending", "rolled_back"]
+
+
+def test_the_stable_release_of_an_unverified_track_stays_unverified() -> None:
+    channel = promoted()
+    channel = channel.model_copy(
+        update={"previous": (Track(release_id=OLD, since=NOW, verified=False),)}
+    )
+    plan = make_plan(kind="rollback", warm_up_requests=0)
+    run = Run(requested(channel, plan, release=OLD)).on(servers(old="ready", new="ready"))
+    assert run.channel.stable == Track(release_id=OLD, since=NOW, verified=False)

@@ -1,0 +1,316 @@
+"""What holds in every rollout, whatever happens in whatever order."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from tests.rollout_world import release_id
+from tests.unit.rollout.machine import (
+    NOW,
+    empty_channel,
+    make_plan,
+    make_verdict,
+    route,
+    servers,
+)
+
+from trainyard.documents.channel import EXPOSED_PHASES, HISTORY_LIMIT, Channel, Track
+from trainyard.rollout.events import (
+    AbortRequested,
+    ControllerLost,
+    DeployServers,
+    DriverClaimed,
+    Event,
+    FuseBlown,
+    Looked,
+    RemoveServers,
+    RolloutRequested,
+    RouteSeen,
+    ServersSeen,
+    TimePassed,
+    WarmedUp,
+)
+from trainyard.rollout.state_machine import candidate_target, commands_for, step
+
+NAMES = ("a", "b", "c")
+STATES = ("starting", "ready", "ready", "ready", "unhealthy", "failed", "stopping")
+LONGEST_ROLLOUT_S = 7200.0
+
+
+class Rollouts(RuleBasedStateMachine):
+    """Any number of rollouts of three releases, in a world that does as it likes."""
+
+    channel: Channel
+    now: datetime
+
+    @initialize(used=st.booleans())
+    def begin(self, used: bool) -> None:
+        self.channel = empty_channel()
+        self.now = NOW
+        if used:
+            tracks = [Track(release_id=release_id(name), since=NOW) for name in ("a", "b")]
+            update = {"stable": tracks[0], "previous": (tracks[1],)}
+            self.channel = self.channel.model_copy(update=update)
+
+    def happen(self, event: Event) -> None:
+        before, now = self.channel, self.now
+        after, commands = step(before, event, now)
+        assert commands == commands_for(after, now), "wishes follow from the channel alone"
+        assert step(before, event, now)[0] == after, "the machine is a function"
+        assert after.generation == before.generation + (after != before)
+        self.check_rejection(before, event, after)
+        self.check_promotion(before, event, after)
+        self.check_order(before, after)
+        self.channel = after
+        assert Channel.model_validate_json(after.to_bytes()) == after
+
+    def check_rejection(self, before: Channel, event: Event, after: Channel) -> None:
+        if len(after.rejected) <= len(before.rejected):
+            return
+        assert before.rollout is not None
+        broken = isinstance(event, ServersSeen) and before.rollout.phase in EXPOSED_PHASES
+        floors = isinstance(event, RouteSeen) and before.rollout.phase == "baking"
+        refused = isinstance(event, WarmedUp) and event.answered == 0
+        harm = isinstance(event, Looked) and event.verdict.outcome == "HARM"
+        assert harm or isinstance(event, FuseBlown) or broken or floors or refused
+        assert after.rollout is not None
+        assert after.rollout.ending == "rolled_back"
+
+    def check_promotion(self, before: Channel, event: Event, after: Channel) -> None:
+        stables = [c.stable.release_id if c.stable else None for c in (before, after)]
+        rollout = before.rollout
+        if stables[0] == stables[1] or rollout is None or stables[1] is None:
+            return
+        if stables[1] == rollout.reference_id:
+            assert after.rollout is not None
+            assert after.rollout.phase == "rolling_back"
+            return
+        assert stables[1] == rollout.release_id
+        if rollout.plan.kind == "canary" and rollout.plan.capacity != "single":
+            assert isinstance(event, Looked)
+            assert event.verdict.outcome == "NON_INFERIOR"
+            assert rollout.step_index == len(rollout.plan.steps) - 1
+            assert rollout.phase == "holding"
+        else:
+            assert rollout.phase in {"warming", "deploying", "scaling"}
+
+    def check_order(self, before: Channel, after: Channel) -> None:
+        """Servers go only after their traffic has gone in an earlier change."""
+        gone = {c.release_id for c in commands_for(after, self.now) if isinstance(c, RemoveServers)}
+        single = after.rollout is not None and after.rollout.plan.capacity == "single"
+        for channel in (before, after):
+            shares = {
+                track.release_id: share
+                for track, share in (
+                    (channel.stable, channel.weights.stable),
+                    (channel.candidate, channel.weights.candidate),
+                )
+                if track is not None and share > 0
+            }
+            if not single and channel.in_progress:
+                assert not gone & set(shares)
+
+    # --- what may happen ----------------------------------------------------------------------
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        capacity=st.sampled_from(["surge", "surge", "replace", "single"]),
+        replicas=st.integers(1, 3),
+        back=st.booleans(),
+        on_undecided=st.sampled_from(["hold", "rollback"]),
+        warm_up=st.sampled_from([0, 3]),
+        keep_warm_s=st.sampled_from([0.0, 60.0]),
+    )
+    def somebody_asks(
+        self,
+        name: str,
+        capacity: str,
+        replicas: int,
+        back: bool,
+        on_undecided: str,
+        warm_up: int,
+        keep_warm_s: float,
+    ) -> None:
+        release = release_id(name)
+        stable = self.channel.stable
+        if stable is not None and stable.release_id == release:
+            return
+        known = {track.release_id for track in self.channel.previous}
+        kind = (
+            "bootstrap" if stable is None else "rollback" if back and release in known else "canary"
+        )
+        plan = make_plan(
+            kind=kind,
+            capacity=capacity,
+            replicas=replicas,
+            stable_replicas=self.channel.rollout.replicas.stable
+            if stable is not None and self.channel.rollout is not None
+            else int(stable is not None),
+            on_undecided=on_undecided,
+            warm_up_requests=warm_up,
+            keep_warm_s=keep_warm_s,
+        )
+        number = self.channel.rollout.number + 1 if self.channel.rollout else 1
+        self.happen(RolloutRequested(number, release, plan, run_id=f"run-{number}"))
+
+    @rule(data=st.data())
+    def servers_are_seen(self, data: st.DataObject) -> None:
+        states = {
+            name: tuple(data.draw(st.lists(st.sampled_from(STATES), max_size=3))) for name in NAMES
+        }
+        self.happen(servers(**states))
+
+    @rule()
+    def servers_are_as_wished(self) -> None:
+        wishes = {
+            c.release_id: c.replicas
+            for c in commands_for(self.channel, self.now)
+            if isinstance(c, DeployServers)
+        }
+        states = {name: ("ready",) * wishes.get(release_id(name), 0) for name in NAMES}
+        self.happen(servers(**states))
+
+    @precondition(lambda self: self.channel.in_progress)
+    @rule(answered=st.integers(0, 3), refused=st.integers(0, 3), index=st.integers(0, 2))
+    def a_server_warms_up(self, answered: int, refused: int, index: int) -> None:
+        assert self.channel.rollout is not None
+        server = f"{self.channel.rollout.release_id}-{index}@{NOW.isoformat()}"
+        self.happen(WarmedUp(server, 3, answered, min(refused, 3 - answered)))
+
+    @precondition(lambda self: self.channel.in_progress)
+    @rule(notches=st.integers(1, 6))
+    def all_goes_well(self, notches: int) -> None:
+        for _ in range(notches):
+            self.servers_are_as_wished()
+            for index in range(3):
+                self.a_server_warms_up(3, 0, index)
+            self.servers_are_as_wished()
+            self.the_route_follows(2.0)
+            self.now += timedelta(seconds=61)
+            self.happen(Looked(make_verdict("NON_INFERIOR"), f"look/{self.channel.generation}"))
+
+    @rule(
+        shares=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 100)),
+        arrivals=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 500)),
+        errors=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 50)),
+        epoch=st.sampled_from(["1", "1", "2"]),
+    )
+    def the_route_is_odd(
+        self,
+        shares: dict[str, int],
+        arrivals: dict[str, int],
+        errors: dict[str, int],
+        epoch: str,
+    ) -> None:
+        errors = {name: min(number, arrivals.get(name, 0)) for name, number in errors.items()}
+        self.happen(route(shares, arrivals, errors=errors, epoch=epoch))
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 20.0]))
+    def the_route_follows(self, seconds: float) -> None:
+        shares = {}
+        for name in NAMES:
+            for track, share in (
+                (self.channel.stable, self.channel.weights.stable),
+                (self.channel.candidate, self.channel.weights.candidate),
+            ):
+                if track is not None and track.release_id == release_id(name):
+                    shares[name] = share
+        self.happen(route(shares, dict.fromkeys(NAMES, 0)))
+        self.now += timedelta(seconds=seconds)
+        self.happen(route(shares, {name: 10 * share for name, share in shares.items()}))
+
+    @rule(outcome=st.sampled_from(["HARM", "NON_INFERIOR", "UNDECIDED", "UNDECIDED"]))
+    def the_judge_looks(self, outcome: str) -> None:
+        self.happen(Looked(make_verdict(outcome), f"look/{self.channel.generation}"))  # type: ignore[arg-type]
+
+    @rule(
+        event=st.sampled_from(
+            [
+                FuseBlown("Fuse: broken."),
+                ControllerLost("nobody drives it"),
+                AbortRequested("enough"),
+                DriverClaimed("another"),
+            ]
+        )
+    )
+    def something_else_happens(self, event: Event) -> None:
+        self.happen(event)
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 31.0, 61.0, 301.0, 601.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.happen(TimePassed())
+
+    # --- what always holds --------------------------------------------------------------------
+
+    @invariant()
+    def weights_are_safe(self) -> None:
+        if not hasattr(self, "channel"):
+            return
+        channel = self.channel
+        assert channel.weights.stable + channel.weights.candidate == 100
+        if channel.weights.candidate > 0:
+            assert channel.in_progress
+            assert channel.candidate is not None
+            assert channel.rollout is not None
+            assert channel.rollout.phase in EXPOSED_PHASES
+            assert channel.rollout.ending is None
+            assert channel.rollout.exposed_since is not None
+
+    @invariant()
+    def documents_stay_small(self) -> None:
+        if hasattr(self, "channel"):
+            assert len(self.channel.history) <= HISTORY_LIMIT
+            assert len(self.channel.previous) <= 10
+            assert len(self.channel.rejected) <= len(NAMES)
+
+    @invariant()
+    def roles_are_distinct(self) -> None:
+        if not hasattr(self, "channel"):
+            return
+        channel = self.channel
+        roles = [track.release_id for track in (channel.stable, channel.candidate) if track]
+        assert len(set(roles)) == len(roles)
+        assert channel.in_progress or channel.candidate is None
+
+    @invariant()
+    def the_stable_release_keeps_its_servers(self) -> None:
+        """With `surge`, the release that was stable stays at full size until the bake is over."""
+        if not hasattr(self, "channel") or not self.channel.in_progress:
+            return
+        rollout = self.channel.rollout
+        assert rollout is not None
+        if rollout.plan.capacity != "surge" or rollout.cleanup is not None:
+            return
+        tracks = {
+            self.channel.stable and self.channel.stable.release_id: rollout.replicas.stable,
+            self.channel.candidate
+            and self.channel.candidate.release_id: rollout.replicas.candidate,
+        }
+        if rollout.reference_id:
+            assert tracks[rollout.reference_id] == rollout.plan.stable_replicas
+        assert tracks[rollout.release_id] <= candidate_target(rollout.plan, rollout.step_index)
+
+    def teardown(self) -> None:
+        """Time alone ends every rollout, even if nobody answers any more."""
+        if not hasattr(self, "channel"):
+            return
+        end = self.now + timedelta(seconds=LONGEST_ROLLOUT_S)
+        while self.channel.in_progress and self.now < end:
+            self.now += timedelta(seconds=30)
+            self.happen(TimePassed())
+        assert not self.channel.in_progress
+        assert self.channel.weights.candidate == 0
+
+
+TestRollouts = Rollouts.TestCase
+TestRollouts.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
