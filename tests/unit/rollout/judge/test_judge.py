@@ -165,9 +165,7 @@ def test_promotion_needs_blocks_at_the_last_weight(make_log: MakeLog, spec: Judg
     assert judge(make_log(weights=(25,) * 200 + (50,) * 2), patient).outcome == "NON_INFERIOR"
 
 
-def test_quiet_steps_do_not_promote_what_is_slow(
-    make_log: MakeLog, spec: JudgeSpec
-) -> None:
+def test_quiet_steps_promote_nothing_slow_under_load(make_log: MakeLog, spec: JudgeSpec) -> None:
     quiet = make_log(weights=(25,) * 100)
     loaded = [
         row for row in make_log(weights=(25,) * 100 + (50,) * 3, ttft=1.3) if row.t > 100 * 30
