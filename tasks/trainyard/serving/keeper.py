@@ -409,7 +409,7 @@ class Keeper:
 
 def backoff_s(failures: int) -> float:
     """Return the seconds to wait before the next start after so many failures in a row."""
-    return float(min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** max(0, failures - 1)))
+    return float(min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(failures - 1, 16)))
 
 
 def requests_in(metrics: str) -> int | None:

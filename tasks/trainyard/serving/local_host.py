@@ -68,25 +68,26 @@ class LocalHost:
             for wish in desired_servers(self._paths)
             if (wish.environment, wish.model) == (environment, model)
         ]
-        waiting = (name for wish in wishes for name in slots(wish) if name not in observed)
+        waiting = [name for wish in wishes for name in slots(wish) if name not in observed]
+        found += self._not_begun(waiting) if waiting else []
+        return sorted(found, key=lambda server: server.name)
+
+    def _not_begun(self, names: Sequence[str]) -> list[ServerStatus]:
         message = (
             "The agent has not begun with it yet."
             if is_held(self._paths.agent_lock)
             else "The agent does not run; `trainyard up` starts it."
         )
-        found += [_not_begun(name, message) for name in waiting]
-        return sorted(found, key=lambda server: server.name)
+        return [
+            ServerStatus(name, name.rpartition("-")[0], "starting", "", None, 0, message)
+            for name in names
+        ]
 
 
 def slots(wish: DesiredServers) -> Iterator[str]:
     """Yield the names of the servers that a wish is for."""
     for index in range(wish.replicas):
         yield server_name(wish.release_id, index)
-
-
-def _not_begun(name: str, message: str) -> ServerStatus:
-    release_id = name.rpartition("-")[0]
-    return ServerStatus(name, release_id, "starting", "", None, 0, message)
 
 
 def _status(server: ObservedServer) -> ServerStatus:

@@ -39,7 +39,7 @@ from trainyard.store.protocol import Store
 
 log = logging.getLogger(__name__)
 
-PORT_WAIT_S = 10.0
+PORT_WAIT_S = 5.0
 """Seconds to wait for the port of the last start, before clients must be given another."""
 
 

@@ -23,6 +23,7 @@ import os
 import random
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -200,6 +201,8 @@ class ServingPaths:
         return folder / f"{check_name(model, 'Model')}.json"
 
 
+_LOCK_WAIT_S = 1.0
+
 RecordT = TypeVar("RecordT", bound=Frozen)
 
 
@@ -267,18 +270,30 @@ def only_one(lock: Path, what: str) -> Iterator[None]:
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(stream.fileno()):
             stream.seek(0)
             raise Busy(
                 f"Another {what} already runs for this home (pid {stream.read() or 'unknown'}).",
                 hint="There is one for each home; stop that one first.",
-            ) from None
+            )
         stream.truncate(0)
         stream.write(json.dumps(os.getpid()))
         stream.flush()
         yield
+
+
+def _lock(descriptor: int) -> bool:
+    """Take a lock; those who only look whether it is held have it for moments."""
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
 
 
 def is_held(lock: Path) -> bool:

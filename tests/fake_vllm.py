@@ -1,0 +1,137 @@
+"""A server that looks like vLLM to clients, the proxy and the agent, and answers as it is asked.
+
+    python tests/fake_vllm.py --port 20001 --name adder-0123456789ab-0 [--compile CACHE_DIR]
+                              [--start-s 0.5] [--exit-code 3]
+
+A request's JSON says how to answer: `tokens`, `delay_s` between them, `stream`, and `fault`: `500`,
+`cut` (breaks off after the first token).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+
+@dataclass
+class FakeEngine:
+    """What the server did so far, and its pages."""
+
+    name: str
+    running: int = 0
+    served: int = 0
+    aborted: int = 0
+    healthy: bool = True
+
+    def app(self) -> Starlette:
+        """Return the application."""
+        return Starlette(
+            routes=[
+                Route("/health", self.health),
+                Route("/sick", self.sick, methods=["POST"]),
+                Route("/metrics", self.metrics),
+                Route("/v1/told", self.told),
+                Route("/v1/echo/{rest:path}", self.echo, methods=["GET", "POST", "PUT"]),
+                Route("/v1/completions", self.complete, methods=["POST"]),
+            ]
+        )
+
+    async def health(self, request: Request) -> Response:
+        return Response(status_code=200 if self.healthy else 503)
+
+    async def sick(self, request: Request) -> Response:
+        self.healthy = False
+        return Response()
+
+    async def metrics(self, request: Request) -> Response:
+        return PlainTextResponse(
+            f'vllm:num_requests_running{{model_name="m"}} {self.running}\n'
+            'vllm:num_requests_waiting{model_name="m"} 0\n'
+        )
+
+    async def told(self, request: Request) -> Response:
+        return JSONResponse({**asdict(self), "pid": os.getpid(), "environment": dict(os.environ)})
+
+    async def echo(self, request: Request) -> Response:
+        return JSONResponse(
+            {
+                "method": request.method,
+                "target": request.scope["raw_path"].decode(),
+                "query": request.url.query,
+                "headers": dict(request.headers),
+                "length": len(await request.body()),
+            }
+        )
+
+    async def complete(self, request: Request) -> Response:
+        asked = json.loads(await request.body())
+        if asked.get("fault") == "500":
+            return JSONResponse({"error": {"message": "asked for"}}, status_code=500)
+        if asked.get("stream"):
+            return StreamingResponse(self.tokens(asked), media_type="text/event-stream")
+        self.running += 1
+        try:
+            await asyncio.sleep(asked.get("delay_s", 0.0) * asked.get("tokens", 1))
+        finally:
+            self.running -= 1
+        self.served += 1
+        return JSONResponse({"server": self.name, "text": "x" * asked.get("tokens", 1)})
+
+    async def tokens(self, asked: dict[str, Any]) -> AsyncIterator[bytes]:
+        self.running += 1
+        finished = False
+        try:
+            for number in range(asked.get("tokens", 1)):
+                if number:
+                    await asyncio.sleep(asked.get("delay_s", 0.0))
+                yield f"data: {json.dumps({'token': number, 'at': time.time()})}\n\n".encode()
+                if asked.get("fault") == "cut":
+                    raise RuntimeError("asked to break off")
+            yield b"data: [DONE]\n\n"
+            finished = True
+        finally:
+            self.running -= 1
+            self.served += finished
+            self.aborted += not finished
+
+
+def main() -> int:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--name", default="fake")
+    parser.add_argument("--start-s", type=float, default=0.0)
+    parser.add_argument(
+        "--compile", type=Path, help="add a file to this cache, as a compiler would"
+    )
+    parser.add_argument("--exit-code", type=int, help="end at once")
+    args = parser.parse_args()
+    print(f"{args.name} starts", flush=True)
+    if args.exit_code is not None:
+        print("ValueError: told to end", flush=True)
+        return int(args.exit_code)
+    if args.compile is not None:
+        args.compile.joinpath("made-now.so").write_text("code")
+    time.sleep(args.start_s)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    uvicorn.run(FakeEngine(args.name).app(), host="127.0.0.1", port=args.port, access_log=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
