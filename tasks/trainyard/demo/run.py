@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -29,6 +30,7 @@ from trainyard.serving.agent import remove_servers
 from trainyard.settings import Settings
 from trainyard.store.factory import open_store
 from trainyard.store.protocol import Store
+from trainyard.wiring import open_rollout
 
 REQUESTS_PER_S = 8.0
 ACT_TIMEOUT_S = 900.0
@@ -84,6 +86,7 @@ class Demo:
         )
         self.started = time.monotonic()
         self.statistics_file = self.folder / "traffic.json"
+        self._traffic: subprocess.Popen[bytes] | None = None
 
     def say(self, line: str) -> None:
         """Print one line with the time since the start."""
@@ -146,25 +149,33 @@ class Demo:
             )
         self.progress.remove_task(bar)
 
-    def _note_training(self, bar: TaskID, event: dict[str, object]) -> None:
+    def _note_training(self, bar: TaskID, event: dict[str, Any]) -> None:
         if "revision" in event:
-            how = "exists already" if event["reused"] else "trained"
-            self.say(
-                f"Model {MODEL} {event['revision']} {how}: "
-                f"{float(str(event['accuracy'])):.0%} of held-out sums are right."
-            )
+            how = "exists already" if event["reused"] else "is trained"
+            accuracy = event["accuracy"]
+            right = f": {accuracy:.0%} of held-out sums are right" if accuracy is not None else ""
+            self.say(f"Model {MODEL}, revision {event['revision']} {how}{right}.")
         else:
             self.progress.update(
                 bar,
-                completed=float(str(event["step"])) / float(str(event["total"])),
-                note=f"loss {float(str(event['loss'])):.3f}",
+                completed=event["step"] / event["total"],
+                note=f"loss {event['loss']:.3f}",
             )
 
     def _clear_stage(self) -> None:
         """Archive the channel of an earlier run, so that this one starts with a first release."""
-        if read_channel(self.store, MODEL, ENVIRONMENT).generation == 0:
+        channel = read_channel(self.store, MODEL, ENVIRONMENT)
+        if channel.generation == 0:
             return
-        self.say("An earlier run's channel goes to the archive; its artifacts stay and are reused.")
+        if channel.in_progress and channel.rollout is not None:
+            self.say(f"Ending the rollout of {channel.rollout.release_id} that was cut off.")
+            open_rollout(self.settings).settle(
+                model=MODEL,
+                environment=ENVIRONMENT,
+                release_id=None,
+                run_id=channel.rollout.driver.run_id,
+            )
+        self.say("The channel of an earlier run goes to the archive; what was made stays.")
         reset_channel(self.store, MODEL, ENVIRONMENT)
         remove_servers(self.settings, ENVIRONMENT, MODEL)
 
@@ -176,7 +187,6 @@ class Demo:
         batch = datetime.now().strftime("%Y%m%dT%H%M%S")
         ended = []
         self.statistics_file.unlink(missing_ok=True)
-        traffic: subprocess.Popen[bytes] | None = None
         try:
             for number, act in enumerate(ACTS, start=1):
                 ended.append(self._play_act(api, act, number, f"demo-{batch}-{number}"))
@@ -187,11 +197,11 @@ class Demo:
                             hint=f"Look at its run in Airflow: {address.airflow_url}",
                         )
                     self.say(f"From now on clients send {REQUESTS_PER_S:.0f} requests a second.")
-                    traffic = self._start_traffic(address)
+                    self._traffic = self._start_traffic(address)
         finally:
-            if traffic is not None:
-                traffic.send_signal(signal.SIGTERM)
-                traffic.wait()
+            if self._traffic is not None:
+                self._traffic.send_signal(signal.SIGTERM)
+                self._traffic.wait()
         return ended
 
     def _start_traffic(self, address: Address) -> subprocess.Popen[bytes]:
@@ -213,6 +223,14 @@ class Demo:
                 stderr=subprocess.STDOUT,
             )
 
+    def _require_traffic(self) -> None:
+        """Fail if the clients are gone: without them the judge would wait in vain."""
+        if self._traffic is not None and self._traffic.poll() is not None:
+            raise Transient(
+                f"The process that sends requests ended with code {self._traffic.returncode}.",
+                hint=f"Read {self.folder / 'traffic.log'}.",
+            )
+
     def _play_act(self, api: AirflowApi, act: Act, number: int, run_id: str) -> Ended:
         """Trigger one release over the REST API and tell what happens until its run ends."""
         self.say("")
@@ -232,6 +250,7 @@ class Demo:
         narrator = Narrator(self.store, MODEL, ENVIRONMENT, RELEASE_DAG, run_id)
         with self._bar(f"Release {number}") as bar:
             while True:
+                self._require_traffic()
                 state = api.run_state(RELEASE_DAG, run_id)
                 for line in narrator.news():
                     self.say(f"  {line}")

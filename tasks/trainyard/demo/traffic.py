@@ -16,7 +16,6 @@ import json
 import random
 import signal
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -41,7 +40,7 @@ class Statistics:
     """Sums answered rightly."""
     sums: int = 0
     """Sums answered at all."""
-    by_release: dict[str, int] = field(default_factory=Counter)
+    by_release: dict[str, int] = field(default_factory=dict)
     """Answers by the release that gave them."""
     error_examples: list[str] = field(default_factory=list)
     """`time, what`: the first errors."""
@@ -150,9 +149,7 @@ async def send_until_stopped(url: str, model: str, rate: float, path: Path) -> N
             if pause_s > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), timeout=pause_s)
-            task = asyncio.create_task(
-                ask(client, url, model, make_question(chance), statistics)
-            )
+            task = asyncio.create_task(ask(client, url, model, make_question(chance), statistics))
             pending.add(task)
             task.add_done_callback(pending.discard)
             if time.monotonic() - written > 1:
