@@ -117,6 +117,11 @@ class MeasuringProcess:
                     check_server()
                     raise self._ended()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
+
     def __enter__(self) -> MeasuringProcess:
         """Nothing to do: it runs since it was made."""
         return self

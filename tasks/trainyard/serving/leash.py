@@ -32,18 +32,27 @@ def main(command: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGINT, pass_on)
 
+    parent_gone = threading.Event()
+
     def watch_parent() -> None:
         while os.read(sys.stdin.fileno(), 4096):
             pass
+        parent_gone.set()
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(_GRACE_S)
-        # Takes us along, and whatever the command left behind.
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        _end_session()
 
     threading.Thread(target=watch_parent, name="parent", daemon=True).start()
     code = child.wait()
+    if parent_gone.is_set():
+        _end_session()
     return code if code >= 0 else 128 - code
+
+
+def _end_session() -> None:
+    """Kill everything that the command left behind, and this process with it."""
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
