@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.unit import yard
+from tests.unit.steps.lane_bench import Bench
+
+from trainyard.canonical import digest
+from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
+from trainyard.documents.base import FileEntry
+from trainyard.documents.measurement import LevelFigures, Measurement, TaskScore
+from trainyard.documents.plan import EvalAssets, Plan
+from trainyard.errors import BadInput, Busy, CacheMiss, CorruptFile, NotFound
+from trainyard.measure.job import Failure, Job, Outcome, Progress
+from trainyard.steps.compile import compile_bundle
+from trainyard.steps.context import StepContext
+from trainyard.steps.measure import measure
+from trainyard.store.documents import read_document
+from trainyard.store.layout import (
+    bundle_manifest_key,
+    checkpoint_manifest_key,
+    evals_prefix,
+    measurement_key,
+)
+
+KEY = measurement_key("candidate")
+OUTCOME = Outcome(
+    accuracy=(TaskScore(name="sums", metric="exact_match", score=0.97, samples=200),),
+    latency=(LevelFigures(name="busy", figures=yard.FIGURES, duration_s=9.0, completed=64),),
+)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Return a bench with a bundle in its store."""
+    made = Bench(tmp_path, monkeypatch)
+    compile_bundle(made.plan, "cpu", made.surroundings("compile"))
+    return made
+
+
+def context(bench: Bench, *events: Outcome | Failure | Progress) -> StepContext:
+    """Return surroundings whose serving interpreter notes its job and tells `events`."""
+    python = bench.home / "python"
+    lines = "\n".join(event.model_dump_json() for event in events)
+    python.write_text(f"#!/bin/sh\nread job\necho \"$job\" > job.json\ncat <<'END'\n{lines}\nEND\n")
+    python.chmod(0o755)
+    return bench.surroundings("measure", serve_python=python)
+
+
+def test_a_measurement_holds_the_figures_and_what_they_were_made_of(bench: Bench) -> None:
+    progress = Progress(fraction=0.5, message="latency: level busy")
+    result = measure(bench.plan, "cpu", context(bench, progress, OUTCOME))
+    assert (result.key, result.reused) == (KEY, False)
+    assert result.detail["sums/exact_match"] == 0.97
+    assert "latency: level busy" in bench.said
+    found = read_document(bench.store, KEY, Measurement)
+    checkpoint = read_document(
+        bench.store, checkpoint_manifest_key("adder", "v1"), CheckpointManifest
+    )
+    assert found.accuracy == OUTCOME.accuracy
+    assert found.latency == OUTCOME.latency
+    assert found.checkpoint_digest == checkpoint.digest
+    assert found.compile_key == yard.COMPILE_KEY
+    assert found.serving_digest == digest(yard.SERVING)
+    assert found.start.engine_init_s == 1.5
+    assert found.start.new_cache_files == ()
+    assert found.machine["memory_gib"] > 0
+    assert bundle_manifest_key(yard.COMPILE_KEY) in found.provenance.inputs
+
+
+def test_the_job_names_what_the_spec_asks_for(bench: Bench) -> None:
+    surroundings = context(bench, OUTCOME)
+    measure(bench.plan, "cpu", surroundings)
+    job = Job.model_validate_json((surroundings.work_dir / "job.json").read_text())
+    assert job.tasks == bench.plan.spec.gates.accuracy.tasks
+    assert job.levels == bench.plan.spec.gates.latency.levels
+    assert job.served_model_name == "adder"
+    assert Path(job.model_dir, "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_measurement_that_exists_is_used_without_a_start(bench: Bench) -> None:
+    measure(bench.plan, "cpu", context(bench, OUTCOME))
+    starts = bench.lane.starts
+    again = measure(bench.plan, "cpu", context(bench))
+    assert again.reused
+    assert "0.97" in again.message
+    assert bench.lane.starts == starts
+
+
+def test_a_server_that_compiles_is_refused_with_the_new_files(bench: Bench) -> None:
+    bench.lane.behaviour = "misses"
+    with pytest.raises(CacheMiss, match=r"inductor/xy/cxy\.cpp") as caught:
+        measure(bench.plan, "cpu", context(bench, OUTCOME))
+    assert caught.value.exit_code == 20
+    assert not bench.store.exists(KEY)
+
+
+def test_a_cache_that_changes_under_load_is_refused(bench: Bench) -> None:
+    surroundings = context(bench, OUTCOME)
+    python = surroundings.settings.serving_interpreter
+    late = surroundings.work_dir / "cache" / "inductor" / "late.so"
+    python.write_text(python.read_text().replace("cat <<", f"echo > {late}\ncat <<"))
+    with pytest.raises(CacheMiss, match=r"inductor/late\.so"):
+        measure(bench.plan, "cpu", surroundings)
+    assert not bench.store.exists(KEY)
+
+
+def test_a_missing_bundle_is_named(bench: Bench) -> None:
+    bench.store.delete(bundle_manifest_key(yard.COMPILE_KEY))
+    with pytest.raises(NotFound, match="bundles/"):
+        measure(bench.plan, "cpu", context(bench, OUTCOME))
+
+
+def test_a_damaged_bundle_is_refused_before_a_start(bench: Bench) -> None:
+    manifest = read_document(bench.store, bundle_manifest_key(yard.COMPILE_KEY), BundleManifest)
+    key = f"bundles/{yard.COMPILE_KEY}/{manifest.files[1].path}"
+    bench.store.delete(key)
+    bench.store.put(key, b"x" * manifest.files[1].size)
+    starts = bench.lane.starts
+    with pytest.raises(CorruptFile):
+        measure(bench.plan, "cpu", context(bench, OUTCOME))
+    assert bench.lane.starts == starts
+
+
+def test_a_metric_that_does_not_exist_is_bad_input(bench: Bench) -> None:
+    failure = Failure(bad_input=True, message="No metric bleu.", hint="It gives: acc.")
+    with pytest.raises(BadInput, match="No metric bleu"):
+        measure(bench.plan, "cpu", context(bench, failure))
+    assert not bench.store.exists(KEY)
+
+
+def test_another_toolchain_than_the_planned_one_is_refused(bench: Bench) -> None:
+    bench.lane.found = {"vllm": "0.33.0"}
+    with pytest.raises(BadInput, match="not the one of the plan"):
+        measure(bench.plan, "cpu", context(bench, OUTCOME))
+
+
+def test_nothing_is_stored_after_the_lock_was_lost(bench: Bench) -> None:
+    def lost() -> None:
+        raise Busy("Another process took over.")
+
+    with pytest.raises(Busy):
+        measure(bench.plan, "cpu", replace(context(bench, OUTCOME), ensure_held=lost))
+    assert not bench.store.exists(KEY)
+
+
+def with_assets(bench: Bench, content: bytes) -> Plan:
+    """Return the plan with one task file, whose stored content is `content`."""
+    path = "adder/sums.yaml"
+    planned = FileEntry(path=path, size=6, sha256=hashlib.sha256(b"task: ").hexdigest())
+    assets = EvalAssets(digest=files_digest([planned]), files=(path,))
+    bench.store.put(f"{evals_prefix(assets.digest)}/{path}", content)
+    return bench.plan.model_copy(update={"assets": assets})
+
+
+def test_task_files_are_restored_in_their_folders(bench: Bench) -> None:
+    plan = with_assets(bench, b"task: ")
+    surroundings = context(bench, OUTCOME)
+    measure(plan, "cpu", surroundings)
+    job = Job.model_validate_json((surroundings.work_dir / "job.json").read_text())
+    assert Path(job.assets_dir, "adder", "sums.yaml").read_bytes() == b"task: "
+
+
+def test_other_task_files_than_the_planned_ones_are_refused(bench: Bench) -> None:
+    plan = with_assets(bench, b"task! ")
+    with pytest.raises(CorruptFile, match="evals/"):
+        measure(plan, "cpu", context(bench, OUTCOME))
+
+
+def test_bundles_of_other_weights_are_shared(bench: Bench) -> None:
+    """The compile key has no weights in it, so another checkpoint finds the same bundle."""
+    bench.store.delete(checkpoint_manifest_key("adder", "v1"))
+    bench.store.delete("checkpoints/adder/v1/model.safetensors")
+    bench.keep_checkpoint(b"other weights")
+    assert compile_bundle(bench.plan, "cpu", bench.surroundings("compile")).reused
+    assert not measure(bench.plan, "cpu", context(bench, OUTCOME)).reused
