@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from trainyard import __version__
-from trainyard.errors import BadInput, TrainyardError
+from trainyard.errors import BadInput, NotFound, TrainyardError
+from trainyard.names import check_name
 from trainyard.settings import Settings, get_settings
 from trainyard.steps.context import StepContext, StepResult
 
@@ -31,8 +33,8 @@ STEPS = "Steps of a release"
 LOOK = "Look at things"
 PLATFORM = "The platform on this machine"
 
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
 TargetOption = Annotated[
@@ -52,14 +54,37 @@ EnvironmentArgument = Annotated[
 
 
 def _fail(error: TrainyardError) -> NoReturn:
-    err.print(f"[bold red]Error:[/] {error.message}", highlight=False, soft_wrap=True)
+    err.print(f"[bold red]Error:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
     if error.hint:
-        err.print(f"[bold]What to do:[/] {error.hint}", highlight=False, soft_wrap=True)
+        err.print(f"[bold]What to do:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
     raise typer.Exit(error.exit_code)
 
 
 def _say(line: str) -> None:
-    out.print(line, highlight=False, soft_wrap=True)
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show(what: RenderableType) -> None:
+    """Print a table; square brackets in its cells are text."""
+    out.print(what, markup=False, highlight=False)
+
+
+def _settings() -> Settings:
+    """Return the settings, or end with a message that names the variables that are wrong."""
+    from pydantic import ValidationError
+
+    try:
+        return get_settings()
+    except ValidationError as error:
+        problems = "; ".join(
+            f"TRAINYARD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()
+        )
+        _fail(
+            BadInput(
+                f"The environment has wrong settings: {problems}.",
+                hint="Correct or unset these variables.",
+            )
+        )
 
 
 def _version(wanted: bool) -> None:
@@ -91,7 +116,7 @@ def _run(
     from trainyard.steps.runner import run_step
     from trainyard.store.factory import open_store
 
-    settings = get_settings()
+    settings = _settings()
     try:
         store = open_store(settings)
     except TrainyardError as error:
@@ -157,6 +182,10 @@ def plan(
             f"{'.'.join(map(str, e['loc'])) or 'request'}: {e['msg']}" for e in error.errors()
         )
         _fail(BadInput(f"The request is not valid: {problems}."))
+    try:
+        check_name(wanted.model, "Model")
+    except BadInput as error:
+        _fail(error)
     _run(
         "plan",
         plan_id or f"{wanted.model}-draft",
@@ -245,10 +274,11 @@ def check(
 
     problems = check_files_with_lanes(files)
     for problem in problems:
-        place = f"{problem.file}:{problem.line}"
-        err.print(f"[bold]{place}[/] [cyan]{problem.key}[/]: {problem.message}", highlight=False)
+        key = f" [cyan]{escape(problem.key)}[/]" if problem.key else ""
+        place = f"[bold]{escape(str(problem.file))}:{problem.line}[/]{key}"
+        err.print(f"{place}: {escape(problem.message)}", highlight=False, soft_wrap=True)
         if problem.remedy:
-            err.print(f"    {problem.remedy}", highlight=False)
+            err.print(f"    {escape(problem.remedy)}", highlight=False, soft_wrap=True)
     if problems:
         noun = "problem" if len(problems) == 1 else "problems"
         err.print(f"[bold red]{len(problems)} {noun}.[/]")
@@ -272,22 +302,26 @@ def schema(
 def releases(model: ModelArgument) -> None:
     """List the published releases of a model."""
     from trainyard.releases import list_releases
+    from trainyard.spec.loader import Catalogue
     from trainyard.store.factory import open_store
 
-    settings = get_settings()
+    settings = _settings()
     table = Table("Release", "Revision", "Target", "Compile key", "Published")
     try:
-        for release in list_releases(open_store(settings), model):
-            table.add_row(
-                release.release_id,
-                release.revision,
-                release.target.name,
-                release.compile_key[:12],
-                f"{release.created_at:%Y-%m-%d %H:%M} UTC",
-            )
+        found = list_releases(open_store(settings), model)
+        if not found:
+            Catalogue(settings.catalogue).path(model)
     except TrainyardError as error:
         _fail(error)
-    out.print(table)
+    for release in found:
+        table.add_row(
+            release.release_id,
+            release.revision,
+            release.target.name,
+            release.compile_key[:12],
+            f"{release.created_at:%Y-%m-%d %H:%M} UTC",
+        )
+    _show(table)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -301,14 +335,30 @@ def channel(
     from trainyard.rollout.channel_store import read_channel
     from trainyard.store.factory import open_store
 
+    settings = _settings()
     try:
-        document = read_channel(open_store(get_settings()), model, environment)
+        document = read_channel(open_store(settings), model, environment)
+        if document.generation == 0:
+            _require_known(settings, model, environment)
     except TrainyardError as error:
         _fail(error)
     if as_json:
         sys.stdout.write(document.to_bytes().decode())
     else:
-        out.print(channel_table(document))
+        _show(channel_table(document))
+
+
+def _require_known(settings: Settings, model: str, environment: str) -> None:
+    """Raise NotFound unless catalogue and environments file know both."""
+    from trainyard.spec.loader import Catalogue, load_environments
+
+    Catalogue(settings.catalogue).path(model)
+    known = load_environments(settings.environments).environments
+    if environment not in known:
+        raise NotFound(
+            f"There is no environment {environment!r} in {settings.environments}.",
+            hint=f"Known are: {', '.join(known)}.",
+        )
 
 
 @app.command(rich_help_panel=LOOK)
@@ -319,9 +369,15 @@ def status(plan_id: Annotated[str, typer.Argument(help="Id of a plan.")]) -> Non
     from trainyard.store.factory import open_store
 
     try:
-        out.print(status_table(list_statuses(open_store(get_settings()), plan_id)))
+        found = list_statuses(open_store(_settings()), plan_id)
+        if not found:
+            raise NotFound(
+                f"No step of a plan {plan_id} has begun.",
+                hint="`trainyard plan` prints the id of the plan that it makes.",
+            )
     except TrainyardError as error:
         _fail(error)
+    _show(status_table(found))
 
 
 # --- Platform ---------------------------------------------------------------------------------
@@ -343,7 +399,7 @@ def up() -> None:
     """Start PostgreSQL, Airflow, the agent and the proxy, and wait until all are healthy."""
     from trainyard.platform.control import up as start
 
-    settings = get_settings()
+    settings = _settings()
     try:
         start(settings, _say)
     except TrainyardError as error:
@@ -357,7 +413,7 @@ def down() -> None:
     from trainyard.platform.control import down as stop
 
     try:
-        stop(get_settings(), _say)
+        stop(_settings(), _say)
     except TrainyardError as error:
         _fail(error)
 
@@ -365,7 +421,7 @@ def down() -> None:
 @app.command(rich_help_panel=PLATFORM)
 def where() -> None:
     """Print the addresses and the login of the running platform."""
-    _print_address(get_settings())
+    _print_address(_settings())
 
 
 @app.command(rich_help_panel=PLATFORM)
@@ -374,7 +430,7 @@ def demo() -> None:
     from trainyard.demo.run import run_demo
 
     try:
-        code = run_demo(get_settings(), out)
+        code = run_demo(_settings(), out)
     except TrainyardError as error:
         _fail(error)
     raise typer.Exit(code)
@@ -386,7 +442,7 @@ def agent() -> None:
     from trainyard.serving.agent import run_agent
 
     try:
-        run_agent(get_settings())
+        run_agent(_settings())
     except TrainyardError as error:
         _fail(error)
 
@@ -397,6 +453,6 @@ def proxy() -> None:
     from trainyard.serving.proxy import run_proxy
 
     try:
-        run_proxy(get_settings())
+        run_proxy(_settings())
     except TrainyardError as error:
         _fail(error)

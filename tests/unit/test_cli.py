@@ -1,0 +1,252 @@
+"""The command line: every command explains itself, and errors are said as they are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from tests.unit.yard import MOMENT, Yard
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+from trainyard import cli
+from trainyard.documents.channel import Channel, HistoryEntry
+from trainyard.documents.status import StepStatus
+from trainyard.errors import BadInput, Busy, OutOfCapacity, Refused, TrainyardError, Transient
+from trainyard.settings import get_settings
+from trainyard.store.layout import channel_key, status_key
+
+REPOSITORY = Path(__file__).parents[2]
+COMMANDS: dict[str, Any] = get_command(cli.app).commands  # type: ignore[attr-defined]
+OPTIONS = [
+    (name, parameter)
+    for name, command in sorted(COMMANDS.items())
+    for parameter in command.params
+    if parameter.name != "help"
+]
+TRICKY = "tail[-1] has [bold]no[/bold] [/end], path [/tmp/x], :smile: and 100 %"
+"""Reads like the markup and the emoji codes of the library that prints it."""
+
+
+@pytest.fixture
+def yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
+    """A home for the command line, with the repository's catalogue."""
+    monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path))
+    monkeypatch.setenv("TRAINYARD_CATALOGUE", str(REPOSITORY / "dags" / "models"))
+    monkeypatch.setenv("TRAINYARD_ENVIRONMENTS", str(REPOSITORY / "dags" / "environments.yaml"))
+    # Narrower than most lines.
+    monkeypatch.setenv("COLUMNS", "60")
+    get_settings.cache_clear()
+    yield Yard(tmp_path)
+    get_settings.cache_clear()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments), prog_name="trainyard")
+
+
+def flat(text: str) -> str:
+    """Return a page of help without frames and line breaks."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
+class TestHelp:
+    def test_it_lists_the_commands_in_the_order_of_a_release(self) -> None:
+        text = run("--help").stdout
+        shown = [name for name in re.findall(r"│ (\w+) ", text) if name in COMMANDS]
+        assert shown[:6] == ["plan", "download", "compile", "measure", "gate", "publish"]
+        hidden = {name for name, command in COMMANDS.items() if command.hidden}
+        assert hidden == {"agent", "proxy"}
+        assert set(shown) == set(COMMANDS) - hidden
+
+    @pytest.mark.parametrize("name", sorted(COMMANDS))
+    def test_every_command_says_what_it_does(self, name: str) -> None:
+        result = run(name, "--help")
+        assert result.exit_code == 0
+        assert flat(COMMANDS[name].help) in flat(result.stdout)
+        assert all(cell_len(line) <= 100 for line in result.stdout.splitlines())
+
+    @pytest.mark.parametrize(
+        ("name", "parameter"), OPTIONS, ids=[f"{name} {p.name}" for name, p in OPTIONS]
+    )
+    def test_every_option_and_argument_is_explained(self, name: str, parameter: Any) -> None:
+        assert parameter.help
+        assert parameter.help.endswith(".")
+        assert flat(parameter.help).split()[0] in flat(run(name, "--help").stdout)
+
+    def test_brackets_in_help_are_shown(self) -> None:
+        assert '"targets": […]' in flat(run("plan", "--help").stdout)
+
+    def test_the_short_option_does_the_same(self) -> None:
+        assert run("-h").stdout == run("--help").stdout
+
+    def test_without_a_command_it_shows_the_help(self) -> None:
+        assert "Steps of a release" in run().output
+
+    def test_the_version_is_that_of_the_package(self) -> None:
+        from trainyard import __version__
+
+        assert run("--version").stdout == f"trainyard {__version__}\n"
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("error", "code"),
+        [
+            (BadInput(TRICKY, hint=f"Do {TRICKY}"), 10),
+            (Refused(TRICKY, hint=f"Do {TRICKY}"), 20),
+            (Transient(TRICKY, hint=f"Do {TRICKY}"), 30),
+            (OutOfCapacity(TRICKY, hint=f"Do {TRICKY}"), 40),
+            (Busy(TRICKY, hint=f"Do {TRICKY}"), 75),
+        ],
+    )
+    def test_an_error_is_printed_as_it_is_and_gives_its_code(
+        self, yard: Yard, monkeypatch: pytest.MonkeyPatch, error: TrainyardError, code: int
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("trainyard.platform.control.down", fail)
+        result = run("down")
+        assert result.exit_code == code
+        assert result.stderr == f"Error: {TRICKY}\nWhat to do: Do {TRICKY}\n"
+        assert result.stdout == ""
+
+    def test_what_a_command_says_is_printed_as_it_is(
+        self, yard: Yard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            "trainyard.platform.control.down", lambda settings, say: say(f"Stops {TRICKY}")
+        )
+        assert run("down").stdout == f"Stops {TRICKY}\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["plan"], "Give either --request or --model."),
+            (["plan", "--model", "adder", "--request", "{}"], "Give either --request or --model."),
+            (["plan", "--request", "{"], "The request is not valid: request: Invalid JSON"),
+            (["plan", "--request", '{"revision": "r1"}'], "model: Field required"),
+            (["plan", "--request", '{"model": "adder", "x": 1}'], "x: Extra inputs"),
+            (["plan", "--model", "../adder"], "Model '../adder' is not a valid name."),
+            (["plan", "--request", '{"model": "../adder"}'], "Model '../adder' is not a valid"),
+            (["plan", "--model", "ader"], "There is no model 'ader'"),
+            (["releases", "../adder"], "Model '../adder' is not a valid name."),
+            (["releases", "ader"], "Did you mean adder?"),
+            (["channel", "ader", "production"], "There is no model 'ader'"),
+            (["channel", "adder", "moon"], "There is no environment 'moon'"),
+            (["channel", "adder", "../x"], "Environment '../x' is not a valid name."),
+            (["status", "adder-none"], "No step of a plan adder-none has begun."),
+            (["status", "../x"], "Plan id '../x' is not valid."),
+            (["download", "--plan", "adder-none"], "adder-none.json does not exist"),
+            (["compile", "--plan", "adder-none", "--target", "cpu"], "does not exist"),
+        ],
+    )
+    def test_bad_input_exits_with_10_and_leaves_no_documents(
+        self, yard: Yard, arguments: list[str], words: str
+    ) -> None:
+        result = run(*arguments)
+        assert result.exit_code == 10, result.output
+        assert words in flat(result.output)
+        assert "Traceback" not in result.output
+        stored = [entry.key for entry in yard.store.list("")]
+        assert [key for key in stored if not key.startswith(("locks/", "status/"))] == []
+
+    def test_a_wrong_setting_is_named_by_its_variable(
+        self, yard: Yard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TRAINYARD_AIRFLOW_PORT", "[many]")
+        monkeypatch.setenv("TRAINYARD_STEP_LOCK_S", "long")
+        result = run("where")
+        assert result.exit_code == 10
+        assert "TRAINYARD_AIRFLOW_PORT: Input should be a valid integer" in result.stderr
+        assert "TRAINYARD_STEP_LOCK_S" in result.stderr
+        assert "Traceback" not in result.output
+
+    def test_an_unknown_option_is_a_mistake_in_the_call(self) -> None:
+        result = run("plan", "--modell", "adder")
+        assert result.exit_code == 2
+        assert "No such option" in result.output
+
+
+class TestCheck:
+    def test_a_good_file_is_good(self, yard: Yard) -> None:
+        result = run("check", str(REPOSITORY / "dags" / "models" / "adder.yaml"))
+        assert result.exit_code == 0
+        assert result.stdout == "1 file: no problems.\n"
+
+    def test_every_problem_has_its_place_and_its_remedy(self, yard: Yard, tmp_path: Path) -> None:
+        folder = tmp_path / "a folder [bold] whose name is long, so that lines are wide"
+        folder.mkdir()
+        path = folder / "broken.yaml"
+        text = (REPOSITORY / "dags" / "models" / "adder.yaml").read_text()
+        path.write_text(text.replace("lane: cpu", "lane: '[red]gpu[/red]'"))
+        line = text[: text.index("lane: cpu")].count("\n") + 1
+        result = run("check", str(path))
+        assert result.exit_code == 10
+        assert f"{path}:{line} targets[0].lane: " in result.stderr
+        assert "[red]gpu[/red]" in result.stderr
+        assert re.search(r"^    \S.*cpu.*\.$", result.stderr, re.MULTILINE)
+        assert re.search(r"^\d+ problems?\.$", result.stderr, re.MULTILINE)
+
+    def test_a_file_that_is_missing_is_named(self, yard: Yard) -> None:
+        result = run("check", "nowhere.yaml")
+        assert result.exit_code == 10
+        assert "nowhere.yaml:1: There is no file nowhere.yaml." in result.stderr
+
+
+class TestTables:
+    def test_the_status_of_a_plan(self, yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        status = StepStatus(
+            plan_id="adder-plan",
+            step="compile",
+            target="cpu",
+            state="failed",
+            exit_code=20,
+            reason=TRICKY,
+            hint="Do it.",
+            started_at=MOMENT,
+            updated_at=MOMENT + timedelta(seconds=7),
+        )
+        yard.store.put(status_key("adder-plan", "compile", "cpu"), status.to_bytes())
+        result = run("status", "adder-plan")
+        assert result.exit_code == 0
+        assert f"failed  7 s   {TRICKY} Do it." in result.stdout
+
+    def test_a_channel(self, yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        entry = HistoryEntry(
+            at=datetime(2026, 11, 22, tzinfo=UTC), event="withdrawn", detail={"why": TRICKY}
+        )
+        document = Channel(model="adder", environment="staging", generation=1, history=(entry,))
+        yard.store.put(channel_key("adder", "staging"), document.to_bytes())
+        assert f"why {TRICKY}" in run("channel", "adder", "staging").stdout
+        assert run("channel", "adder", "staging", "--json").stdout == document.to_bytes().decode()
+
+    def test_a_channel_that_nobody_used_yet_is_empty(self, yard: Yard) -> None:
+        result = run("channel", "adder", "staging")
+        assert result.exit_code == 0
+        assert "No rollout yet." in result.stdout
+
+    def test_a_model_without_releases_has_an_empty_table(self, yard: Yard) -> None:
+        result = run("releases", "adder")
+        assert result.exit_code == 0
+        assert "Release" in result.stdout
+
+
+def test_the_schemas_are_printed_as_json(yard: Yard) -> None:
+    assert json.loads(run("schema").stdout)["title"] == "Trainyard model spec"
+    assert "environments" in json.loads(run("schema", "environments").stdout)["properties"]
+
+
+def test_where_tells_that_nothing_runs(yard: Yard) -> None:
+    result = run("where")
+    assert result.exit_code == 0
+    assert "The platform does not run." in result.stdout
