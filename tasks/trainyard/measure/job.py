@@ -11,6 +11,7 @@ closes, this process ends. Standard output: events, one JSON object a line (`Rea
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -133,6 +134,8 @@ def _prepare() -> None:
     Raises:
         BadInput: the serving environment is incomplete.
     """
+    # As in `trainyard.lanes.cpu_server`: there are thousands of modules to import.
+    gc.set_threshold(50_000, 20, 20)
     os.environ.setdefault("TQDM_DISABLE", "1")
     # No proxy of the environment may come between us and loopback.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"

@@ -1,0 +1,251 @@
+"""Lane `cpu` with real vLLM: compile, restore elsewhere, prove, measure; and what breaks the proof.
+
+Four starts of vLLM and two short trainings: three minutes on two free cores.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import httpx
+import psutil
+import pytest
+from tests.unit import yard
+
+from trainyard.documents.artifacts import BundleManifest, files_digest
+from trainyard.documents.measurement import Measurement
+from trainyard.documents.plan import Plan, ReleaseRequest
+from trainyard.errors import CacheMiss
+from trainyard.lanes.cpu import CpuLane
+from trainyard.lanes.protocol import StartProof
+from trainyard.materialize import materialize_bundle
+from trainyard.serving.process import ServerProcess, free_port
+from trainyard.settings import Settings
+from trainyard.spec.model import LatencyMetric
+from trainyard.steps.compile import compile_bundle
+from trainyard.steps.context import StepContext, StepResult
+from trainyard.steps.download import download
+from trainyard.steps.measure import measure
+from trainyard.steps.plan import plan as make_plan
+from trainyard.store.documents import read_document
+from trainyard.store.folder import FolderStore
+from trainyard.store.layout import bundle_manifest_key, plan_key
+
+REPOSITORY = Path(__file__).parents[2]
+PYTHON = REPOSITORY / ".venv-serve" / "bin" / "python"
+LANE = CpuLane()
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not PYTHON.exists(), reason="needs the serving environment: `make setup`"),
+]
+
+
+@dataclass(frozen=True)
+class Yard:
+    """A home with an untrained model, a plan for it, and the bundle."""
+
+    settings: Settings
+    store: FolderStore
+    plan: Plan
+    compiled: StepResult
+
+    def surroundings(self, name: str) -> StepContext:
+        return StepContext(self.settings, self.store, yard.Silent(), self.settings.work_root / name)
+
+    @property
+    def bundle(self) -> BundleManifest:
+        return read_document(self.store, self.compiled.key, BundleManifest)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a home in which the demonstration model was trained for a few steps, twice."""
+    folder = tmp_path_factory.mktemp("lane")
+    models = folder / "home" / "demo" / "models" / "adder"
+    for steps, revision in ((3, "r1"), (2, "r2")):
+        command = ["-m", "trainyard.demo.training", "--out", models, "--revisions", revision]
+        subprocess.run([PYTHON, *command, "--steps", str(steps)], check=True, timeout=300)
+    shutil.copytree(REPOSITORY / "dags" / "models", folder / "models")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(home: Path) -> Yard:
+    """Return the yard after plan, download and compile."""
+    settings = Settings(
+        home=home / "home",
+        catalogue=home / "models",
+        environments=REPOSITORY / "dags" / "environments.yaml",
+        serve_python=PYTHON,
+    )
+    store = FolderStore(settings.store_root)
+    context = StepContext(settings, store, yard.Silent(), settings.work_root / "first")
+    make_plan(ReleaseRequest(model="adder", revision="r1"), context, plan_id="p1")
+    plan = read_document(store, plan_key("p1"), Plan)
+    download(plan, context)
+    return Yard(settings, store, plan, compile_bundle(plan, "cpu", context))
+
+
+@contextmanager
+def server(
+    made: Yard, cache_dir: Path, *, model: Path, **changes: object
+) -> Iterator[tuple[ServerProcess, StartProof]]:
+    """Start a server of the planned target with some settings changed; prove the start."""
+    target = made.plan.target("cpu").target.model_copy(update=changes)
+    assert LANE.problems(target) == ()
+    port = free_port()
+    command = LANE.command(
+        target,
+        python=PYTHON,
+        model_dir=model,
+        cache_dir=cache_dir,
+        served_model_name="adder",
+        port=port,
+    )
+    before = LANE.snapshot(cache_dir)
+    process = ServerProcess.start(
+        command.argv, command.env, port=port, log_path=cache_dir.with_name("server.log")
+    )
+    try:
+        process.wait_healthy(300)
+        yield (
+            process,
+            LANE.prove_start(
+                log=process.log_text(),
+                before=before,
+                after=LANE.snapshot(cache_dir),
+                bundle=made.bundle,
+            ),
+        )
+    finally:
+        process.stop(0)
+
+
+def test_a_compile_makes_a_bundle_of_code_without_weights(made: Yard) -> None:
+    assert not made.compiled.reused
+    bundle = made.bundle
+    suffixes = [Path(file.path).suffix for file in bundle.files]
+    assert suffixes.count(".so") == suffixes.count(".cpp") > 5
+    assert bundle.engine_init_s is not None
+    assert 0 < bundle.engine_init_s < bundle.compile_s
+    assert bundle.dropped == ()
+    weights = (made.settings.home / "demo/models/adder/r1/model.safetensors").stat().st_size
+    assert all(file.size < weights for file in bundle.files)
+    assert not any("safetensors" in file.path for file in bundle.files)
+
+
+def test_a_measurement_starts_from_the_bundle_and_has_every_figure(made: Yard) -> None:
+    result = measure(made.plan, "cpu", made.surroundings("measure"))
+    found = read_document(made.store, result.key, Measurement)
+    assert found.start.new_cache_files == ()
+    assert found.start.engine_init_s is not None
+    assert made.bundle.engine_init_s is not None
+    assert found.start.engine_init_s < made.bundle.engine_init_s
+    (score,) = found.accuracy
+    assert (score.name, score.metric, score.samples) == ("addition", "exact_match", 200)
+    assert 0 <= score.score <= 1
+    levels = made.plan.spec.gates.latency.levels
+    assert [level.name for level in found.latency] == [level.name for level in levels]
+    for level, wanted in zip(found.latency, levels, strict=True):
+        assert level.completed == wanted.num_prompts
+        assert set(level.figures) == set(get_args(LatencyMetric))
+        assert level.figures["failed_requests"] == 0
+        assert level.figures["ttft_p50_ms"] > 0
+    assert measure(made.plan, "cpu", made.surroundings("again")).reused
+    folder = made.surroundings("measure").work_dir.resolve()
+    assert not [p for p in psutil.process_iter() if str(folder) in _working_folder(p)]
+
+
+def _working_folder(process: psutil.Process) -> str:
+    try:
+        return process.cwd()
+    except (psutil.Error, OSError):
+        return ""
+
+
+def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_path: Path) -> None:
+    """The compile key leaves all of this out; and running requests end before the server does."""
+    cache_dir = materialize_bundle(made.store, made.bundle, tmp_path / "elsewhere" / "cache")
+    changes = {
+        "max_model_len": 2048,
+        "max_num_batched_tokens": 64,
+        "max_num_seqs": 1,
+        "block_size": 32,
+        "kv_cache_gib": 0.25,
+        "enable_prefix_caching": False,
+    }
+    model = tmp_path / "weights"
+    shutil.copytree(made.settings.home / "demo/models/adder/r2", model)
+    with server(made, cache_dir, model=model, **changes) as (process, proof):
+        assert proof.used_bundle, proof.reason
+        finished = _answer_through_a_stop(process, tokens=1500)
+        assert finished == ["length"]
+        process.stop(drain_s=60)
+    assert LANE.prove_start(
+        log=process.log_text(),
+        before=frozenset(),
+        after=frozenset(),
+        bundle=None,
+    ).engine_init_s
+
+
+def _answer_through_a_stop(process: ServerProcess, tokens: int) -> list[str]:
+    """Tell the server to end while it answers; return how the answer ended."""
+    body = {"model": "adder", "prompt": "12+34=", "max_tokens": tokens, "ignore_eos": True}
+    finished: list[str] = []
+    chunks = 0
+    with (
+        httpx.Client(trust_env=False, timeout=120) as client,
+        client.stream(
+            "POST", f"{process.url}/v1/completions", json={**body, "stream": True}
+        ) as response,
+    ):
+        for line in response.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            if not chunks:
+                psutil.Process(process.identity.pid).send_signal(signal.SIGTERM)
+            chunks += 1
+            (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+            if choice["finish_reason"]:
+                finished.append(choice["finish_reason"])
+    assert chunks > 100, "the answer was not streamed while the server was told to end"
+    return finished
+
+
+@pytest.mark.soak
+def test_another_number_format_needs_other_code(made: Yard, tmp_path: Path) -> None:
+    """What is in the compile key is there for a reason."""
+    cache_dir = materialize_bundle(made.store, made.bundle, tmp_path / "cache")
+    model = made.settings.home / "demo/models/adder/r1"
+    with server(made, cache_dir, model=model, dtype="float32") as (_, proof):
+        assert not proof.used_bundle
+        assert any(name.endswith(".so") for name in proof.new_files)
+
+
+def test_a_bundle_without_its_graphs_is_a_cache_miss(made: Yard, tmp_path: Path) -> None:
+    """A bundle that lacks what leads to the code: vLLM compiles in silence, and we refuse."""
+    store = FolderStore(tmp_path / "store")
+    shutil.copytree(made.settings.store_root, tmp_path / "store", dirs_exist_ok=True)
+    bundle = made.bundle
+    files = tuple(file for file in bundle.files if "/fxgraph/" not in file.path)
+    assert len(files) < len(bundle.files)
+    key = bundle_manifest_key(bundle.compile_key)
+    tampered = bundle.model_copy(update={"files": files, "digest": files_digest(files)})
+    store.replace(key, tampered.to_bytes(), version=store.read(key).version)
+    for entry in list(store.list("measurements")):
+        store.delete(entry.key)
+    context = replace(made.surroundings("tampered"), store=store)
+    with pytest.raises(CacheMiss, match="inductor/"):
+        measure(made.plan, "cpu", context)
+    assert list(store.list("measurements")) == []
