@@ -142,8 +142,8 @@ def _prepare() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     try:
         import datasets
-        import lm_eval.evaluator  # noqa: F401
-        import lm_eval.models.openai_completions  # noqa: F401
+        import lm_eval.evaluator
+        import lm_eval.models.openai_completions
         import lm_eval.tasks  # noqa: F401
         import vllm.benchmarks.serve  # noqa: F401
     except ImportError as error:
