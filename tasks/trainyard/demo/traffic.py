@@ -120,6 +120,10 @@ async def ask(
     except httpx.HTTPError as error:
         statistics.note_error(f"{type(error).__name__}: {error}")
         return
+    except (ValueError, LookupError, TypeError):
+        # An error in the middle of a stream comes with status 200.
+        statistics.note_error(f"no token: {line[:200]}")
+        return
     if not finished:
         statistics.note_error("the stream ended before its end")
         return
@@ -156,7 +160,9 @@ async def send_until_stopped(url: str, model: str, rate: float, path: Path) -> N
                 write_statistics(path, statistics)
                 written = time.monotonic()
         if pending:
-            await asyncio.wait(pending, timeout=REQUEST_TIMEOUT_S)
+            _, late = await asyncio.wait(pending, timeout=REQUEST_TIMEOUT_S)
+            for _ in late:
+                statistics.note_error("no end when the clients stopped")
     write_statistics(path, statistics)
 
 

@@ -1,0 +1,60 @@
+"""What tests of operators start from: a home, and the part of Airflow's context that we read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.unit.yard import Yard
+
+from trainyard.settings import get_settings
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _outside_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow lets nobody but its task runner call `execute`, unless it is being tested."""
+    from airflow.sdk.bases.operator import ExecutorSafeguard
+
+    monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
+
+
+@pytest.fixture
+def yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
+    """A home that the operators find by their settings."""
+    monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TRAINYARD_CATALOGUE", str(REPOSITORY / "dags" / "models"))
+    monkeypatch.setenv("TRAINYARD_ENVIRONMENTS", str(REPOSITORY / "dags" / "environments.yaml"))
+    get_settings.cache_clear()
+    yield Yard(tmp_path / "home")
+    get_settings.cache_clear()
+
+
+class Memory(dict[str, Any]):
+    """What a task keeps for its next try."""
+
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
+
+
+def make_context(
+    params: Mapping[str, Any] | None = None,
+    *,
+    conf: Mapping[str, Any] | None = None,
+    dag_id: str = "neuron_release",
+    run_id: str = "manual-1",
+    user: str | None = "ada",
+    memory: Memory | None = None,
+) -> Any:
+    """Return the context of a task as far as our operators look at it."""
+    return {
+        "params": dict(params or {}),
+        "dag": SimpleNamespace(dag_id=dag_id),
+        "run_id": run_id,
+        "dag_run": SimpleNamespace(conf=dict(conf or {}), triggering_user_name=user),
+        "task_state_store": memory if memory is not None else Memory(),
+    }

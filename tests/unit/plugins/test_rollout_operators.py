@@ -1,0 +1,190 @@
+"""The tasks around a rollout: the checks before it, its report, the settling after it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from tests.serving_world import make_channel
+from tests.unit.plugins.conftest import make_context
+from tests.unit.yard import Yard
+
+from trainyard.errors import BadInput, Busy, NotFound, Refused, TrainyardError, Transient
+from trainyard.rollout.driver import Settled
+
+RELEASE = "adder-0123456789ab"
+PARAMS = {"model": "adder", "release": RELEASE, "force": False, "reason": None}
+
+
+@dataclass
+class FakeRollouts:
+    """Rollouts that answer as they are told, and remember what they were asked."""
+
+    check_error: TrainyardError | None = None
+    settled: Settled | None = None
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    def check(self, **request: Any) -> str:
+        self.asked.append(request)
+        if self.check_error is not None:
+            raise self.check_error
+        return "It goes to production in steps."
+
+    def settle(self, **request: Any) -> Settled:
+        self.asked.append(request)
+        assert self.settled is not None
+        return self.settled
+
+
+@pytest.fixture
+def rollouts(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> FakeRollouts:
+    made = FakeRollouts()
+    monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings: made)
+    return made
+
+
+class TestRollout:
+    def operator(self, kind: str = "promote") -> Any:
+        from trainyard_airflow.rollout_operator import RolloutOperator
+
+        return RolloutOperator(task_id="rollout", environment="production", kind=kind)
+
+    @pytest.mark.parametrize("kind", ["promote", "rollback"])
+    def test_it_starts_in_the_triggerer_with_what_the_trigger_takes(self, kind: str) -> None:
+        from trainyard_airflow.rollout_trigger import RolloutTrigger
+
+        operator = self.operator(kind)
+        arguments = operator.start_trigger_args
+        assert operator.start_from_trigger
+        assert arguments.next_method == "finish"
+        assert hasattr(operator, arguments.next_method)
+        path, kwargs = RolloutTrigger(**arguments.trigger_kwargs).serialize()
+        assert path == arguments.trigger_cls
+        assert kwargs == arguments.trigger_kwargs
+        assert kwargs["kind"] == kind
+
+    def test_templates_fill_in_who_asked_for_what(self) -> None:
+        """Airflow renders these fields when it creates the trigger."""
+        import jinja2
+
+        operator = self.operator()
+        assert set(operator.template_fields) == {"request", "requested_by", "run_id"}
+        context = make_context(PARAMS, dag_id="neuron_promote__production", run_id="p-1")
+        rendered = {
+            name: jinja2.Template(getattr(operator, name)).render(context)
+            for name in operator.template_fields
+        }
+        assert json.loads(rendered["request"]) == PARAMS
+        assert rendered["requested_by"] == "ada"
+        assert rendered["run_id"] == "neuron_promote__production/p-1"
+
+    def test_without_a_start_in_the_triggerer_it_defers(self) -> None:
+        from airflow.sdk.exceptions import TaskDeferred
+
+        operator = self.operator()
+        with pytest.raises(TaskDeferred) as deferred:
+            operator.execute(make_context())
+        assert deferred.value.method_name == "finish"
+        expected = (operator.start_trigger_args.trigger_cls,
+                    operator.start_trigger_args.trigger_kwargs)  # fmt: skip
+        assert deferred.value.trigger.serialize() == expected
+
+    def test_a_promotion_is_a_success(self) -> None:
+        event = {"outcome": "promoted", "message": "It is stable."}
+        assert self.operator().finish(make_context(), event) == "It is stable."
+
+    @pytest.mark.parametrize("outcome", ["rolled_back", "withdrawn", "refused"])
+    def test_everything_else_fails_with_the_reason(self, outcome: str) -> None:
+        from trainyard_airflow.exceptions import StepRefused
+
+        event = {"outcome": outcome, "message": "Three times slower."}
+        with pytest.raises(StepRefused, match=r"^Three times slower\.$"):
+            self.operator().finish(make_context(), event)
+
+
+class TestVerify:
+    def operator(self) -> Any:
+        from trainyard_airflow.rollout_operator import VerifyReleaseOperator
+
+        return VerifyReleaseOperator(task_id="verify", environment="production")
+
+    def test_it_returns_the_release(self, rollouts: FakeRollouts) -> None:
+        params = {**PARAMS, "force": True, "reason": "It was the network."}
+        assert self.operator().execute(make_context(params, conf=params)) == RELEASE
+        assert rollouts.asked == [
+            {
+                "model": "adder",
+                "environment": "production",
+                "release_id": RELEASE,
+                "force": True,
+                "reason": "It was the network.",
+            }
+        ]
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            NotFound("There is no such release.", hint="List them."),
+            BadInput("It is for another target.", hint="Promote that one."),
+            Refused("It was rejected.", hint="Force it."),
+        ],
+    )
+    def test_what_would_be_refused_is_refused_now(
+        self, rollouts: FakeRollouts, error: TrainyardError
+    ) -> None:
+        from trainyard_airflow.exceptions import StepRefused
+
+        rollouts.check_error = error
+        with pytest.raises(StepRefused) as raised:
+            self.operator().execute(make_context(PARAMS))
+        assert str(raised.value) == str(error)
+
+    @pytest.mark.parametrize("error", [Transient("Away.", hint="Wait."), Busy("Another one.")])
+    def test_what_may_pass_is_no_refusal(
+        self, rollouts: FakeRollouts, error: TrainyardError
+    ) -> None:
+        rollouts.check_error = error
+        with pytest.raises(type(error)) as raised:
+            self.operator().execute(make_context(PARAMS))
+        assert raised.value is error
+
+    def test_unknown_keys_are_refused_before_anything_is_looked_at(
+        self, rollouts: FakeRollouts
+    ) -> None:
+        from trainyard_airflow.exceptions import StepRefused
+
+        with pytest.raises(StepRefused, match="unknown keys: forced"):
+            self.operator().execute(make_context(PARAMS, conf={"forced": True}))
+        assert rollouts.asked == []
+
+
+class TestSettle:
+    def operator(self) -> Any:
+        from trainyard_airflow.rollout_operator import SettleOperator
+
+        return SettleOperator(task_id="settle", environment="production")
+
+    def context(self) -> Any:
+        return make_context(PARAMS, dag_id="neuron_promote__production", run_id="p-1")
+
+    def test_a_promotion_is_a_success(self, rollouts: FakeRollouts) -> None:
+        rollouts.settled = Settled("promoted", "It is stable.", make_channel())
+        assert self.operator().execute(self.context()) == "It is stable."
+        assert rollouts.asked == [
+            {
+                "model": "adder",
+                "environment": "production",
+                "release_id": RELEASE,
+                "run_id": "neuron_promote__production/p-1",
+            }
+        ]
+
+    @pytest.mark.parametrize("outcome", ["rolled_back", "withdrawn", None])
+    def test_everything_else_fails_the_run(self, rollouts: FakeRollouts, outcome: Any) -> None:
+        from trainyard_airflow.exceptions import StepRefused
+
+        rollouts.settled = Settled(outcome, "TTFT 3 times that of stable.", make_channel())
+        with pytest.raises(StepRefused, match="TTFT 3 times that of stable"):
+            self.operator().execute(self.context())

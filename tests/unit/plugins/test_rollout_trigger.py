@@ -1,0 +1,172 @@
+"""The trigger of a rollout: it goes on until there is an outcome, whatever passes by."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from tests.serving_world import make_channel
+from tests.unit.yard import Yard
+
+from trainyard.errors import Busy, Conflict, Refused, StaleDriver, TrainyardError, Transient
+from trainyard.rollout.driver import DriveResult
+
+KWARGS: dict[str, Any] = {
+    "environment": "production",
+    "kind": "promote",
+    "request": json.dumps(
+        {"model": "adder", "release": "adder-0123456789ab", "force": False, "reason": None}
+    ),
+    "requested_by": "ada",
+    "run_id": "neuron_promote__production/promote-1",
+}
+
+
+def tick(
+    *messages: str, outcome: Any = None, summary: str = "On its way.", next_in_s: float = 0.0
+) -> DriveResult:
+    return DriveResult(
+        outcome is not None, make_channel(), outcome, summary, tuple(messages), next_in_s
+    )
+
+
+class FakeRollouts:
+    """Rollouts whose ticks are given; an error among them is raised."""
+
+    def __init__(self, *ticks: DriveResult | Exception, begin: TrainyardError | None = None):
+        self.ticks = list(ticks)
+        self.begin_error = begin
+        self.begun: list[dict[str, Any]] = []
+
+    def begin(self, **request: Any) -> Callable[[], DriveResult]:
+        self.begun.append(request)
+        if self.begin_error is not None:
+            raise self.begin_error
+        return self.drive
+
+    def drive(self) -> DriveResult:
+        result = self.ticks.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+@pytest.fixture
+def play(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Return what runs a trigger against fake rollouts and returns the events it fires."""
+    from trainyard_airflow import rollout_trigger
+
+    monkeypatch.setattr(rollout_trigger, "RETRY_AFTER_S", 0.0)
+
+    def play_it(rollouts: FakeRollouts, **changes: Any) -> list[Any]:
+        monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings: rollouts)
+        trigger = rollout_trigger.RolloutTrigger(**{**KWARGS, **changes})
+
+        async def collect() -> list[Any]:
+            return [event.payload async for event in trigger.run()]
+
+        return asyncio.run(collect())
+
+    return play_it
+
+
+def test_another_triggerer_gets_all_of_it() -> None:
+    from trainyard_airflow.rollout_trigger import RolloutTrigger
+
+    path, kwargs = RolloutTrigger(**KWARGS).serialize()
+    assert path == f"{RolloutTrigger.__module__}.{RolloutTrigger.__qualname__}"
+    assert kwargs == KWARGS
+    assert RolloutTrigger(**kwargs).serialize() == (path, kwargs)
+
+
+def test_its_state_can_be_stored_by_airflow() -> None:
+    from airflow.serialization.serialized_objects import BaseSerialization
+
+    from trainyard_airflow.rollout_trigger import RolloutTrigger
+
+    kwargs = RolloutTrigger(**KWARGS).serialize()[1]
+    assert BaseSerialization.deserialize(BaseSerialization.serialize(kwargs)) == kwargs
+
+
+@pytest.mark.parametrize("outcome", ["promoted", "rolled_back", "withdrawn"])
+def test_it_ticks_until_there_is_an_outcome(play: Callable[..., list[Any]], outcome: str) -> None:
+    rollouts = FakeRollouts(tick("one"), tick("two"), tick("end", outcome=outcome, summary="So."))
+    assert play(rollouts) == [{"outcome": outcome, "message": "So."}]
+    assert rollouts.ticks == []
+
+
+def test_it_begins_with_what_the_run_asks_for(play: Callable[..., list[Any]]) -> None:
+    rollouts = FakeRollouts(tick(outcome="promoted"))
+    play(rollouts)
+    assert rollouts.begun == [
+        {
+            "kind": "promote",
+            "model": "adder",
+            "environment": "production",
+            "release_id": "adder-0123456789ab",
+            "force": False,
+            "reason": "",
+            "requested_by": "ada",
+            "run_id": "neuron_promote__production/promote-1",
+        }
+    ]
+
+
+def test_a_rollback_needs_neither_release_nor_force(play: Callable[..., list[Any]]) -> None:
+    rollouts = FakeRollouts(tick(outcome="promoted"))
+    request = json.dumps({"model": "adder", "release": None, "reason": "It is slow."})
+    play(rollouts, kind="rollback", request=request)
+    begun = rollouts.begun[0]
+    assert (begun["kind"], begun["release_id"], begun["force"]) == ("rollback", None, False)
+    assert begun["reason"] == "It is slow."
+
+
+@pytest.mark.parametrize("error", [Transient("The store is away."), Conflict("Somebody wrote.")])
+def test_what_may_pass_is_tried_again(
+    play: Callable[..., list[Any]], error: TrainyardError
+) -> None:
+    rollouts = FakeRollouts(error, error, tick(), error, tick(outcome="promoted", summary="So."))
+    assert play(rollouts) == [{"outcome": "promoted", "message": "So."}]
+    assert len(rollouts.begun) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [Refused("No.", hint="Do not."), StaleDriver("Another one drives it.")]
+)
+def test_what_cannot_pass_ends_it(play: Callable[..., list[Any]], error: TrainyardError) -> None:
+    assert play(FakeRollouts(tick(), error)) == [{"outcome": "refused", "message": str(error)}]
+
+
+@pytest.mark.parametrize(
+    "error", [Refused("It was rejected.", hint="Force it."), Busy("Another rollout.", hint="Wait.")]
+)
+def test_a_rollout_that_may_not_begin_is_refused(
+    play: Callable[..., list[Any]], error: TrainyardError
+) -> None:
+    assert play(FakeRollouts(begin=error)) == [{"outcome": "refused", "message": str(error)}]
+
+
+def test_a_defect_is_not_hidden(play: Callable[..., list[Any]]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        play(FakeRollouts(ZeroDivisionError()))
+
+
+def test_each_event_is_logged_once(
+    play: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from structlog.testing import capture_logs
+
+    ticks: Sequence[DriveResult] = [
+        tick("deploying"),
+        tick("deploying"),
+        tick("deploying"),
+        tick("shifting", "weights 10"),
+        tick("promoted", outcome="promoted"),
+    ]
+    with capture_logs() as log:
+        play(FakeRollouts(*ticks))
+    lines = [entry["event"] for entry in log if entry["log_level"] == "info"]
+    assert lines == ["deploying", "shifting", "weights 10", "promoted"]

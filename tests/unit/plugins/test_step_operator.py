@@ -1,0 +1,347 @@
+"""A step as a subprocess of a task: what it is started with, and what becomes of its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests.serving_world import eventually
+from tests.unit.plugins.conftest import REPOSITORY, make_context
+from tests.unit.yard import Yard
+
+from trainyard.settings import get_settings
+
+FAKE_STEP = f"""#!{sys.executable}
+import json, os, sys, time
+from datetime import datetime, timezone
+from pathlib import Path
+
+home = Path(os.environ["TRAINYARD_HOME"])
+told = json.loads((home / "told.json").read_text())
+(home / "heard.json").write_text(
+    json.dumps({{"argv": sys.argv[1:], "environment": dict(os.environ), "pid": os.getpid()}})
+)
+print("first line of the step", flush=True)
+print("second line of the step", file=sys.stderr, flush=True)
+if told.get("status"):
+    from trainyard.documents.status import StepStatus
+    from trainyard.store.folder import FolderStore
+    from trainyard.store.layout import status_key
+
+    now = datetime.now(timezone.utc)
+    status = StepStatus(
+        plan_id="adder-plan", started_at=now, updated_at=now, **told["status"]
+    )
+    key = status_key(status.plan_id, status.step, status.target)
+    FolderStore(Path(os.environ["TRAINYARD_STORE"])).put(key, status.to_bytes())
+if told.get("waits"):
+    sys.stdin.read()
+    (home / "stdin-closed").touch()
+if told.get("signal"):
+    os.kill(os.getpid(), told["signal"])
+sys.exit(told.get("exit_code", 0))
+"""
+
+
+@pytest.fixture
+def tell(yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return what tells the step how to end; it is started in place of the serving Python."""
+    program = tmp_path / "step"
+    program.write_text(FAKE_STEP)
+    program.chmod(0o755)
+    monkeypatch.setenv("TRAINYARD_SERVE_PYTHON", str(program))
+    yard.home.mkdir(parents=True)
+
+    def tell_it(**how: Any) -> None:
+        (yard.home / "told.json").write_text(json.dumps(how))
+
+    return tell_it
+
+
+def heard(yard: Yard) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((yard.home / "heard.json").read_text())
+    return found
+
+
+def operator(**changes: Any) -> Any:
+    from trainyard_airflow.step_operator import StepOperator
+
+    values = {
+        "task_id": "compile",
+        "step": "compile",
+        "plan_id": "adder-plan",
+        "target": "cpu",
+        "interpreter": "serve",
+        **changes,
+    }
+    return StepOperator(**values)
+
+
+def status(state: str, **more: Any) -> dict[str, Any]:
+    return {"step": "compile", "target": "cpu", "state": state, **more}
+
+
+class TestCommand:
+    def test_a_step_of_the_serving_environment(self) -> None:
+        assert operator().command(Path("/serve/python")) == [
+            "/serve/python",
+            "-m",
+            "trainyard",
+            "compile",
+            "--plan",
+            "adder-plan",
+            "--target",
+            "cpu",
+            "--die-with-parent",
+        ]
+
+    def test_a_step_beside_airflow(self) -> None:
+        gate = operator(step="gate", interpreter="control", arguments=("--gate", "accuracy"))
+        command = gate.command(Path("/serve/python"))
+        assert command[0] == sys.executable
+        assert command[3:] == [
+            "gate",
+            "--plan",
+            "adder-plan",
+            "--target",
+            "cpu",
+            "--gate",
+            "accuracy",
+            "--die-with-parent",
+        ]
+
+    def test_a_step_for_all_targets(self) -> None:
+        assert "--target" not in operator(step="download", target="").command(Path("python"))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"step": "plan", "target": "", "arguments": ("--request", '{"model": "adder"}')},
+            {"step": "download", "target": ""},
+            {"step": "compile"},
+            {"step": "measure"},
+            {"step": "gate", "arguments": ("--gate", "accuracy")},
+            {"step": "gate", "arguments": ("--gate", "latency")},
+            {"step": "publish"},
+        ],
+    )
+    def test_the_command_line_takes_every_command(self, changes: dict[str, Any]) -> None:
+        """The arguments belong to the real command: parsing them fails for nothing but help."""
+        from typer.testing import CliRunner
+
+        from trainyard.cli import app
+
+        arguments = operator(**changes).command(Path("python"))[3:]
+        result = CliRunner().invoke(app, [*arguments, "--help"])
+        assert result.exit_code == 0
+        assert "No such option" not in result.output
+
+
+class TestOutcome:
+    def test_done_returns_the_key_of_what_was_made(
+        self, yard: Yard, tell: Callable[..., None]
+    ) -> None:
+        tell(status=status("done", exit_code=0, output_key="bundles/x/manifest.json"))
+        context = make_context()
+        assert operator().execute(context) == "bundles/x/manifest.json"
+        assert context["target"] == "cpu"
+
+    def test_a_gate_reads_the_status_of_that_gate(
+        self, yard: Yard, tell: Callable[..., None]
+    ) -> None:
+        tell(status=status("done", step="accuracy-gate", output_key="verdicts/x.json"))
+        gate = operator(step="gate", status_name="accuracy-gate")
+        assert gate.execute(make_context()) == "verdicts/x.json"
+
+    @pytest.mark.parametrize(
+        ("code", "name"),
+        [
+            (10, "StepRefused"),
+            (20, "StepRefused"),
+            (30, "StepTransient"),
+            (40, "StepCapacity"),
+            (75, "StepTransient"),
+            (1, "StepDefect"),
+            (99, "StepDefect"),
+        ],
+    )
+    def test_a_failure_says_why_and_whether_to_try_again(
+        self, yard: Yard, tell: Callable[..., None], code: int, name: str
+    ) -> None:
+        from trainyard_airflow import exceptions
+
+        tell(
+            status=status("failed", exit_code=code, reason="It went wrong.", hint="Mend it."),
+            exit_code=code,
+        )
+        with pytest.raises(getattr(exceptions, name)) as raised:
+            operator().execute(make_context())
+        assert str(raised.value) == "It went wrong. Mend it."
+
+    def test_a_killed_step_left_no_report(self, yard: Yard, tell: Callable[..., None]) -> None:
+        from trainyard_airflow.exceptions import StepDefect
+
+        tell(status=status("running", reason="Compiling."), signal=signal.SIGKILL)
+        with pytest.raises(StepDefect, match="compile ended with exit code -9 and left no report"):
+            operator().execute(make_context())
+
+    def test_an_end_without_a_result_is_a_defect(
+        self, yard: Yard, tell: Callable[..., None]
+    ) -> None:
+        from trainyard_airflow.exceptions import StepDefect
+
+        tell(exit_code=0)
+        with pytest.raises(StepDefect, match="exit code 0 and left no report"):
+            operator().execute(make_context())
+
+    def test_what_it_prints_is_in_the_log(self, yard: Yard, tell: Callable[..., None]) -> None:
+        from structlog.testing import capture_logs
+
+        tell(status=status("done", output_key="k"))
+        with capture_logs() as log:
+            operator().execute(make_context())
+        lines = [entry["event"] for entry in log]
+        assert lines[0].startswith("Running: ")
+        assert {"first line of the step", "second line of the step"} <= set(lines)
+
+
+class TestSurroundings:
+    def test_it_gets_our_settings_and_who_asked(
+        self, yard: Yard, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        tell(status=status("done", output_key="k"))
+        operator().execute(make_context(run_id="manual-7"))
+        environment = heard(yard)["environment"]
+        assert environment["TRAINYARD_HOME"] == str(yard.home.resolve())
+        assert environment["TRAINYARD_STORE"] == str(yard.settings.store_root.resolve())
+        assert environment["TRAINYARD_CATALOGUE"] == str(REPOSITORY / "dags" / "models")
+        assert environment["TRAINYARD_DAG_RUN"] == "neuron_release/manual-7"
+        assert environment["TRAINYARD_REQUESTED_BY"] == "ada"
+        assert "AWS_SECRET_ACCESS_KEY" not in environment
+        assert "PYTHONDONTWRITEBYTECODE" not in environment
+
+    def test_nobody_known_asked(self, yard: Yard, tell: Callable[..., None]) -> None:
+        tell(status=status("done", output_key="k"))
+        operator().execute(make_context(user=None))
+        assert heard(yard)["environment"]["TRAINYARD_REQUESTED_BY"] == ""
+
+    def test_ending_the_task_ends_the_step(self, yard: Yard, tell: Callable[..., None]) -> None:
+        from trainyard_airflow.exceptions import StepDefect
+
+        tell(waits=True)
+        step = operator()
+        errors: list[BaseException] = []
+
+        def execute() -> None:
+            try:
+                step.execute(make_context())
+            except StepDefect as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=execute)
+        thread.start()
+        eventually(lambda: (yard.home / "heard.json").exists(), why="the step runs")
+        step.on_kill()
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+        assert "exit code -15" in str(errors[0])
+
+    def test_ending_a_task_whose_step_is_over_does_nothing(
+        self, yard: Yard, tell: Callable[..., None]
+    ) -> None:
+        tell(status=status("done", output_key="k"))
+        step = operator()
+        step.on_kill()
+        step.execute(make_context())
+        step.on_kill()
+
+    def test_a_step_notices_that_its_task_was_killed(
+        self, yard: Yard, tell: Callable[..., None]
+    ) -> None:
+        tell(waits=True)
+        program = (
+            "from tests.unit.plugins.conftest import make_context\n"
+            "from tests.unit.plugins.test_step_operator import operator\n"
+            "from airflow.sdk.bases.operator import ExecutorSafeguard\n"
+            "ExecutorSafeguard.test_mode = True\n"
+            "operator().execute(make_context())\n"
+        )
+        task = subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            step = eventually(lambda: _started(yard), timeout_s=120, why="the step runs")
+        finally:
+            task.kill()
+            task.wait()
+        eventually(lambda: (yard.home / "stdin-closed").exists(), why="its input closes")
+        psutil.wait_procs([step], timeout=30)
+        assert not step.is_running()
+
+
+def _started(yard: Yard) -> psutil.Process | None:
+    try:
+        return psutil.Process(heard(yard)["pid"])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+class TestPlan:
+    PARAMS = {  # noqa: RUF012
+        "model": "adder",
+        "revision": "r1",
+        "targets": [],
+        "environments": ["production"],
+        "overrides": {"max_num_seqs": 4},
+    }
+
+    @pytest.fixture
+    def plan(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        from trainyard_airflow.step_operator import PlanOperator
+
+        # The fake step, though the real one runs beside Airflow.
+        monkeypatch.setattr(
+            sys, "executable", str(get_settings().serve_python or get_settings().home)
+        )
+        return PlanOperator(task_id="plan", plan_id="adder-plan")
+
+    def test_it_asks_for_what_the_run_asks_for(
+        self, yard: Yard, tell: Callable[..., None], plan: Any
+    ) -> None:
+        tell(status=status("done", step="plan", target="", output_key="plans/adder-plan.json"))
+        context = make_context(self.PARAMS, conf={"model": "adder"})
+        assert plan.execute(context) == "plans/adder-plan.json"
+        argv = heard(yard)["argv"]
+        assert argv[:5] == ["-m", "trainyard", "plan", "--plan", "adder-plan"]
+        assert json.loads(argv[argv.index("--request") + 1]) == {
+            "model": "adder",
+            "revision": "r1",
+            "targets": [],
+            "environments": ["production"],
+            "overrides": {"max_num_seqs": 4},
+        }
+
+    def test_it_refuses_keys_that_it_does_not_know(
+        self, yard: Yard, tell: Callable[..., None], plan: Any
+    ) -> None:
+        from trainyard_airflow.exceptions import StepRefused
+
+        tell(status=status("done", step="plan", target="", output_key="k"))
+        context = make_context(self.PARAMS, conf={"modle": "adder", "revison": "r2"})
+        with pytest.raises(StepRefused, match=r"unknown keys: modle, revison\. Known are: env"):
+            plan.execute(context)
+        assert not (yard.home / "heard.json").exists()
