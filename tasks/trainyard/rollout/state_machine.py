@@ -888,7 +888,6 @@ def _keeps_warm(channel: Channel) -> bool:
         rollout.ending == "promoted"
         and rollout.plan.kind != "rollback"
         and rollout.plan.keep_warm_s > 0
-        and rollout.replicas.candidate > 0
     )
 
 

@@ -214,6 +214,42 @@ def test_contradictory_router_counts_are_missing(later: tuple[int, int, int]) ->
     assert [block.track for block in blocks(first, second, metric="errors")] == ["candidate"]
 
 
+def test_what_appears_later_is_missing_until_it_can_be_compared() -> None:
+    """A server whose histograms come with its first request; a release that the router learns."""
+    first = snapshot(0, (pod(OLD), pod(NEW)), route(50, old=(100, 0, 0)))
+    rest = [
+        snapshot(
+            30.0 * n,
+            (
+                pod(OLD, ttft=histogram(9 * n, 1.0 * n), tpot=histogram(9 * n, 1.0 * n)),
+                pod(NEW, ttft=histogram(9 * n, 1.0 * n), tpot=histogram(90, 1.0), tpot_requests=n),
+            ),
+            route(50, old=(100, 0, 0), new=(9 * n, 0, 0)),
+        )
+        for n in (1, 2)
+    ]
+    found = [(b.t, b.track, b.metric) for b in blocks(first, *rest)]
+    assert found == [
+        (30, "stable", "errors"),
+        (60, "stable", "ttft"),
+        (60, "stable", "tpot"),
+        (60, "stable", "errors"),
+        (60, "candidate", "ttft"),
+        (60, "candidate", "tpot"),
+        (60, "candidate", "errors"),
+    ]
+
+
+def test_a_change_of_how_tpot_is_counted_is_missing() -> None:
+    def shot(n: int, requests: int | None) -> Snapshot:
+        return snapshot(
+            30 * n, (pod(OLD, tpot=histogram(20 * n, 0.2 * n), tpot_requests=requests),)
+        )
+
+    assert blocks(shot(0, None), shot(1, 5), metric="tpot") == []
+    assert blocks(shot(0, 5), shot(1, None), metric="tpot") == []
+
+
 # --- tails ----------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,15 @@ from tests.unit.rollout.machine import (
     used_channel,
 )
 
-from trainyard.documents.channel import HISTORY_LIMIT, Channel, Rollout, Track
+from trainyard.documents.channel import (
+    HISTORY_LIMIT,
+    Channel,
+    Rejection,
+    Rollout,
+    Track,
+    Weights,
+)
+from trainyard.documents.evidence import JudgeSpec, default_metrics
 from trainyard.rollout.events import (
     AbortRequested,
     Attest,
@@ -38,11 +46,14 @@ from trainyard.rollout.events import (
     RemoveServers,
     RenewLease,
     RolloutRequested,
+    ServerSeen,
+    ServersSeen,
     TimePassed,
     WarmedUp,
     WarmUp,
 )
 from trainyard.rollout.state_machine import commands_for, step
+from trainyard.spec.model import RolloutStep
 
 WARM = f"{NEW}-0@{NOW.isoformat()}"
 
@@ -152,6 +163,8 @@ def test_deploying_says_what_it_waits_for() -> None:
     run = canary().on(servers(old="ready", new="starting"))
     assert run.phase == "deploying"
     assert run.rollout.reason == f"0 of 1 servers of {NEW} are ready"
+    run.on(ServersSeen((ServerSeen(f"{NEW}-0", NEW, "starting", "It compiles."),)))
+    assert run.rollout.reason == f"0 of 1 servers of {NEW} are ready: It compiles."
 
 
 def test_a_server_that_fails_to_start_withdraws_the_release() -> None:
@@ -275,6 +288,23 @@ def test_a_router_that_cannot_be_asked_ends_the_rollout() -> None:
     assert run.phase == "shifting"
     run.on(TimePassed(), after_s=1)
     assert run.rollout.ending == "withdrawn"
+
+
+@pytest.mark.parametrize("weights", [{"old": 90}, {"new": 10}, {"old": 80, "new": 10}])
+def test_both_weights_must_be_in_effect(weights: dict[str, int]) -> None:
+    run = shifting().on(route(weights))
+    assert run.rollout.mark is None
+
+
+def test_a_router_that_took_the_weights_may_be_silent_for_a_while() -> None:
+    run = shifting().on(route({"old": 90, "new": 10}), after_s=1).on(TimePassed(), after_s=100)
+    assert run.phase == "shifting"
+
+
+def test_a_late_report_of_a_warm_up_changes_nothing() -> None:
+    run = holding()
+    before = run.channel
+    assert run.on(WarmedUp(f"{NEW}-1@later", 3, 0, 3)).channel == before
 
 
 def test_a_restarted_router_is_measured_anew() -> None:
@@ -507,6 +537,41 @@ def test_a_candidate_keeps_its_servers_until_its_requests_have_ended() -> None:
     assert run.wanted()[NEW] == 0
 
 
+def test_servers_that_vanish_do_not_shorten_the_way_back() -> None:
+    run = holding().on(Looked(make_verdict("HARM"), "look/1")).on(servers(old="ready"))
+    assert run.rollout.cleanup == "traffic"
+    assert run.rollout.outcome is None
+
+
+def test_a_way_back_that_has_begun_is_not_begun_again() -> None:
+    run = holding().on(Looked(make_verdict("HARM"), "look/1"))
+    before = run.channel
+    assert run.on(AbortRequested("enough"), after_s=5).channel == before
+    assert run.on(Looked(make_verdict("HARM"), "look/2")).channel == before
+    assert run.on(FuseBlown("late")).channel == before
+
+
+def test_rejections_of_other_releases_stay() -> None:
+    channel = used_channel()
+    other = Rejection(release_id=release_id("other"), at=NOW, rollout=0, reason="Harm.")
+    channel = channel.model_copy(update={"rejected": (other,)})
+    run = Run(requested(channel, make_plan(warm_up_requests=0)))
+    run.on(servers(old="ready", new="ready")).on(FuseBlown("broken"))
+    assert [r.release_id for r in run.channel.rejected] == [release_id("other"), NEW]
+
+
+def test_each_side_gets_its_own_full_size() -> None:
+    three, two = ("ready",) * 3, ("ready",) * 2
+    plan = make_plan(replicas=3, stable_replicas=2, warm_up_requests=0)
+    run = Run(requested(used_channel(), plan)).on(servers(old=two, new="ready"))
+    run.on(servers(old=two, new=three)).on(servers(old=two, new=three))
+    run.on(AbortRequested("enough"))
+    assert run.rollout.cleanup == "traffic"
+    run.on(TimePassed(), after_s=30).on(TimePassed(), after_s=30).on(servers(old=two))
+    assert run.rollout.outcome == "withdrawn"
+    assert run.wanted() == {OLD: 2, NEW: 0}
+
+
 def test_requests_that_do_not_stop_are_waited_for_but_not_for_ever() -> None:
     run = holding().on(Looked(make_verdict("HARM"), "look/1"))
     for arrivals in range(119):
@@ -515,6 +580,14 @@ def test_requests_that_do_not_stop_are_waited_for_but_not_for_ever() -> None:
     run.on(TimePassed(), after_s=1)
     assert run.rollout.cleanup == "draining"
     assert run.events()[-1] == "unverified"
+
+
+def test_a_withdrawn_release_is_attested_nothing() -> None:
+    run = holding().on(AbortRequested("enough"))
+    cleaned(run, loser="new")
+    assert not [c for c in run.commands if isinstance(c, Attest)]
+    assert run.events()[-1] == "withdrawn"
+    assert run.channel.history[-1].detail == {"why": "enough"}
 
 
 def test_a_rollback_ends_even_if_nobody_answers_any_more() -> None:
@@ -545,6 +618,7 @@ def test_a_first_release_gets_everything_after_its_warm_up() -> None:
 
 def test_a_first_release_that_fails_requests_is_rejected() -> None:
     run = first_release().on(route({"new": 100}, {"new": 10}))
+    run.on(route({"new": 100}, {"new": 60}), after_s=1)
     run.on(route({"new": 100}, {"new": 110}, errors={"new": 1}), after_s=1)
     assert run.phase == "baking"
     run.on(route({"new": 100}, {"new": 210}, errors={"new": 12}), after_s=1)
@@ -554,6 +628,33 @@ def test_a_first_release_that_fails_requests_is_rejected() -> None:
     run.on(TimePassed(), after_s=30).on(TimePassed(), after_s=30).on(servers(), after_s=1)
     assert (run.rollout.outcome, run.channel.stable) == ("rolled_back", None)
     assert run.wanted() == {NEW: 0}
+
+
+def test_the_absolute_limit_is_the_plans_floor_of_errors() -> None:
+    metrics = [
+        metric.model_copy(update={"harm_floor": 0.2 if metric.name == "errors" else 0.01})
+        for metric in default_metrics()
+    ]
+    judge = JudgeSpec(metrics=tuple(metrics), max_duration_s=600.0)
+    run = first_release(judge=judge).on(route({"new": 100}, {"new": 0}))
+    run.on(route({"new": 100}, {"new": 200}, errors={"new": 30}), after_s=1)
+    assert run.phase == "baking"
+    run.on(route({"new": 100}, {"new": 400}, errors={"new": 150}), after_s=1)
+    assert "allowed are 20.0%" in run.rollout.reason
+
+
+def test_failures_before_a_restart_of_the_router_are_not_counted_twice() -> None:
+    run = first_release().on(route({"new": 100}, {"new": 100}, errors={"new": 50}))
+    run.on(route({"new": 100}, {"new": 10}, errors={"new": 1}), after_s=1)
+    run.on(route({"new": 100}, {"new": 110}, errors={"new": 2}), after_s=1)
+    run.on(route({"new": 100}, {"new": 20}, errors={"new": 20}, epoch="2"), after_s=1)
+    assert run.phase == "baking"
+
+
+def test_a_bake_with_a_comparison_has_no_absolute_limit() -> None:
+    run = baking().on(route({"new": 90, "old": 10}, {"new": 0}))
+    run.on(route({"new": 90, "old": 10}, {"new": 100}, errors={"new": 50}), after_s=1)
+    assert run.phase == "baking"
 
 
 def test_a_first_release_outlives_its_controller() -> None:
@@ -585,6 +686,17 @@ def test_single_brings_the_old_release_back() -> None:
     assert run.wanted() == {OLD: 1, NEW: 0}
     run.on(servers(old="ready"))
     assert run.rollout.outcome == "withdrawn"
+
+
+def test_replace_grows_for_the_next_step_only() -> None:
+    steps = tuple(RolloutStep(weight=weight, hold_s=60) for weight in (25, 50, 75))
+    run = canary(capacity="replace", replicas=4, stable_replicas=4, warm_up_requests=0, steps=steps)
+    four = ("ready",) * 4
+    arrive(run.on(servers(old=four, new="ready")))
+    run.on(servers(old=four, new="ready")).on(servers(old=four[:3], new=four[:2]))
+    assert run.wanted() == {OLD: 3, NEW: 2}
+    run.on(TimePassed(), after_s=600).on(servers(old=four[:3], new=four[:2]))
+    assert (run.rollout.held_since, run.wanted()) == (run.now, {OLD: 3, NEW: 2})
 
 
 def test_replace_shrinks_the_old_release_by_ready_servers() -> None:
@@ -631,7 +743,22 @@ def test_a_rollback_moves_traffic_before_everything_else() -> None:
     assert run.rollout.outcome == "promoted"
     assert run.channel.previous == ()
     assert run.channel.rejected == ()
-    assert "returned" in run.events()
+    assert run.events()[-1] == "returned"
+    assert not [c for c in run.commands if isinstance(c, Attest)]
+
+
+def test_a_rollback_that_cannot_start_its_servers_is_withdrawn() -> None:
+    run = Run(requested(promoted(), make_plan(kind="rollback"), release=OLD))
+    run.on(servers(old="failed", new="ready")).on(servers(new="ready"))
+    assert (run.rollout.outcome, run.events()[-1]) == ("withdrawn", "withdrawn")
+    assert run.channel.stable.release_id == NEW
+    assert [track.release_id for track in run.channel.previous] == [OLD]
+
+
+def test_a_server_of_unknown_age_is_warmed_up_for_a_rollback() -> None:
+    run = Run(requested(promoted(), make_plan(kind="rollback"), release=OLD))
+    run.on(ServersSeen((ServerSeen(f"{OLD}-0", OLD, "ready"),)))
+    assert run.phase == "warming"
 
 
 def test_a_rollback_to_warm_servers_moves_traffic_at_once() -> None:
@@ -669,8 +796,9 @@ def test_an_outcome_is_noted_only_once_there_is_one() -> None:
     assert run.on(OutcomeNoted()).rollout.settled
 
 
-def test_events_after_the_end_change_nothing() -> None:
-    channel = promoted()
+@pytest.mark.parametrize("make", [promoted, used_channel, empty_channel])
+def test_events_without_a_rollout_change_nothing(make: Any) -> None:
+    channel = make()
     for event in (
         servers(old="ready"),
         route({"new": 100}),
@@ -683,6 +811,12 @@ def test_events_after_the_end_change_nothing() -> None:
         TimePassed(),
     ):
         assert step(channel, event, NOW + timedelta(days=1))[0] == channel
+
+
+def test_a_channel_that_breaks_the_rules_is_never_made() -> None:
+    broken = canary().channel.model_copy(update={"weights": Weights(stable=90, candidate=10)})
+    with pytest.raises(ValueError, match="phase deploying are not allowed"):
+        step(broken, DriverClaimed("run"), NOW)
 
 
 def test_the_history_is_bounded_and_the_generation_counts() -> None:
