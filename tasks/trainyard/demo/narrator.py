@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from trainyard.documents.channel import Channel
+from trainyard.documents.channel import Channel, Rollout
+from trainyard.documents.evidence import MetricVerdict, Verdict
 from trainyard.documents.plan import plan_id_of_run
 from trainyard.documents.status import StepStatus
 from trainyard.rollout.channel_store import read_channel
@@ -28,13 +29,14 @@ class Narrator:
     _told_look: tuple[int, int] = (0, 0)
     """Number of the rollout and of the look."""
     _told_generation: int = 0
+    _earlier_rollout: int = 0
 
     def __post_init__(self) -> None:
         """Begin after what the channel went through before."""
         channel = self.channel()
         self._told_generation = channel.generation
         if channel.rollout is not None:
-            self._told_look = (channel.rollout.number, 10**9)
+            self._earlier_rollout = channel.rollout.number
 
     @property
     def plan_id(self) -> str:
@@ -48,6 +50,11 @@ class Narrator:
     def channel(self) -> Channel:
         """Return the channel as it is now."""
         return read_channel(self.store, self.model, self.environment)
+
+    def rollout(self) -> Rollout | None:
+        """Return the rollout that the run has started; one of an earlier run does not count."""
+        rollout = self.channel().rollout
+        return rollout if rollout is not None and rollout.number > self._earlier_rollout else None
 
     def news(self) -> list[str]:
         """Return one line for each thing that happened since the last call."""
@@ -67,15 +74,14 @@ class Narrator:
         return [describe_entry(entry) for entry in fresh]
 
     def _looks(self, channel: Channel) -> list[str]:
-        rollout = channel.rollout
+        rollout = self.rollout()
         if rollout is None or rollout.verdict is None:
             return []
         seen = (rollout.number, rollout.verdict.looks)
         if seen <= self._told_look:
             return []
         self._told_look = seen
-        verdict = rollout.verdict
-        return [f"look {verdict.looks}: {verdict.outcome}. {verdict.reason}"]
+        return [_look_line(rollout.verdict, channel.weights.candidate)]
 
     def progress(self) -> tuple[float, str]:
         """Return how far the run is, from 0 to 1, and what it does now."""
@@ -101,6 +107,30 @@ def _step_line(status: StepStatus) -> str:
     return f"{status.step} {how}: {status.reason}"
 
 
+def _look_line(verdict: Verdict, weight: int) -> str:
+    """Return a look in one line: both sides' values, and how far the evidence is."""
+    figures = [_figures(metric) for metric in verdict.metrics if metric.candidate_value is not None]
+    outcome = verdict.outcome.replace("_", "-").lower()
+    return (
+        f"look {verdict.looks} at {weight} %: {'; '.join(figures) or 'no figures yet'}; {outcome}"
+    )
+
+
+def _figures(metric: MetricVerdict) -> str:
+    candidate, stable = metric.candidate_value or 0.0, metric.stable_value or 0.0
+    if metric.metric in {"ttft", "tpot"}:
+        values = f"{candidate * 1000:.3g} ms (stable {stable * 1000:.3g})"
+    else:
+        values = f"{candidate:.1%} (stable {stable:.1%})"
+    if metric.outcome != "UNDECIDED":
+        return f"{metric.metric} {values} {metric.outcome.replace('_', '-').lower()}"
+    evidence = max(
+        metric.harm_evidence / metric.harm_threshold,
+        metric.promote_evidence / metric.promote_threshold,
+    )
+    return f"{metric.metric} {values} {max(0.0, evidence):.0%} sure"
+
+
 def describe_ending(narrator: Narrator) -> tuple[str, str, str]:
     """Return release id (may be empty), how the run ended, and why."""
     statuses = {status.step: status for status in narrator.statuses()}
@@ -114,7 +144,7 @@ def describe_ending(narrator: Narrator) -> tuple[str, str, str]:
     if publish is None:
         return "", "failed before it was published", "see the run in Airflow"
     release_id = publish.output_key.rsplit("/", 1)[-1].removesuffix(".json")
-    rollout = narrator.channel().rollout
+    rollout = narrator.rollout()
     if rollout is None:
         return release_id, "published, not promoted", "see the run in Airflow"
     endings = {

@@ -215,10 +215,11 @@ class Demo:
                     f"--model={MODEL}",
                     f"--rate={REQUESTS_PER_S}",
                     f"--stats={self.statistics_file}",
+                    "--die-with-parent",
                 ],
                 env=base_environment(),
                 cwd=self.folder,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

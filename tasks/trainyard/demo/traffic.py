@@ -3,8 +3,8 @@
     python -m trainyard.demo.traffic --url URL --model NAME --rate R --stats FILE
 
 Arrivals are a Poisson process with a fixed seed: sums that want an answer of a few tokens, and long
-answers that keep a slot of the server busy. Every second the statistics file is replaced; SIGTERM
-ends it after the requests in flight.
+answers that keep a slot of the server busy. Every second the statistics file is replaced. SIGTERM
+ends it after the requests in flight; with `--die-with-parent`, the end of its input does too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import json
 import random
 import signal
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -134,10 +135,23 @@ async def ask(
         statistics.right += text.strip() == question.answer
 
 
-async def send_until_stopped(url: str, model: str, rate: float, path: Path) -> None:
-    """Send requests at `rate` a second until SIGTERM or SIGINT."""
+async def set_at_end_of_input(stopping: asyncio.Event) -> None:
+    """Set `stopping` when standard input ends, which it does when the parent dies."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    await reader.read()
+    stopping.set()
+
+
+async def send_until_stopped(
+    url: str, model: str, rate: float, path: Path, *, die_with_parent: bool = False
+) -> None:
+    """Send requests at `rate` a second until SIGTERM, SIGINT or (if wished) the end of input."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    watch = asyncio.create_task(set_at_end_of_input(stopping)) if die_with_parent else None
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
     chance = random.Random(SEED)
@@ -164,6 +178,8 @@ async def send_until_stopped(url: str, model: str, rate: float, path: Path) -> N
             for _ in late:
                 statistics.note_error("no end when the clients stopped")
     write_statistics(path, statistics)
+    if watch is not None:
+        watch.cancel()
 
 
 def main() -> None:
@@ -173,8 +189,19 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="the served model name")
     parser.add_argument("--rate", type=float, required=True, help="requests a second on average")
     parser.add_argument("--stats", type=Path, required=True, help="file to keep the statistics in")
+    parser.add_argument(
+        "--die-with-parent", action="store_true", help="stop when standard input ends"
+    )
     given = parser.parse_args()
-    asyncio.run(send_until_stopped(given.url, given.model, given.rate, given.stats))
+    asyncio.run(
+        send_until_stopped(
+            given.url,
+            given.model,
+            given.rate,
+            given.stats,
+            die_with_parent=given.die_with_parent,
+        )
+    )
 
 
 if __name__ == "__main__":
