@@ -179,7 +179,8 @@ def rollback_target(channel: Channel, release_id: str | None) -> str:
 
 def describe_plan(release: Release, plan: RolloutPlan) -> str:
     """Return what a plan will do, in one sentence."""
-    who, servers = release.release_id, f"{plan.replicas} server" + "s" * (plan.replicas != 1)
+    who = f"{release.release_id} (revision {release.revision})"
+    servers = f"{plan.replicas} server" + "s" * (plan.replicas != 1)
     if plan.kind == "bootstrap":
         return (
             f"{who} is the first release: {servers}, {plan.warm_up_requests} warm-up requests, "

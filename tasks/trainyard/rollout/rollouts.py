@@ -46,7 +46,6 @@ class Rollouts:
         release_id: str,
         force: bool = False,
         reason: str = "",
-        requested_by: str = "",
         run_id: str = "",
     ) -> str:
         """Return what a promotion would do, in one sentence, without touching anything.
@@ -73,7 +72,6 @@ class Rollouts:
         force: bool = False,
         reason: str = "",
         requested_by: str = "",
-        say: Callable[[str], None] = lambda line: None,
     ) -> Tick:
         """Take the channel, or take it again, and return the function that makes one tick.
 
@@ -85,7 +83,7 @@ class Rollouts:
         """
         if kind == "rollback":
             return self._begin_rollback(
-                model, environment, release_id, run_id, reason, requested_by, say
+                model, environment, release_id, run_id, reason, requested_by
             )
         if not release_id:
             raise BadInput(
@@ -101,7 +99,6 @@ class Rollouts:
             reason=reason,
             requested_by=requested_by,
         )
-        say(summary_of(channel))
         if not goes_on(channel, run_id):
             return lambda: _nothing_to_do(channel)
         return self._tick(channel)
@@ -114,10 +111,9 @@ class Rollouts:
         run_id: str,
         reason: str,
         requested_by: str,
-        say: Callable[[str], None],
     ) -> Tick:
         def request() -> Channel:
-            channel = request_rollback(
+            return request_rollback(
                 self.deps,
                 model,
                 environment,
@@ -126,8 +122,6 @@ class Rollouts:
                 reason=reason,
                 requested_by=requested_by,
             )
-            say(summary_of(channel))
-            return channel
 
         current = request()
         tick = self._tick(current) if goes_on(current, run_id) else None
