@@ -51,7 +51,8 @@ from trainyard.store.protocol import Store
 log = logging.getLogger(__name__)
 
 HEALTH_INTERVAL_S = 2.0
-HEALTH_TIMEOUT_S = 5.0
+HEALTH_TIMEOUT_S = 10.0
+"""Long: a machine that compiles meanwhile is slow, and nobody is to lose a release by that."""
 UNHEALTHY_AFTER = 3
 """Unanswered questions in a row after which a server gets no more traffic."""
 REPLACE_AFTER = 6

@@ -84,10 +84,10 @@ class Yard:
 
     def end(self) -> None:
         """Leave nothing running."""
-        if self.proxy is not None and self.proxy.poll() is None:
-            self.end_proxy(signal.SIGKILL)
         for server in self.servers:
             server.process.stop(0)
+        if self.proxy is not None and self.proxy.poll() is None:
+            self.end_proxy()
 
 
 @pytest.fixture
