@@ -125,6 +125,8 @@ class ServerProcess:
                     start_new_session=True,
                 )
         except OSError as error:
+            with contextlib.suppress(OSError):
+                _scratch(log_path).rmdir()
             raise _cannot_start(argv, log_path, error) from error
         try:
             started_at = psutil.Process(child.pid).create_time()

@@ -241,11 +241,13 @@ def test_a_taken_port_is_told_apart(start: Start) -> None:
             process.wait_healthy(30)
 
 
-def test_a_missing_program_is_named(tmp_path: Path) -> None:
+def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(Refused, match="nowhere"):
         ServerProcess.start(
             [str(tmp_path / "nowhere")], {}, port=1, log_path=tmp_path / "log", detached=True
         )
+    assert not list(tmp_path.glob("trainyard-*"))
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
