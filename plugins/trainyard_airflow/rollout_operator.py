@@ -97,6 +97,7 @@ class VerifyReleaseOperator(BaseOperator):
                 release_id=params["release"],
                 force=bool(params["force"]),
                 reason=params["reason"] or "",
+                run_id=f"{context['dag'].dag_id}/{context['run_id']}",
             )
         except TrainyardError as error:
             if error.retryable:

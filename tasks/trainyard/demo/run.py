@@ -85,7 +85,10 @@ class Demo:
             transient=True,
         )
         self.started = time.monotonic()
+        self.models = self.folder / "models" / MODEL
         self.statistics_file = self.folder / "traffic.json"
+        self._training = threading.Thread(target=self._run_training, name="training", daemon=True)
+        self._training_failure: BaseException | None = None
         self._traffic: subprocess.Popen[bytes] | None = None
 
     def say(self, line: str) -> None:
@@ -98,26 +101,26 @@ class Demo:
         )
 
     def prepare(self) -> Address:
-        """Train the revisions and start the platform, both at once; clear the stage."""
+        """Start the platform and the training at once; go on when the first revision is there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        failures: list[BaseException] = []
-
-        def train() -> None:
-            try:
-                self._train()
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=train, name="training")
-        thread.start()
-        try:
-            address = up(self.settings, self.say)
-        finally:
-            thread.join()
-        if failures:
-            raise failures[0]
+        self._training.start()
+        address = up(self.settings, self.say)
+        self._wait_for(ACTS[0].revision)
         self._clear_stage()
         return address
+
+    def _run_training(self) -> None:
+        try:
+            self._train()
+        except BaseException as error:
+            self._training_failure = error
+
+    def _wait_for(self, revision: str) -> None:
+        """Wait until the training has saved a revision; raise what ended the training if it did."""
+        while self._training.is_alive() and not (self.models / revision).exists():
+            self._training.join(timeout=0.5)
+        if self._training_failure is not None:
+            raise self._training_failure
 
     def _train(self) -> None:
         """Train the revisions of the model, unless they exist."""
@@ -127,7 +130,7 @@ class Demo:
             "-m",
             "trainyard.demo.training",
             "--out",
-            str(self.folder / "models" / MODEL),
+            str(self.models),
         ]
         with (self.folder / "training.log").open("w") as errors:
             process = subprocess.Popen(
@@ -189,6 +192,7 @@ class Demo:
         self.statistics_file.unlink(missing_ok=True)
         try:
             for number, act in enumerate(ACTS, start=1):
+                self._wait_for(act.revision)
                 ended.append(self._play_act(api, act, number, f"demo-{batch}-{number}"))
                 if number == 1:
                     if read_channel(self.store, MODEL, ENVIRONMENT).stable is None:

@@ -204,12 +204,17 @@ def _train_missing(
         for recipe in missing:
             if steps is None and not recipe.lowest <= accuracy <= recipe.highest:
                 continue
-            if recipe.pick == "first" and recipe.revision in kept and steps is None:
-                continue
             origin = {"step": step, "accuracy": accuracy}
-            kept[recipe.revision] = (origin, copy.deepcopy(model.state_dict()))
+            if recipe.pick == "first" and steps is None:
+                # Nothing later can change it, so whoever waits for it may go on at once.
+                if not (out / recipe.revision).exists():
+                    _keep(model, out, recipe, origin, report)
+            else:
+                kept[recipe.revision] = (origin, copy.deepcopy(model.state_dict()))
 
     for recipe in missing:
+        if (out / recipe.revision).exists():
+            continue
         if recipe.revision not in kept:
             raise Refused(
                 f"The training passed no weights fit for revision {recipe.revision} "
@@ -220,9 +225,20 @@ def _train_missing(
             )
         origin, weights = kept[recipe.revision]
         model.load_state_dict(weights)
-        _write_record(out, recipe.revision, origin)
-        _save(model, out, recipe.revision)
-        report(_revision(out, recipe.revision, origin, reused=False))
+        _keep(model, out, recipe, origin, report)
+
+
+def _keep(
+    model: Any,
+    out: Path,
+    recipe: Recipe,
+    origin: Mapping[str, Any],
+    report: Callable[[dict[str, Any]], None],
+) -> None:
+    """Save the model's weights as a revision and report it."""
+    _write_record(out, recipe.revision, origin)
+    _save(model, out, recipe.revision)
+    report(_revision(out, recipe.revision, origin, reused=False))
 
 
 @dataclass(frozen=True)
