@@ -28,7 +28,8 @@ def run_state(dag_id: str, run_id: str) -> str | None:
     answer = _send(GetDagRunState(dag_id=dag_id, run_id=run_id))
     if isinstance(answer, ErrorResponse):
         return None
-    return str(answer.state)
+    # An enumeration in some answers, a plain string in others.
+    return str(getattr(answer.state, "value", answer.state))
 
 
 def start_run(dag_id: str, run_id: str, conf: Mapping[str, Any], *, note: str) -> bool:

@@ -24,6 +24,11 @@ class Act:
     """How it must end."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def succeeds(self) -> bool:
+        """Must its run in Airflow succeed? It does only if the release was promoted."""
+        return self.ending in {"first stable release", "promoted"}
+
 
 ACTS = (
     Act("A first release", "r1", "first stable release"),

@@ -272,6 +272,9 @@ class Demo:
                 time.sleep(POLL_S)
         release_id, ending, why = describe_ending(narrator)
         took_s = time.monotonic() - started
+        if (state == "success") != act.succeeds:
+            why = f"The run {run_id} of {RELEASE_DAG} is {state}. {why}"
+            ending = f"{ending}, but the run is {state}"
         mark = "[green]as expected[/]" if ending == act.ending else "[bold red]not as expected[/]"
         self.say(f"  [bold]{ending}[/] ({mark}) after {took_s:.0f} s")
         return Ended(act, release_id, ending, why, took_s)
