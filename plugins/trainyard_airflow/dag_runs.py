@@ -12,6 +12,8 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowException, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse, GetDagRunState, TriggerDagRun
 
+from trainyard_airflow.exceptions import StepTransient
+
 
 def _send(message: Any) -> Any:
     from airflow.sdk.exceptions import AirflowRuntimeError
@@ -24,10 +26,19 @@ def _send(message: Any) -> Any:
 
 
 def run_state(dag_id: str, run_id: str) -> str | None:
-    """Return the state of a run, or None if there is no such run."""
+    """Return the state of a run, or None if there is no such run.
+
+    Raises:
+        StepTransient: Airflow does not answer. That must not look like a run that does not exist,
+            or a second one would be started.
+    """
     answer = _send(GetDagRunState(dag_id=dag_id, run_id=run_id))
     if isinstance(answer, ErrorResponse):
-        return None
+        if (answer.detail or {}).get("status_code") == 404:
+            return None
+        raise StepTransient(
+            f"Airflow did not tell the state of {run_id} of {dag_id}: {answer.detail}"
+        )
     # An enumeration in some answers, a plain string in others.
     return str(getattr(answer.state, "value", answer.state))
 

@@ -103,10 +103,12 @@ class StepOperator(BaseOperator):
             text=True,
             errors="replace",
         )
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.log.info("%s", line.rstrip())
-        return self._process.wait()
+        # Leaving the block closes the step's standard input: a step that is still there then ends.
+        with self._process as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                self.log.info("%s", line.rstrip())
+        return process.returncode
 
     def on_kill(self) -> None:
         """End the step when a person or a timeout ends the task."""

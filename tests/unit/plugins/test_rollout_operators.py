@@ -120,6 +120,7 @@ class TestVerify:
                 "release_id": RELEASE,
                 "force": True,
                 "reason": "It was the network.",
+                "run_id": "neuron_release/manual-1",
             }
         ]
 
