@@ -112,7 +112,10 @@ class TestVerify:
 
     def test_it_returns_the_release(self, rollouts: FakeRollouts) -> None:
         params = {**PARAMS, "force": True, "reason": "It was the network."}
-        assert self.operator().execute(make_context(params, conf=params)) == RELEASE
+        context = make_context(
+            params, conf=params, dag_id="neuron_promote__production", run_id="p-1"
+        )
+        assert self.operator().execute(context) == RELEASE
         assert rollouts.asked == [
             {
                 "model": "adder",
@@ -120,7 +123,7 @@ class TestVerify:
                 "release_id": RELEASE,
                 "force": True,
                 "reason": "It was the network.",
-                "run_id": "neuron_release/manual-1",
+                "run_id": "neuron_promote__production/p-1",
             }
         ]
 
