@@ -1,0 +1,407 @@
+"""The whole release on this machine: real Airflow, real vLLM, real clients, and every way it ends.
+
+One platform is started for all tests of this file, and one story is played on it, chapter after
+chapter; the tests of a chapter look at what it left:
+
+1. A first release becomes stable. Meanwhile worse weights fail at the accuracy gate.
+2. Clients come. A better release is promoted through its canary. Meanwhile its twin, which serves
+   one request at a time, is published only.
+3. The twin is promoted by hand: real requests queue up behind it, and the judge takes it back.
+4. What may not happen is tried: forbidden, unknown and repeated requests.
+5. A person rolls back.
+6. Everything is stopped.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from tests.platform_world import (
+    ENVIRONMENT,
+    MODEL,
+    PROMOTE,
+    RELEASE,
+    ROLLBACK,
+    Platform,
+    Watch,
+    needs_everything,
+    note,
+    running_platform,
+)
+
+from trainyard.documents.channel import Channel
+from trainyard.documents.measurement import GateVerdict
+from trainyard.errors import BadInput, NotFound
+from trainyard.releases import list_attestations, list_releases, load_release, was_rejected
+from trainyard.store.documents import read_document
+from trainyard.store.layout import verdict_key
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200), needs_everything]
+
+REQUESTS_PER_S = 10.0
+UNKNOWN = f"{MODEL}-000000000000"
+
+FIRST, WORSE, BETTER, TWIN, AGAIN = "e2e-first", "e2e-worse", "e2e-better", "e2e-twin", "e2e-again"
+
+
+# --- the story ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[Platform]:
+    with running_platform() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def watch(platform: Platform) -> Iterator[Watch]:
+    """Looks on from the first chapter to the last."""
+    with Watch(platform) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def first(platform: Platform, watch: Watch) -> str:
+    """Chapter 1: the release that became the first stable one."""
+    platform.need("r1")
+    assert platform.release(FIRST, "r1", ENVIRONMENT)
+    # They take turns at compiling and measuring.
+    platform.need("r3")
+    assert platform.release(WORSE, "r3", ENVIRONMENT)
+    assert platform.ended(RELEASE, FIRST) == "success", platform.describe(RELEASE, FIRST)
+    return platform.release_of(FIRST)
+
+
+@pytest.fixture(scope="module")
+def worse(platform: Platform, first: str) -> str:
+    """Chapter 1: the state in which the run with the worse weights ended."""
+    return platform.ended(RELEASE, WORSE)
+
+
+@pytest.fixture(scope="module")
+def better(platform: Platform, first: str, worse: str) -> str:
+    """Chapter 2: the release that was promoted through a canary."""
+    platform.need("r2")
+    platform.start_traffic(REQUESTS_PER_S)
+    assert platform.release(BETTER, "r2", ENVIRONMENT)
+    assert platform.release(TWIN, "r2", overrides={"max_num_seqs": 1})
+    assert platform.ended(RELEASE, BETTER) == "success", platform.describe(RELEASE, BETTER)
+    return platform.release_of(BETTER)
+
+
+@pytest.fixture(scope="module")
+def after_promotion(platform: Platform, better: str) -> Channel:
+    """Chapter 2: the channel when the better release had been promoted."""
+    return platform.channel
+
+
+@pytest.fixture(scope="module")
+def twin(platform: Platform, after_promotion: Channel) -> str:
+    """Chapter 3: the release that the judge took back."""
+    assert platform.ended(RELEASE, TWIN) == "success", platform.describe(RELEASE, TWIN)
+    release_id = platform.release_of(TWIN)
+    assert platform.trigger(PROMOTE, "e2e-twin", model=MODEL, release=release_id)
+    assert platform.ended(PROMOTE, "e2e-twin") == "failed", platform.describe(PROMOTE, "e2e-twin")
+    return release_id
+
+
+@pytest.fixture(scope="module")
+def after_rollback(platform: Platform, twin: str) -> Channel:
+    """Chapter 3: the channel when the twin had been taken back."""
+    return platform.channel
+
+
+@pytest.fixture(scope="module")
+def refused(platform: Platform, after_rollback: Channel, twin: str) -> dict[str, str]:
+    """Chapter 4: promotions that are refused, by their run, with what `verify` logged."""
+    wanted = {
+        "rejected": {"release": twin},
+        "forced-without-reason": {"release": twin, "force": True},
+        "unknown": {"release": UNKNOWN},
+        "misspelt": {"release": twin, "forced": True},
+    }
+    for name, conf in wanted.items():
+        assert platform.trigger(PROMOTE, f"e2e-{name}", model=MODEL, **conf)
+    # At the same time, to save time: everything of it exists already.
+    assert platform.release(AGAIN, "r2")
+    logs = {}
+    for name in wanted:
+        assert platform.ended(PROMOTE, f"e2e-{name}") == "failed"
+        logs[name] = platform.log(PROMOTE, f"e2e-{name}", "verify")
+    return logs
+
+
+@pytest.fixture(scope="module")
+def returned(platform: Platform, refused: dict[str, str]) -> Channel:
+    """Chapter 5: the channel after a person rolled back."""
+    conf = {"model": MODEL, "reason": "Ada wants the old one."}
+    assert platform.trigger(ROLLBACK, "e2e-back", **conf)
+    assert platform.ended(ROLLBACK, "e2e-back") == "success", platform.describe(
+        ROLLBACK, "e2e-back"
+    )
+    return platform.channel
+
+
+# --- chapter 1 ------------------------------------------------------------------------------------
+
+
+def test_a_first_release_becomes_stable(platform: Platform, first: str) -> None:
+    channel = platform.channel
+    assert channel.stable is not None
+    assert channel.stable.release_id == first
+    assert channel.rollout is not None
+    assert (channel.rollout.plan.kind, channel.rollout.outcome) == ("bootstrap", "promoted")
+    release = load_release(platform.store, MODEL, first, platform.settings)
+    assert (release.revision, release.target.name) == ("r1", "cpu")
+
+
+def test_its_steps_tell_what_they_did_and_who_asked(platform: Platform, first: str) -> None:
+    statuses = platform.statuses(FIRST)
+    assert list(statuses)[:4] == ["plan", "download", "compile", "measure"]
+    assert {s.state for s in statuses.values()} == {"done"}
+    assert not any(s.reused for s in statuses.values())
+    release = load_release(platform.store, MODEL, first, platform.settings)
+    assert release.provenance is not None
+    assert release.provenance.dag_run == f"{RELEASE}/{FIRST}"
+    assert release.provenance.requested_by == "admin"
+
+
+def test_every_task_of_the_run_succeeded_or_was_not_asked_for(
+    platform: Platform, first: str
+) -> None:
+    tasks = platform.tasks(RELEASE, FIRST)
+    assert tasks.pop("promote.staging") == "skipped"
+    assert set(tasks.values()) == {"success"}
+
+
+def test_worse_weights_are_stopped_by_the_accuracy_gate(platform: Platform, worse: str) -> None:
+    assert worse == "failed"
+    tasks = platform.tasks(RELEASE, WORSE)
+    assert tasks["target.accuracy_gate"] == "failed"
+    assert tasks["target.publish"] == "upstream_failed"
+    verdict = read_document(
+        platform.store, verdict_key(platform.plan_id(WORSE), "cpu", "accuracy"), GateVerdict
+    )
+    assert verdict.outcome == "fail"
+    assert "fail" in {check.outcome for check in verdict.checks}
+    assert re.search(r"addition exact_match 0\.\d+", verdict.summary)
+    status = platform.statuses(WORSE)["accuracy-gate"]
+    assert (status.state, status.exit_code) == ("failed", 20)
+
+
+def test_nothing_of_the_worse_weights_is_published_or_promoted(
+    platform: Platform, worse: str
+) -> None:
+    assert "publish" not in platform.statuses(WORSE)
+    revisions = {release.revision for release in list_releases(platform.store, MODEL)}
+    assert "r3" not in revisions
+    assert platform.tasks(RELEASE, WORSE)["promote.production"] in {"upstream_failed", "skipped"}
+
+
+# --- chapter 2 ------------------------------------------------------------------------------------
+
+
+def test_a_better_release_is_promoted_through_its_canary(
+    after_promotion: Channel, first: str, better: str
+) -> None:
+    assert after_promotion.stable is not None
+    assert after_promotion.stable.release_id == better != first
+    assert [track.release_id for track in after_promotion.previous] == [first]
+    assert after_promotion.candidate is None
+    assert after_promotion.weights.stable == 100
+    rollout = after_promotion.rollout
+    assert rollout is not None
+    assert (rollout.plan.kind, rollout.outcome) == ("canary", "promoted")
+    assert rollout.verdict is not None
+    assert rollout.verdict.outcome == "NON_INFERIOR"
+    assert rollout.verdict.exposed_requests > 0
+    weights = [
+        entry.detail["weight"]
+        for entry in after_promotion.history
+        if entry.event == "weights" and entry.rollout == rollout.number
+    ]
+    assert weights == [20, 50]
+
+
+def test_both_releases_served_the_clients(platform: Platform, first: str, better: str) -> None:
+    answers = platform.clients.by_release
+    assert answers[first] > 0
+    assert answers[better] > 0
+
+
+def test_a_release_of_the_same_architecture_reuses_the_bundle(
+    platform: Platform, better: str
+) -> None:
+    statuses = platform.statuses(BETTER)
+    reused = {step: status.reused for step, status in statuses.items()}
+    assert reused["compile"]
+    assert not reused["download"]
+    assert not reused["measure"]
+
+
+# --- chapter 3 ------------------------------------------------------------------------------------
+
+
+def test_the_judge_takes_back_a_release_that_is_too_slow_for_real_traffic(
+    after_rollback: Channel, better: str, twin: str
+) -> None:
+    assert after_rollback.stable is not None
+    assert after_rollback.stable.release_id == better
+    assert after_rollback.candidate is None
+    rollout = after_rollback.rollout
+    assert rollout is not None
+    assert (rollout.release_id, rollout.outcome) == (twin, "rolled_back")
+    assert rollout.verdict is not None
+    assert rollout.verdict.outcome == "HARM"
+    assert {metric.metric for metric in rollout.verdict.metrics if metric.outcome == "HARM"} <= {
+        "ttft",
+        "ttft_tail",
+    }
+
+
+def test_the_rejection_has_the_judges_figures(
+    platform: Platform, after_rollback: Channel, twin: str
+) -> None:
+    (rejection,) = after_rollback.rejected
+    assert rejection.release_id == twin
+    # Candidate against stable in seconds, their ratio, what was allowed, and how many requests.
+    assert re.search(r"ttft\S* [\d.e-]+%?( s)? against [\d.e-]+%?", rejection.reason), (
+        rejection.reason
+    )
+    assert platform.store.exists(rejection.evidence_key)
+    assert was_rejected(platform.store, MODEL, twin)
+    (attestation,) = list_attestations(platform.store, MODEL, twin, "rejection")
+    assert attestation.subject["reason"] == rejection.reason
+    assert attestation.subject["environment"] == ENVIRONMENT
+
+
+def test_the_run_of_the_promotion_says_so(platform: Platform, twin: str) -> None:
+    tasks = platform.tasks(PROMOTE, "e2e-twin")
+    assert tasks == {"verify": "success", "rollout": "failed", "settle": "failed"}
+    log = platform.log(PROMOTE, "e2e-twin", "settle")
+    assert "rolled back" in log
+    assert "against" in log
+
+
+def test_the_twin_differs_in_its_serving_alone(platform: Platform, better: str, twin: str) -> None:
+    one, other = (
+        load_release(platform.store, MODEL, each, platform.settings) for each in (better, twin)
+    )
+    assert one.checkpoint_digest == other.checkpoint_digest
+    assert one.compile_key == other.compile_key
+    assert one.serving_digest != other.serving_digest
+    assert other.target.max_num_seqs == 1
+
+
+# --- chapter 4 ------------------------------------------------------------------------------------
+
+
+def test_refused_promotions_change_nothing(
+    platform: Platform, after_rollback: Channel, refused: dict[str, str]
+) -> None:
+    assert platform.channel == after_rollback
+    for name in refused:
+        tasks = platform.tasks(PROMOTE, f"e2e-{name}")
+        assert tasks["verify"] == "failed"
+        assert tasks["rollout"] == "upstream_failed"
+
+
+def test_a_rejected_release_comes_back_only_by_force(refused: dict[str, str], twin: str) -> None:
+    assert f"{twin} was rejected in {ENVIRONMENT}" in refused["rejected"]
+    assert "force this one and say why" in refused["rejected"]
+
+
+def test_force_needs_a_reason(refused: dict[str, str]) -> None:
+    assert "forcing it needs a reason" in refused["forced-without-reason"]
+
+
+def test_an_unknown_release_is_named(refused: dict[str, str]) -> None:
+    assert f"no release {UNKNOWN} of model {MODEL}" in refused["unknown"]
+
+
+def test_a_misspelt_key_is_not_ignored(refused: dict[str, str]) -> None:
+    assert "unknown keys: forced" in refused["misspelt"]
+
+
+def test_a_second_request_of_one_id_starts_nothing(platform: Platform, first: str) -> None:
+    assert platform.release(FIRST, "r1", ENVIRONMENT) is False
+
+
+def test_an_unknown_model_is_refused_at_the_door(platform: Platform) -> None:
+    with pytest.raises(BadInput, match="400"):
+        platform.trigger(RELEASE, "e2e-bad-model", model="ader")
+    with pytest.raises(BadInput, match="400"):
+        platform.trigger(RELEASE, "e2e-bad-place", model=MODEL, environments=["moon"])
+
+
+def test_an_unknown_environment_has_no_dag(platform: Platform) -> None:
+    with pytest.raises(NotFound, match="404"):
+        platform.trigger("neuron_promote__moon", "e2e-moon", model=MODEL, release=UNKNOWN)
+
+
+def test_a_release_of_what_exists_does_no_work(
+    platform: Platform, better: str, refused: dict[str, str]
+) -> None:
+    assert platform.ended(RELEASE, AGAIN) == "success", platform.describe(RELEASE, AGAIN)
+    reused = {step: status.reused for step, status in platform.statuses(AGAIN).items()}
+    assert reused["download"]
+    assert reused["compile"]
+    assert reused["measure"]
+    assert reused["publish"]
+    assert platform.release_of(AGAIN) == better
+    assert platform.stable == better
+    assert platform.tasks(RELEASE, AGAIN)["promote.production"] == "skipped"
+
+
+# --- chapter 5 ------------------------------------------------------------------------------------
+
+
+def test_a_rollback_returns_the_traffic_to_the_release_before(
+    platform: Platform, returned: Channel, first: str, better: str
+) -> None:
+    assert returned.stable is not None
+    assert returned.stable.release_id == first
+    assert returned.rollout is not None
+    assert (returned.rollout.plan.kind, returned.rollout.outcome) == ("rollback", "promoted")
+    started = [e for e in returned.history if e.event == "rollout_started"][-1]
+    assert started.who == "admin"
+    assert started.detail["reason"] == "Ada wants the old one."
+    assert platform.ask() == ("640", first)
+
+
+def test_its_servers_are_those_of_the_stable_release(platform: Platform, returned: Channel) -> None:
+    from trainyard.serving.records import ServingPaths, desired_servers
+
+    assert returned.stable is not None
+    wishes = desired_servers(ServingPaths.of(platform.settings))
+    assert [(wish.release_id, wish.replicas) for wish in wishes] == [
+        (returned.stable.release_id, 1)
+    ]
+
+
+# --- chapter 6 ------------------------------------------------------------------------------------
+
+
+def test_no_client_saw_an_error(platform: Platform, returned: Channel, watch: Watch) -> None:
+    clients = platform.stop_traffic()
+    note(f"clients: {clients}")
+    assert clients.errors == 0, clients.error_examples
+    assert clients.sent == clients.answered > 500
+    assert clients.right > 0.8 * clients.sums
+    assert watch.exposed_samples > 0
+    assert watch.violations == []
+
+
+def test_nothing_is_left_after_it_was_stopped(platform: Platform, returned: Channel) -> None:
+    assert platform.address is not None
+    ports = [urlsplit(url).port for url in (platform.address.airflow_url, platform.url)]
+    killed = platform.stop()
+    assert platform.processes() == []
+    assert killed == 0
+    for port in ports:
+        with socket.socket() as client:
+            assert client.connect_ex(("127.0.0.1", port)) != 0
