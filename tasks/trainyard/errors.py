@@ -4,14 +4,14 @@
 
     TrainyardError                exit  retry can help
     ├── BadInput                  10    no     the request, spec or source is wrong
-    │   ├── NotFound              10    no     a named model, revision, release or document does not exist
-    │   └── CorruptFile           10    no     a file of the source is truncated or does not match its hash
+    │   ├── NotFound              10    no     a named model, revision or document does not exist
+    │   └── CorruptFile           10    no     a file is truncated or does not match its hash
     ├── Refused                   20    no     the compiler, the model or a gate says no
-    │   └── CacheMiss             20    no     a start that should have used its bundle had to compile
+    │   └── CacheMiss             20    no     a start compiled in spite of its bundle
     ├── Transient                 30    yes    a network, a process or a store failed for now
     │   ├── Conflict              30    yes    somebody else changed the document first
     │   └── StorageFull           30    yes    the disk under the store or the work folder is full
-    ├── OutOfCapacity             40    yes    out of memory or devices: later, or with less parallelism
+    ├── OutOfCapacity             40    yes    out of memory or devices: later, or do less at once
     └── Busy                      75    yes    somebody else is doing this very step
         └── StaleDriver           75    no     another run or attempt drives the rollout now
 

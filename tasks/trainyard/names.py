@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from trainyard.errors import BadInput
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
-"""Names of models, targets and environments: a DNS label short enough to leave room for suffixes."""
+"""Names of models, targets and environments: DNS labels with room for suffixes."""
 
 REVISION_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$"
 """Revisions: commit hashes, tags and folder names, without path separators."""

@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     """Folder of everything the embedded platform keeps: store, servers, logs, Airflow's files."""
 
     store: str = ""
-    """Where documents, checkpoints and bundles live: a folder. Empty means `store` below the home."""
+    """Where documents, checkpoints and bundles live: a folder. Empty: `store` below the home."""
 
     catalogue: Path = Field(default_factory=lambda: Path.cwd() / "dags" / "models")
     """Folder of the model specs, one `<model>.yaml` each."""
@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     """File that describes the environments."""
 
     work: Path | None = None
-    """Scratch folder of running steps; may be lost at any time. Empty means `work` below the home."""
+    """Scratch folder of running steps; may be lost at any time. Empty: `work` below the home."""
 
     serve_python: Path | None = None
     """Python interpreter of the serving environment (vLLM). Empty means `.venv-serve/bin/python`
@@ -42,7 +42,7 @@ class Settings(BaseSettings):
 
     step_lock_s: float = 120.0
     """Seconds after which a step's lock expires unless its holder renews it. Renewed every third of
-    it; long enough to survive a stalled disk, short enough that a killed step can be retried soon."""
+    it; long enough for a stalled disk, short enough that a killed step can be retried soon."""
 
     step_lock_wait_s: float = 30.0
     """Seconds a step waits for somebody else's lock before it exits with 75."""

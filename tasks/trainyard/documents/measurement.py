@@ -74,7 +74,7 @@ class Check(Frozen):
 
 
 class GateVerdict(Document):
-    """`verdicts/<plan id>/<target>/<gate>.json`: pass, warn or fail, with every bound and figure."""
+    """`verdicts/<plan id>/<target>/<gate>.json`: pass, warn or fail, with all figures."""
 
     gate: Literal["accuracy", "latency"]
     plan_id: str

@@ -10,6 +10,7 @@ from trainyard.canonical import digest, short
 from trainyard.documents.base import Document, Frozen
 from trainyard.spec.model import ModelSpec, Target
 
+
 def plan_id_of_run(model: str, dag_id: str, run_id: str) -> str:
     """Return the id of the plan that an Airflow run makes; the same for every retry of the run."""
     return f"{model}-{short(digest([dag_id, run_id]))}"

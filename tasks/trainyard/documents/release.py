@@ -20,7 +20,7 @@ class Signature(Frozen):
 
 
 class Release(Document):
-    """`releases/<model>/<release id>.json`: write-once, signed; the only thing that can be served."""
+    """`releases/<model>/<release id>.json`: write-once, signed; nothing else is served."""
 
     release_id: str
     model: str
@@ -43,7 +43,7 @@ class Release(Document):
 
 
 class Attestation(Document):
-    """`attestations/<model>/<release id>/<kind>-<12 hex>.json`: what was found out about a release."""
+    """`attestations/<model>/<release id>/<kind>-<12 hex>.json`: what became known of a release."""
 
     release_id: str
     kind: Literal["verdict", "promotion", "rejection", "approval"]
