@@ -14,10 +14,9 @@ log = logging.getLogger(__name__)
 @task
 def plan_targets(plan_id: str) -> list[str]:
     """Return the names of the plan's targets, for one mapped task group each."""
-    from trainyard.steps.plan import explain
-
     from trainyard.documents.plan import Plan
     from trainyard.settings import get_settings
+    from trainyard.steps.plan import explain
     from trainyard.store.documents import read_document
     from trainyard.store.factory import open_store
     from trainyard.store.layout import plan_key
