@@ -188,7 +188,7 @@ def test_worse_weights_are_stopped_by_the_accuracy_gate(platform: Platform, wors
     )
     assert verdict.outcome == "fail"
     assert "fail" in {check.outcome for check in verdict.checks}
-    assert re.search(r"addition exact_match 0\.\d+", verdict.summary)
+    assert re.search(r"addition exact_match is 0\.\d+", verdict.summary)
     status = platform.statuses(WORSE)["accuracy-gate"]
     assert (status.state, status.exit_code) == ("failed", 20)
 
