@@ -42,7 +42,7 @@ from trainyard.store.layout import verdict_key
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200), needs_everything]
 
-REQUESTS_PER_S = 10.0
+REQUESTS_PER_S = 6.0
 UNKNOWN = f"{MODEL}-000000000000"
 
 FIRST, WORSE, BETTER, TWIN, AGAIN = "e2e-first", "e2e-worse", "e2e-better", "e2e-twin", "e2e-again"
