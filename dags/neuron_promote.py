@@ -29,6 +29,7 @@ from trainyard_airflow.dag_defaults import (
     reason_param,
     release_param,
 )
+from trainyard_airflow.retries import STEP_RETRIES, STEP_RETRY_POLICY
 from trainyard_airflow.rollout_operator import (
     RolloutOperator,
     SettleOperator,
@@ -77,7 +78,9 @@ for name, environment in environments().items():
         settle = SettleOperator(
             task_id="settle",
             environment=name,
-            retries=3,
+            # Retried where the store is away for a moment; that a release was not promoted is final.
+            retries=STEP_RETRIES,
+            retry_policy=STEP_RETRY_POLICY,
             doc_md="Leave the channel with a proven release; tell whether this one was promoted.",
         ).as_teardown(on_failure_fail_dagrun=True)
         verify >> rollout >> settle

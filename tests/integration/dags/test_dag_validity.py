@@ -97,10 +97,14 @@ def test_steps_retry_by_the_one_policy(dag_bag: Any) -> None:
 @pytest.mark.parametrize("environment", ["staging", "production"])
 def test_settling_decides_about_a_promotion(dag_bag: Any, environment: str) -> None:
     """The rollout is the only leaf that is no teardown, and a failed teardown fails the run."""
+    from trainyard_airflow.retries import STEP_RETRY_POLICY
+
     dag = dag_bag.dags[f"neuron_promote__{environment}"]
     settle = dag.get_task("settle")
     assert settle.is_teardown
     assert settle.on_failure_fail_dagrun
+    # Without the policy, "it was rolled back" would be tried again for minutes.
+    assert settle.retry_policy == STEP_RETRY_POLICY
     leaves = [t for t in dag.tasks if not t.downstream_task_ids - {"settle"} and not t.is_teardown]
     assert [t.task_id for t in leaves] == ["rollout"]
 
