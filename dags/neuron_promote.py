@@ -78,7 +78,7 @@ for name, environment in environments().items():
         settle = SettleOperator(
             task_id="settle",
             environment=name,
-            # Retried where the store is away for a moment; that a release was not promoted is final.
+            # Retried while the store is away; that a release was not promoted is final.
             retries=STEP_RETRIES,
             retry_policy=STEP_RETRY_POLICY,
             doc_md="Leave the channel with a proven release; tell whether this one was promoted.",
