@@ -50,10 +50,13 @@ def make_context(
     user: str | None = "ada",
     memory: Memory | None = None,
 ) -> Any:
-    """Return the context of a task as far as our operators look at it."""
+    """Return the context of a task as far as our operators look at it.
+
+    Like Airflow does, it puts the keys of a run's conf among the params, the DAG's own or not.
+    """
     return {
-        "params": dict(params or {}),
-        "dag": SimpleNamespace(dag_id=dag_id),
+        "params": {**(params or {}), **(conf or {})},
+        "dag": SimpleNamespace(dag_id=dag_id, params=dict(params or {})),
         "run_id": run_id,
         "dag_run": SimpleNamespace(conf=dict(conf or {}), triggering_user_name=user),
         "task_state_store": memory if memory is not None else Memory(),
