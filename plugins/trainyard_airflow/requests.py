@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 def refuse_unknown_keys(conf: Mapping[str, Any] | None, params: Mapping[str, Any]) -> None:
     """Raise StepRefused if a run's conf holds a key that is no param of its DAG.
 
-    Airflow itself accepts such keys in silence, so that a misspelt one would change nothing.
+    Airflow itself accepts such keys in silence, so that a misspelt one would change nothing. It even
+    puts them among the params of the run, so only the DAG's own params tell.
+
+    Args:
+        conf: of the run.
+        params: those that the DAG declares (`context["dag"].params`).
     """
     unknown = sorted(set(conf or {}) - set(params))
     if unknown:
@@ -31,7 +36,7 @@ def release_request(context: Any) -> ReleaseRequest:
     from trainyard.documents.plan import ReleaseRequest
 
     params = context["params"]
-    refuse_unknown_keys(context["dag_run"].conf, params)
+    refuse_unknown_keys(context["dag_run"].conf, context["dag"].params)
     try:
         return ReleaseRequest(
             model=params["model"],

@@ -89,7 +89,7 @@ class VerifyReleaseOperator(BaseOperator):
         from trainyard.wiring import open_rollout
 
         params = context["params"]
-        refuse_unknown_keys(context["dag_run"].conf, params)
+        refuse_unknown_keys(context["dag_run"].conf, context["dag"].params)
         try:
             summary = open_rollout(get_settings()).check(
                 model=params["model"],
