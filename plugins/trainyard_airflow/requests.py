@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def refuse_unknown_keys(conf: Mapping[str, Any] | None, params: Mapping[str, Any]) -> None:
     """Raise StepRefused if a run's conf holds a key that is no param of its DAG.
 
-    Airflow itself accepts such keys in silence, so that a misspelt one would change nothing. It even
-    puts them among the params of the run, so only the DAG's own params tell.
+    Airflow itself accepts such keys in silence, so that a misspelt one would change nothing. It
+    even puts them among the params of the run, so only the DAG's own params tell.
 
     Args:
         conf: of the run.
