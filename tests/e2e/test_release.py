@@ -374,6 +374,8 @@ def test_a_rollback_returns_the_traffic_to_the_release_before(
     assert (returned.rollout.plan.kind, returned.rollout.outcome) == ("rollback", "promoted")
     started = [e for e in returned.history if e.event == "rollout_started"][-1]
     assert started.detail["reason"] == "Ada wants the old one."
+    assert returned.rollout.requested_by == "admin"
+    assert [e.who for e in returned.history if e.event == "requester"][-1] == "admin"
     assert platform.ask() == ("640", first)
 
 
