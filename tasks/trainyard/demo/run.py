@@ -32,7 +32,7 @@ from trainyard.store.factory import open_store
 from trainyard.store.protocol import Store
 from trainyard.wiring import open_rollout
 
-REQUESTS_PER_S = 8.0
+REQUESTS_PER_S = 5.0
 ACT_TIMEOUT_S = 900.0
 POLL_S = 1.0
 
