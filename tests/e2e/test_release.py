@@ -3,9 +3,9 @@
 One platform is started for all tests of this file, and one story is played on it, chapter after
 chapter; the tests of a chapter look at what it left:
 
-1. A first release becomes stable. Worse weights fail at the accuracy gate. A release that serves one
-   request at a time is published only.
-2. Clients come. A better release, the other's twin in all but that, is promoted through its canary.
+1. A first release becomes stable. Worse weights fail at the accuracy gate. A release that serves
+   one request at a time is published only.
+2. Clients come. A better release, its twin in all but that, is promoted through its canary.
 3. The slow twin is promoted by hand: real requests queue up behind it, and the judge takes it back.
 4. What may not happen is tried: forbidden, unknown and repeated requests.
 5. A person rolls back.
@@ -69,7 +69,7 @@ def first(platform: Platform, watch: Watch) -> str:
     """Chapter 1: the release that became the first stable one."""
     platform.need("r1")
     assert platform.release(FIRST, "r1", ENVIRONMENT)
-    # They take turns at compiling and measuring, while no client is there to be in each other's way.
+    # They take turns at compiling and measuring, before clients come and need the processors.
     platform.need("r2", "r3")
     assert platform.release(WORSE, "r3", ENVIRONMENT)
     assert platform.release(TWIN, "r2", overrides={"max_num_seqs": 1})
