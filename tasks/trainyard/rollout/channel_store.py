@@ -110,7 +110,7 @@ def reset_channel(store: Store, model: str, environment: str) -> str:
         raise Busy(
             f"Rollout {channel.rollout.number} of {channel.rollout.release_id} is under way in "
             f"{environment}.",
-            hint="End it first: `trainyard abort`, or mark its task as failed.",
+            hint="End it first: mark the task `rollout` of its run in Airflow as failed.",
         )
     content = short(digest(channel.model_dump(mode="json", by_alias=True)))
     key = f"{ARCHIVE}/{model}/{environment}/{channel.generation:06d}-{content}.json"
