@@ -310,7 +310,8 @@ def test_supervisor(platform: Platform, rows: list[Row]) -> None:
     def kill() -> Callable[[], bool]:
         victim = supervisor()
         os.kill(victim.pid, signal.SIGKILL)
-        # Whoever finds it dead starts it again.
+        # It holds its lock until the system has taken it apart; then whoever wants starts it again.
+        victim.wait(timeout=60)
         up(platform.settings, note)
         return lambda: supervisor() != victim and healthy(platform)
 
