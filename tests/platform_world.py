@@ -210,7 +210,7 @@ class Platform:
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("TRAINYARD_HOME") == home:
                     found[process.pid] = process
-        return [p for p in found.values() if p.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in found.values() if _lives(process)]
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -398,6 +398,13 @@ class Watch:
                 f"{channel.candidate.release_id} has {weight} % while the lease is {lease} "
                 f"(guard {route.guard}, generation {channel.generation})"
             )
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def note(line: str) -> None:
