@@ -146,5 +146,3 @@ def serve(yard: Yard, stable: str, *previous: str, environment: str = "staging")
 def keys(store: Store, prefix: str = "") -> set[str]:
     """Return all keys but those of locks."""
     return {entry.key for entry in store.list(prefix) if not entry.key.startswith("locks/")}
-
-
