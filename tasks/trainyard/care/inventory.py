@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import TypeVar
@@ -21,20 +21,21 @@ from trainyard.documents.channel import Channel
 from trainyard.documents.plan import Plan
 from trainyard.documents.release import Attestation, Release
 from trainyard.errors import NotFound, Transient
-from trainyard.releases import list_releases
+from trainyard.releases import list_attestations, list_releases
 from trainyard.store.documents import read_document
 from trainyard.store.layout import attestation_prefix
 from trainyard.store.locks import StepLock
 from trainyard.store.objects import Kind, StoredObject, group
 from trainyard.store.protocol import Entry, Store
 
+T = TypeVar("T")
 DocumentT = TypeVar("DocumentT", bound=Document)
 
 THREADS = 8
 """Documents that are read at the same time."""
 
 _ATTEMPTS = 5
-"""Tries to read the releases of a model while others publish and withdraw."""
+"""Tries to read a list of documents while others publish and withdraw."""
 
 
 _Seen = tuple[str, int, datetime]
@@ -48,7 +49,7 @@ class Reader:
         """Read nothing yet."""
         self._store = store
         self._once: dict[_Seen, Document] = {}
-        self._releases: dict[frozenset[_Seen], tuple[Release, ...]] = {}
+        self._attested: dict[frozenset[_Seen], tuple[Attestation, ...]] = {}
 
     def facts(self, now: datetime) -> Facts:
         """Return what is stored now, and who needs it.
@@ -67,20 +68,33 @@ class Reader:
             channels = self._read(pool, _entries(objects, "channel"), Channel)
             locks = self._read(pool, _entries(objects, "lock"), StepLock)
             plans = self._read(pool, _entries(objects, "plan"), Plan, once=True)
-            attested = self._read(pool, _entries(objects, "attestations"), Attestation, once=True)
+            folders = [each for each in objects.values() if each.kind == "attestations"]
+            attested = dict(
+                zip(
+                    (each.prefix for each in folders),
+                    pool.map(self._attestations, folders),
+                    strict=True,
+                )
+            )
+            models = {each.place.model for each in objects.values() if each.kind == "release"}
+            releases = [each for found in pool.map(self._list_releases, models) for each in found]
             checkpoints = self._read(pool, _manifests(objects), CheckpointManifest, once=True)
         held, locked = lock_facts(locks, now)
         return Facts(
             objects=objects,
             channels=tuple(channel_facts(each) for each in channels.values()),
             releases=tuple(
-                release_facts(each, _about(each, attested), plans)
-                for each in self._all_releases(objects)
+                release_facts(
+                    each,
+                    attested.get(attestation_prefix(each.model, each.release_id), ()),
+                    plans,
+                )
+                for each in releases
             ),
             plans=tuple(plan_facts(each, checkpoints) for each in plans.values()),
             held=held,
             locked=locked,
-            evidence=evidence_of(attested.values()),
+            evidence=evidence_of(each for found in attested.values() for each in found),
         )
 
     def _read(
@@ -110,31 +124,29 @@ class Reader:
         found = zip(entries, pool.map(read, entries), strict=True)
         return {entry.key: document for entry, document in found if document is not None}
 
-    def _all_releases(self, objects: Mapping[str, StoredObject]) -> list[Release]:
-        by_model: dict[str, list[Entry]] = {}
-        for each in objects.values():
-            if each.kind == "release":
-                by_model.setdefault(each.place.model, []).extend(each.entries)
-        found: list[Release] = []
-        known, self._releases = self._releases, {}
-        for model, entries in by_model.items():
-            seen = [_seen(entry) for entry in entries]
-            listing = frozenset(each for each in seen if each)
-            releases = known.get(listing) if all(seen) else None
-            self._releases[listing] = releases or self._list_releases(model)
-            found += self._releases[listing]
-        return found
+    def _attestations(self, folder: StoredObject) -> tuple[Attestation, ...]:
+        """Return what was found out about one release; read again only if something was added."""
+        seen = [_seen(entry) for entry in folder.entries]
+        listing = frozenset(each for each in seen if each)
+        known = self._attested.get(listing) if all(seen) else None
+        if known is None:
+            _, model, release_id = folder.prefix.split("/")
+            known = _again(lambda: list_attestations(self._store, model, release_id))
+            self._attested[listing] = known
+        return known
 
     def _list_releases(self, model: str) -> tuple[Release, ...]:
-        for _ in range(_ATTEMPTS):
-            try:
-                return list_releases(self._store, model)
-            except NotFound:
-                # One was withdrawn between the listing and the reading.
-                continue
-        raise Transient(
-            f"The releases of {model} change too fast to be read.", hint="Try again later."
-        )
+        return _again(lambda: list_releases(self._store, model))
+
+
+def _again(read: Callable[[], T]) -> T:
+    """Return what `read` returns, called again while documents vanish between list and read."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return read()
+        except NotFound:
+            continue
+    raise Transient("The store changes too fast to be read.", hint="Try again later.")
 
 
 def _seen(entry: Entry) -> _Seen | None:
@@ -150,8 +162,3 @@ def _manifests(objects: Mapping[str, StoredObject]) -> Iterator[Entry]:
     for each in objects.values():
         if each.kind == "checkpoint" and (key := each.manifest):
             yield from (entry for entry in each.entries if entry.key == key)
-
-
-def _about(release: Release, attested: Mapping[str, Attestation]) -> list[Attestation]:
-    prefix = attestation_prefix(release.model, release.release_id) + "/"
-    return [each for key, each in attested.items() if key.startswith(prefix)]

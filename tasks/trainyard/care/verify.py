@@ -29,18 +29,18 @@ from trainyard.documents.channel import Channel
 from trainyard.documents.look import Look
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import Plan
-from trainyard.documents.release import Attestation, Release
+from trainyard.documents.release import Release
 from trainyard.documents.status import StepStatus
 from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
 from trainyard.names import check_relative_path
-from trainyard.releases import load_release
+from trainyard.releases import list_attestations, load_release
 from trainyard.rollout.outbox import RolloutEvent
 from trainyard.serving.guard_events import GuardEvent
 from trainyard.settings import Settings
 from trainyard.store.documents import parse_document, read_document, substance
 from trainyard.store.layout import (
     MANIFEST_NAME,
-    attestation_prefix,
+    attestation_key,
     bundle_manifest_key,
     measurement_key,
 )
@@ -155,6 +155,8 @@ class Verifier:
                 yield from self._artifact_tasks(stored)
             case "evals":
                 yield _Task(stored.prefix, lambda: self._check_evals(stored))
+            case "attestations":
+                yield _Task(stored.prefix, lambda: self._check_attestations(stored))
             case "unknown":
                 yield _Task(stored.prefix, lambda: [_unknown(stored.prefix)])
             case _:
@@ -292,8 +294,6 @@ class Verifier:
             case "channel" | "archive":
                 channel = parse_document(data, key, Channel)
                 return self._channel(key, channel) if stored.kind == "channel" else []
-            case "attestations":
-                return self._attestation(key, parse_document(data, key, Attestation))
             case "measurement":
                 measurement = parse_document(data, key, Measurement)
                 return _called(key, measurement_key(measurement.measurement_id))
@@ -360,32 +360,41 @@ class Verifier:
 
     def _verdicts(self, key: str, release: Release) -> Iterator[Problem]:
         """Yield which attested verdicts are not there as they were attested."""
-        prefix = attestation_prefix(release.model, release.release_id)
-        passed = 0
-        for entry in self._store.list(prefix):
-            attestation = read_document(self._store, entry.key, Attestation)
-            subject = attestation.subject
-            if attestation.kind != "verdict":
-                continue
-            passed += 1
+        attested = list_attestations(self._store, release.model, release.release_id, "verdict")
+        for subject in (each.subject for each in attested):
+            named = str(subject["key"])
             try:
-                verdict = read_document(self._store, str(subject["key"]), GateVerdict)
+                verdict = read_document(self._store, named, GateVerdict)
             except NotFound:
-                yield Problem(str(subject["key"]), "missing", f"{entry.key} attests it.")
+                yield Problem(named, "missing", f"It is attested for {key}.")
                 continue
             if hashlib.sha256(substance(verdict)).hexdigest() != subject["digest"]:
-                message = f"It is not the verdict that {entry.key} attests."
-                yield Problem(str(subject["key"]), "wrong", message)
-        if not passed:
+                yield Problem(named, "wrong", f"It is not the verdict that is attested for {key}.")
+        if not attested:
             yield Problem(key, "wrong", "No verdict is attested for this release.")
 
-    def _attestation(self, key: str, attestation: Attestation) -> Iterator[Problem]:
-        name = f"{attestation.kind}-{short(digest(attestation.subject))}.json"
-        _, _, release_id, found = key.split("/")
-        if (found, release_id) != (name, attestation.release_id):
-            yield Problem(
-                key, "wrong", f"It is the attestation {name} of {attestation.release_id}."
+    def _check_attestations(self, stored: StoredObject) -> list[Problem]:
+        """Check that every attestation of a release can be read and has the name of its content."""
+        self._on_bytes(stored.size)
+        _, model, release_id = stored.prefix.split("/")
+        try:
+            found = list_attestations(self._store, model, release_id)
+        except NotFound:
+            return []
+        except BadInput as error:
+            return [Problem(stored.prefix, "wrong", error.message)]
+        right = {
+            attestation_key(model, release_id, each.kind, short(digest(each.subject)))
+            for each in found
+            if each.release_id == release_id
+        }
+        return [
+            Problem(
+                entry.key, "wrong", f"It is not the attestation of {release_id} it is named as."
             )
+            for entry in stored.entries
+            if entry.key not in right
+        ]
 
     def _channel(self, key: str, channel: Channel) -> Iterator[Problem]:
         facts = channel_facts(channel)

@@ -132,7 +132,7 @@ class FolderStore:
                 if stat.S_ISREG(found.st_mode):
                     key = path.relative_to(self._root).as_posix()
                     modified_at = datetime.fromtimestamp(found.st_mtime, UTC)
-                    entries.append(Entry(key, found.st_size, modified_at))
+                    entries.append(Entry(key, found.st_size, modified_at=modified_at))
         # Sorted as whole strings, like an object store does, not folder by folder.
         yield from sorted(entries, key=lambda entry: entry.key)
 

@@ -60,7 +60,7 @@ def entries(draw: st.DrawFn) -> list[Entry]:
         for name in names:
             age = draw(st.one_of(st.none(), ages))
             modified_at = None if age is None else NOW - timedelta(days=age)
-            found.append(Entry(name, 1, modified_at))
+            found.append(Entry(name, 1, modified_at=modified_at))
     return found
 
 
@@ -191,6 +191,10 @@ def test_deleting_what_is_doomed_dooms_nothing_that_was_named(facts: Facts) -> N
 
 def test_the_last_rollout_of_a_channel_stays_so_that_numbers_only_grow() -> None:
     old = NOW - timedelta(days=500)
-    facts = Facts(group(Entry(f"rollouts/adder/staging/{n}/looks/1.json", 1, old) for n in (9, 10)))
+    facts = Facts(
+        group(
+            Entry(f"rollouts/adder/staging/{n}/looks/1.json", 1, modified_at=old) for n in (9, 10)
+        )
+    )
 
     assert doomed(decide(facts, NOW, POLICY)) == {"rollouts/adder/staging/9"}

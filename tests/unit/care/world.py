@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
+from unittest.mock import patch
 
 from tests.unit.yard import Yard, measurement, plan
 
@@ -13,7 +17,9 @@ from trainyard.care.decide import Policy
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry
 from trainyard.documents.channel import Channel, Track
-from trainyard.documents.plan import EvalAssets, Plan
+from trainyard.documents.measurement import GateVerdict
+from trainyard.documents.plan import EvalAssets, GateName, Plan
+from trainyard.gates.verdict import Derived
 from trainyard.steps.gate import gate
 from trainyard.steps.publish import publish
 from trainyard.store.documents import create_document
@@ -124,9 +130,32 @@ def release(yard: Yard, revision: str) -> str:
             compile_key=compile_key,
         )
     )
-    for name in ("accuracy", "latency"):
-        gate(made, "cpu", name, yard.context)
-    return str(publish(made, "cpu", yard.context).detail["release_id"])
+    with quick_gates():
+        for name in ("accuracy", "latency"):
+            gate(made, "cpu", name, yard.context)
+        return str(publish(made, "cpu", yard.context).detail["release_id"])
+
+
+@contextmanager
+def quick_gates() -> Iterator[None]:
+    """Let every gate say pass at once, without asking Great Expectations."""
+
+    def pass_(
+        gate: GateName, gates: Any, *, plan_id: str, target: str, measurement: Any, baseline: Any
+    ) -> Derived:
+        verdict = GateVerdict(
+            gate=gate,
+            plan_id=plan_id,
+            target=target,
+            measurement_id=measurement.measurement_id,
+            outcome="pass",
+            checks=(),
+            summary="It passes.",
+        )
+        return Derived(verdict, {})
+
+    with patch("trainyard.steps.gate.derive_verdict", pass_):
+        yield
 
 
 def serve(yard: Yard, stable: str, *previous: str, environment: str = "staging") -> Channel:

@@ -63,7 +63,9 @@ def test_unknown_keys(key: str) -> None:
 
 def test_an_object_is_as_young_as_its_youngest_part() -> None:
     old, young = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
-    found = group([Entry("bundles/k/b", 2, old), Entry("bundles/k/a", 3, young)])
+    found = group(
+        [Entry("bundles/k/b", 2, modified_at=old), Entry("bundles/k/a", 3, modified_at=young)]
+    )
 
     assert list(found) == ["bundles/k"]
     bundle = found["bundles/k"]
@@ -75,7 +77,10 @@ def test_an_object_is_as_young_as_its_youngest_part() -> None:
 
 def test_one_part_of_unknown_age_makes_the_age_unknown() -> None:
     found = group(
-        [Entry("bundles/k/b", 2, datetime(2026, 1, 1, tzinfo=UTC)), Entry("bundles/k/a", 3)]
+        [
+            Entry("bundles/k/b", 2, modified_at=datetime(2026, 1, 1, tzinfo=UTC)),
+            Entry("bundles/k/a", 3),
+        ]
     )
 
     assert found["bundles/k"].modified_at is None
