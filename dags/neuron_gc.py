@@ -49,7 +49,7 @@ with DAG(
 ):
     CollectGarbageOperator(
         task_id="collect",
-        dry_run="{{ params.dry_run }}",
+        look_only="{{ params.dry_run }}",
         retries=STEP_RETRIES,
         retry_policy=STEP_RETRY_POLICY,
         execution_timeout=timedelta(hours=6),

@@ -19,14 +19,14 @@ class CollectGarbageOperator(StepOperator):
     It is a step without a plan: the same subprocess, tied to its task in the same way.
 
     Args:
-        dry_run: `True` only says what would go (templated).
+        look_only: `True` only says what would go (templated).
     """
 
-    template_fields: Sequence[str] = ("dry_run",)
+    template_fields: Sequence[str] = ("look_only",)
 
-    def __init__(self, *, dry_run: str, **kwargs: Any) -> None:
+    def __init__(self, *, look_only: str, **kwargs: Any) -> None:
         super().__init__(step="store gc", plan_id="", **kwargs)
-        self.dry_run = dry_run
+        self.look_only = look_only
 
     def execute(self, context: Context) -> str:
         """Collect, log what the command prints, and return what was done, for people."""
@@ -47,4 +47,4 @@ class CollectGarbageOperator(StepOperator):
 
     @property
     def _is_dry(self) -> bool:
-        return str(self.dry_run).lower() != "false"
+        return str(self.look_only).lower() != "false"

@@ -77,7 +77,7 @@ class TestOneDag:
 def test_garbage_is_collected_by_one_run_at_a_time(dag_bag: Any) -> None:
     dag = dag_bag.dags["neuron_gc"]
     assert dag.max_active_runs == 1
-    assert dag.get_task("collect").dry_run == "{{ params.dry_run }}"
+    assert dag.get_task("collect").look_only == "{{ params.dry_run }}"
     assert dag.params["dry_run"] is False
 
 

@@ -9,10 +9,10 @@ from tests.unit.plugins.conftest import make_context
 from tests.unit.yard import Yard
 
 
-def operator(dry_run: str) -> Any:
+def operator(look_only: str) -> Any:
     from trainyard_airflow.store_operator import CollectGarbageOperator
 
-    return CollectGarbageOperator(task_id="collect", dry_run=dry_run)
+    return CollectGarbageOperator(task_id="collect", look_only=look_only)
 
 
 def test_only_a_run_that_is_not_dry_deletes(yard: Yard) -> None:
