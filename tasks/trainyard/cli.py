@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from trainyard import __version__
+from trainyard.cli_store import store_app
+from trainyard.console import err, out
+from trainyard.console import fail as _fail
+from trainyard.console import say as _say
+from trainyard.console import settings as _settings
+from trainyard.console import show as _show
 from trainyard.errors import BadInput, NotFound, TrainyardError
 from trainyard.names import check_name
-from trainyard.settings import Settings, get_settings
+from trainyard.settings import Settings
 from trainyard.steps.context import StepContext, StepResult
 
 app = typer.Typer(
@@ -33,8 +38,7 @@ STEPS = "Steps of a release"
 LOOK = "Look at things"
 PLATFORM = "The platform on this machine"
 
-out = Console(emoji=False)
-err = Console(stderr=True, emoji=False)
+app.add_typer(store_app, name="store", rich_help_panel=LOOK)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
 TargetOption = Annotated[
@@ -51,40 +55,6 @@ ModelArgument = Annotated[str, typer.Argument(help="Name of the model.", show_de
 EnvironmentArgument = Annotated[
     str, typer.Argument(help="Name of the environment.", show_default=False)
 ]
-
-
-def _fail(error: TrainyardError) -> NoReturn:
-    err.print(f"[bold red]Error:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
-    if error.hint:
-        err.print(f"[bold]What to do:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(error.exit_code)
-
-
-def _say(line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _show(what: RenderableType) -> None:
-    """Print a table; square brackets in its cells are text."""
-    out.print(what, markup=False, highlight=False)
-
-
-def _settings() -> Settings:
-    """Return the settings, or end with a message that names the variables that are wrong."""
-    from pydantic import ValidationError
-
-    try:
-        return get_settings()
-    except ValidationError as error:
-        problems = "; ".join(
-            f"TRAINYARD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()
-        )
-        _fail(
-            BadInput(
-                f"The environment has wrong settings: {problems}.",
-                hint="Correct or unset these variables.",
-            )
-        )
 
 
 def _version(wanted: bool) -> None:

@@ -9,7 +9,8 @@ progress) lets the last writer win.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -30,6 +31,8 @@ class Entry:
 
     key: str
     size: int
+    modified_at: datetime | None = field(default=None, compare=False)
+    """When it was written last (UTC, by the clock of the store); None if the store cannot tell."""
 
 
 class Store(Protocol):
