@@ -91,7 +91,7 @@ def _fields(text: str) -> dict[str, Any]:
     """Return the fields of a `neuron_config.json`, those of its inner object first."""
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(content, dict):
         return {}

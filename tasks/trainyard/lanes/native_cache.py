@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainyard.documents.artifacts import BundleManifest
-from trainyard.errors import CorruptFile, Refused
+from trainyard.errors import Refused
 from trainyard.lanes import neff
 from trainyard.lanes.cache_files import (
     changed,
@@ -36,7 +36,7 @@ from trainyard.lanes.cache_files import (
     missing,
     text_of,
 )
-from trainyard.lanes.expected import Expected, expected_of
+from trainyard.lanes.expected import Expected, expected_of, neff_defect
 from trainyard.lanes.protocol import StartProof
 from trainyard.spec.model import Target
 
@@ -97,7 +97,7 @@ def capture_expected(cache_dir: Path, expected: Expected) -> tuple[Sequence[Path
             f"dropped.{said}",
             hint="Look at the server's log for errors of neuronx-cc, then compile again.",
         )
-    others, defects = _others(cache_dir, root)
+    others, defects = _others(cache_dir, expected)
     dropped += defects
     dropped += [
         f"{path.relative_to(cache_dir).as_posix()}: a symbolic link"
@@ -113,7 +113,7 @@ def snapshot(cache_dir: Path) -> frozenset[str]:
     """
     return frozenset(
         look(cache_dir, path)
-        for path in files_below(cache_dir / "neuron")
+        for path in files_below(cache_dir)
         if _is_output(path.name) and not is_leftover(path.parent.name)
     )
 
@@ -216,7 +216,7 @@ def _wrong_key(entry: Path) -> str:
     for path in entry.glob(".artifact_metadata_v*.json"):
         try:
             key = json.loads(text_of(path)).get("cache_key", entry.name)
-        except (ValueError, AttributeError):
+        except (ValueError, RecursionError, AttributeError):
             return f"{path.name} is not a JSON object"
         if key != entry.name:
             return f"{path.name} says that it is entry {key}; it was moved or renamed"
@@ -225,35 +225,37 @@ def _wrong_key(entry: Path) -> str:
 
 def _wrong_code(entry: Path, executable: Path, expected: Expected) -> str:
     """Say so if the NEFF is damaged or made for something else than expected."""
-    try:
-        header = neff.read_neff(executable, name=executable.name)
-    except CorruptFile as error:
-        return error.message.rstrip(".")
-    problems = neff.check_against(header, lnc=expected.lnc, cores=expected.cores)
-    if problems:
-        return " ".join(problems).rstrip(".")
+    defect = neff_defect(executable, expected)
+    if defect:
+        return defect
     compiled_for = _TARGET_FLAG.search(text_of(entry / COMMAND))
     if compiled_for and expected.platform_target not in ("", compiled_for[1]):
         return f"compiled for {compiled_for[1]}, the target is {expected.platform_target}"
     return ""
 
 
-def _others(cache_dir: Path, root: Path) -> tuple[list[Path], list[str]]:
+def _others(cache_dir: Path, expected: Expected) -> tuple[list[Path], list[str]]:
     """Return the files that are no part of an entry, and those of them that are broken."""
     kept: list[Path] = []
     dropped: list[str] = []
-    entries = set(_entries(root))
+    entries = set(_entries(cache_dir / COMPILE_CACHE))
     for path in files_below(cache_dir):
-        relative = path.relative_to(cache_dir)
-        if entries.intersection(path.parents) or is_lock(path.name):
+        if entries.intersection(path.parents) or is_lock(path.name) or path.name == ACCESSED:
             continue
-        if any(is_leftover(part) for part in relative.parts):
-            dropped.append(f"{relative.as_posix()}: left by a write that was cut")
-        elif path.parent == root / NKI and not _is_json(path):
-            dropped.append(f"{relative.as_posix()}: not a whole JSON document")
-        elif path.name != ACCESSED:
+        reason = _other_defect(path, cache_dir, expected)
+        if reason:
+            dropped.append(f"{path.relative_to(cache_dir).as_posix()}: {reason}")
+        else:
             kept.append(path)
     return kept, dropped
+
+
+def _other_defect(path: Path, cache_dir: Path, expected: Expected) -> str:
+    if any(is_leftover(part) for part in path.relative_to(cache_dir).parts):
+        return "left by a write that was cut"
+    if path.parent == cache_dir / COMPILE_CACHE / NKI and not _is_json(path):
+        return "not a whole JSON document"
+    return neff_defect(path, expected) if path.suffix == neff.SUFFIX else ""
 
 
 def _belongs(name: str) -> bool:
@@ -267,6 +269,6 @@ def _is_output(name: str) -> bool:
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

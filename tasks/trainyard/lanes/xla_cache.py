@@ -14,10 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainyard.errors import CorruptFile
-from trainyard.lanes import neff
 from trainyard.lanes.cache_files import compiler_code, files_below, is_leftover, is_lock
-from trainyard.lanes.expected import Expected
+from trainyard.lanes.expected import Expected, neff_defect
 
 COMPILER_PREFIX = "neuronxcc-"
 _MODULE_PREFIX = "MODULE_"
@@ -70,9 +68,4 @@ def _defect(folder: Path, expected: Expected) -> str:
         return "empty: it was never compiled"
     if _EXECUTABLE not in names:
         return f"it is marked as complete, but holds no {_EXECUTABLE}"
-    try:
-        header = neff.read_neff(folder / _EXECUTABLE, name=_EXECUTABLE)
-    except CorruptFile as error:
-        return error.message.rstrip(".")
-    problems = neff.check_against(header, lnc=expected.lnc, cores=expected.cores)
-    return " ".join(problems).rstrip(".")
+    return neff_defect(folder / _EXECUTABLE, expected)

@@ -116,7 +116,7 @@ def _compile(
     ) as server:
         ask(server, name)
         log = server.process.log_text()
-    files, dropped = lane.capture(cache_dir)
+    files, dropped = lane.capture(cache_dir, planned.target)
     context.progress.say(f"Storing {len(files)} files; {len(dropped)} were dropped.")
     entries = store_files(context, planned.compile_key, cache_dir, files)
     neffs, versions = neff_records(cache_dir, files), recorded_versions(cache_dir, files)

@@ -17,13 +17,15 @@ from pathlib import Path
 from trainyard.documents.artifacts import BundleManifest, files_digest
 from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.plan import Plan, PlannedTarget, ReleaseRequest
-from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound
+from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, Refused
 from trainyard.lanes.bundle_facts import contradictions, neff_records, recorded_versions
+from trainyard.lanes.protocol import Lane
 from trainyard.lanes.registry import get_lane
 from trainyard.names import check_relative_path
 from trainyard.steps.compile import planned_target, store_files, stored_bundle
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.plan import plan as make_plan
+from trainyard.store.disk import explained
 from trainyard.store.documents import create_document, read_document
 from trainyard.store.layout import MANIFEST_NAME, bundle_manifest_key, plan_key
 from trainyard.store.locks import HeldElsewhere, acquire_lock
@@ -65,12 +67,14 @@ def import_bundle(
     plan = _plan(model, target, revision, context)
     planned = planned_target(plan, target)
     lane = get_lane(planned.target.lane)
-    files, dropped = _chosen(*lane.capture(folder))
-    for sentence in dropped:
-        context.progress.say(f"Dropped {sentence}.")
-    versions = recorded_versions(folder, files)
-    _refuse_other_toolchain(folder, contradictions(versions, planned.toolchain))
-    entries = _entries(folder, files, context)
+    with explained("read", folder):
+        files, dropped = _captured(lane, folder, planned)
+        for sentence in dropped:
+            context.progress.say(f"Dropped {sentence}.")
+        versions = recorded_versions(folder, files)
+        _refuse_other_toolchain(folder, contradictions(versions, planned.toolchain))
+        neffs = neff_records(folder, files)
+        entries = _entries(folder, files, context)
     manifest = BundleManifest(
         provenance=Provenance.of(context.settings, plan_key(plan.plan_id)),
         compile_key=planned.compile_key,
@@ -81,7 +85,7 @@ def import_bundle(
         toolchain=planned.toolchain,
         compile_s=None,
         dropped=tuple(dropped),
-        neffs=neff_records(folder, files),
+        neffs=neffs,
         recorded_versions=versions,
         imported_from=_origin(folder, context),
     )
@@ -95,12 +99,23 @@ def _plan(model: str, target: str, revision: str | None, context: StepContext) -
     return read_document(context.store, made.key, Plan)
 
 
-def _chosen(files: Sequence[Path], dropped: Sequence[str]) -> tuple[Sequence[Path], Sequence[str]]:
-    """Return what was captured without a file that would take the manifest's own place."""
-    if Path(MANIFEST_NAME) not in files:
+def _captured(
+    lane: Lane, folder: Path, planned: PlannedTarget
+) -> tuple[Sequence[Path], Sequence[str]]:
+    """Return what the lane takes, without a file that would lie in the manifest's own place."""
+    try:
+        files, dropped = lane.capture(folder, planned.target)
+    except Refused as error:
+        raise Refused(
+            error.message,
+            hint=f"Name the folder that the server of lane {lane.name} had as its cache, and the "
+            "target that it was compiled for.",
+        ) from error
+    own = Path(MANIFEST_NAME)
+    if own not in files:
         return files, dropped
-    rest = [path for path in files if path != Path(MANIFEST_NAME)]
-    return rest, [*dropped, f"{MANIFEST_NAME}: the name of a bundle's own manifest"]
+    rest = [path for path in files if path != own]
+    return rest, [*dropped, f"{own}: the name of a bundle's own manifest"]
 
 
 def _refuse_other_toolchain(folder: Path, problems: Sequence[str]) -> None:
@@ -193,18 +208,20 @@ def _refuse_other_bundle(stored: BundleManifest, found: BundleManifest, key: str
 def _result(key: str, manifest: BundleManifest, *, reused: bool) -> StepResult:
     size = sum(file.size for file in manifest.files)
     what = f"{len(manifest.files)} files, {size / 1e6:.1f} MB"
+    dropped = len(manifest.dropped)
     return StepResult(
         key=key,
         reused=reused,
         message=f"These files are stored already: {what}."
         if reused
-        else f"Imported {what}; {len(manifest.dropped)} entries were dropped.",
+        else f"Imported {what}; {dropped} {'entry was' if dropped == 1 else 'entries were'} "
+        "dropped.",
         detail={
             "compile_key": manifest.compile_key,
             "digest": manifest.digest,
             "files": len(manifest.files),
             "bytes": size,
             "neffs": len(manifest.neffs),
-            "dropped": len(manifest.dropped),
+            "dropped": dropped,
         },
     )
