@@ -79,11 +79,13 @@ def capture(cache_dir: Path, target: Target | None) -> tuple[Sequence[Path], Seq
 
 def capture_expected(cache_dir: Path, expected: Expected) -> tuple[Sequence[Path], Sequence[str]]:
     """As `capture`, for what is expected of the code."""
-    root = cache_dir / COMPILE_CACHE
     kept: list[Path] = []
-    dropped: list[str] = []
+    dropped = [
+        f"{path.relative_to(cache_dir).as_posix()}: a symbolic link"
+        for path in links_below(cache_dir)
+    ]
     complete = 0
-    for entry in _entries(root):
+    for entry in _entries(cache_dir):
         reason = _defect(entry, expected)
         if reason:
             dropped.append(f"{entry.relative_to(cache_dir).as_posix()}: {reason}")
@@ -91,19 +93,14 @@ def capture_expected(cache_dir: Path, expected: Expected) -> tuple[Sequence[Path
         complete += 1
         kept += [path for path in files_below(entry) if _belongs(path.name)]
     if not complete:
-        said = f" The first: {sorted(dropped)[0]}." if dropped else ""
         raise Refused(
-            f"There is no complete entry of the Neuron compiler in {root}; {len(dropped)} were "
-            f"dropped.{said}",
+            f"There is no complete entry of the Neuron compiler in {cache_dir / COMPILE_CACHE}."
+            f"{_first_of(dropped)}",
             hint="Look at the server's log for errors of neuronx-cc, then compile again.",
         )
     others, defects = _others(cache_dir, expected)
     dropped += defects
-    dropped += [
-        f"{path.relative_to(cache_dir).as_posix()}: a symbolic link"
-        for path in links_below(cache_dir)
-    ]
-    return sorted(path.relative_to(cache_dir) for path in kept + others), sorted(set(dropped))
+    return sorted(path.relative_to(cache_dir) for path in kept + others), sorted(dropped)
 
 
 def snapshot(cache_dir: Path) -> frozenset[str]:
@@ -165,9 +162,17 @@ def prove_start(
     return verdict(True, f"No new NEFF in the compile cache{found}{ready}.")
 
 
-def _entries(root: Path) -> list[Path]:
+def _first_of(dropped: Sequence[str]) -> str:
+    if not dropped:
+        return ""
+    what = "One was dropped" if len(dropped) == 1 else f"{len(dropped)} were dropped, the first"
+    return f" {what}: {min(dropped)}."
+
+
+def _entries(cache_dir: Path) -> list[Path]:
     """Return what lies in the compile cache as an entry, finished or not."""
-    if not root.is_dir():
+    root = cache_dir / COMPILE_CACHE
+    if not root.is_dir() or root.is_symlink() or root.parent.is_symlink():
         return []
     return sorted(
         path
@@ -215,7 +220,7 @@ def _wrong_key(entry: Path) -> str:
     """Say so if the entry's own description is broken or belongs to another key."""
     for path in entry.glob(".artifact_metadata_v*.json"):
         try:
-            key = json.loads(text_of(path)).get("cache_key", entry.name)
+            key = json.loads(path.read_bytes()).get("cache_key", entry.name)
         except (ValueError, RecursionError, AttributeError):
             return f"{path.name} is not a JSON object"
         if key != entry.name:
@@ -238,7 +243,7 @@ def _others(cache_dir: Path, expected: Expected) -> tuple[list[Path], list[str]]
     """Return the files that are no part of an entry, and those of them that are broken."""
     kept: list[Path] = []
     dropped: list[str] = []
-    entries = set(_entries(cache_dir / COMPILE_CACHE))
+    entries = set(_entries(cache_dir))
     for path in files_below(cache_dir):
         if entries.intersection(path.parents) or is_lock(path.name) or path.name == ACCESSED:
             continue

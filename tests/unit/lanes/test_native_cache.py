@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -123,15 +124,31 @@ class TestCapture:
             "outside: a symbolic link",
         ]
 
-    @pytest.mark.parametrize("made", [False, True])
-    def test_a_cache_without_a_whole_entry_is_refused(self, cache: NativeCache, made: bool) -> None:
+    @pytest.mark.parametrize(
+        ("failed", "word"),
+        [
+            (0, r"compile_cache\.$"),
+            (1, "One was dropped: neuron/"),
+            (2, "2 were dropped, the first"),
+        ],
+    )
+    def test_a_cache_without_a_whole_entry_is_refused(
+        self, cache: NativeCache, failed: int, word: str
+    ) -> None:
         cache.root.mkdir()
-        if made:
-            cache.fail(0)
-            cache.fail(1)
-        with pytest.raises(
-            Refused, match=f"no complete entry.*{'2' if made else '0'} were dropped"
-        ):
+        for number in range(failed):
+            cache.fail(number)
+        with pytest.raises(Refused) as caught:
+            capture(cache.root, None)
+        assert re.search(word, caught.value.message)
+
+    def test_a_compile_cache_behind_a_link_is_not_followed(
+        self, cache: NativeCache, tmp_path: Path
+    ) -> None:
+        cache.compile()
+        (cache.root / "neuron").rename(tmp_path / "elsewhere")
+        (cache.root / "neuron").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(Refused, match="dropped: neuron: a symbolic link"):
             capture(cache.root, None)
 
 
@@ -227,7 +244,7 @@ class TestDropped:
         assert len(dropped) == 1
         one = TARGET.model_copy(update={"instance": "trn1.32xlarge"})
         assert expected_of(one).lnc == 1
-        with pytest.raises(Refused, match="2 were dropped"):
+        with pytest.raises(Refused, match="2 were dropped, the first: neuron"):
             capture(cache.root, one)
 
 
