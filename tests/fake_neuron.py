@@ -130,7 +130,7 @@ class NativeCache:
         """Return the compiler's command line."""
         entry = self.entry(key)
         return (
-            f"/opt/bin/neuronx-cc compile {entry}/graph.hlo --framework XLA --target {self.target} "
+            f"/usr/bin/neuronx-cc compile {entry}/graph.hlo --framework XLA --target {self.target} "
             f"--output {entry}/graph_{key}.neff --logfile {entry}/log-neuron-cc.txt "
             f"--auto-cast=none --lnc={self.neff.lnc_size}"
         )
