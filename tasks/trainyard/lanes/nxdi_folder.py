@@ -84,9 +84,9 @@ def capture_expected(cache_dir: Path, expected: Expected) -> tuple[Sequence[Path
         problems += differences(expected.neuron_config, config)
         problems += _shard_problems(folder, expected, config)
     if problems:
-        listed = problems[0] if len(problems) == 1 else "\n  " + "\n  ".join(problems)
+        listed = f" {problems[0]}" if len(problems) == 1 else "\n  " + "\n  ".join(problems)
         raise Refused(
-            f"The compiled model in {folder} cannot be used: {listed}",
+            f"The compiled model in {folder} cannot be used:{listed}",
             hint="Compile it again for this target, or import it for the target that it was "
             "compiled for.",
         )
