@@ -230,6 +230,36 @@ def publish(
     )
 
 
+@app.command("import-bundle", rich_help_panel=STEPS)
+def import_bundle(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="The server's cache root, or a compiled model's folder.", show_default=False
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Name of the model.", show_default=False)],
+    target: TargetOption,
+    revision: Annotated[str, typer.Option(help="Revision of the source.")] = "",
+    die_with_parent: DieWithParentOption = False,
+) -> None:
+    """Store what was compiled before as the bundle of a target, checked as a compile is."""
+    from trainyard.steps.import_bundle import import_bundle as step
+
+    try:
+        check_name(model, "Model")
+        check_name(target, "Target")
+    except BadInput as error:
+        _fail(error)
+    _run(
+        "import-bundle",
+        f"{model}-import",
+        target,
+        die_with_parent,
+        lambda c: step(folder, model=model, target=target, revision=revision or None, context=c),
+    )
+
+
 # --- Look -------------------------------------------------------------------------------------
 
 

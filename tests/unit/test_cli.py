@@ -59,7 +59,7 @@ def flat(text: str) -> str:
 class TestHelp:
     def test_it_lists_the_commands_in_the_order_of_a_release(self) -> None:
         text = run("--help").stdout
-        shown = [name for name in re.findall(r"│ (\w+) ", text) if name in COMMANDS]
+        shown = [name for name in re.findall(r"│ ([\w-]+) ", text) if name in COMMANDS]
         assert shown[:6] == ["plan", "download", "compile", "measure", "gate", "publish"]
         hidden = {name for name, command in COMMANDS.items() if command.hidden}
         assert hidden == {"agent", "proxy"}
@@ -146,6 +146,9 @@ class TestErrors:
             (["status", "../x"], "Plan id '../x' is not valid."),
             (["download", "--plan", "adder-none"], "adder-none.json does not exist"),
             (["compile", "--plan", "adder-none", "--target", "cpu"], "does not exist"),
+            (["import-bundle", "x", "--model", "../x", "--target", "cpu"], "Model '../x' is not"),
+            (["import-bundle", "x", "--model", "adder", "--target", "../x"], "Target '../x' is"),
+            (["import-bundle", "x", "--model", "adder", "--target", "cpu"], "no folder x"),
         ],
     )
     def test_bad_input_exits_with_10_and_leaves_no_documents(

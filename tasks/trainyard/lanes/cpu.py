@@ -148,8 +148,13 @@ class CpuLane:
         """Return what a starting server does now, from its log."""
         return next((words for mark, words in _STAGES if mark in log), "starting Python")
 
-    def capture(self, cache_dir: Path) -> tuple[Sequence[Path], Sequence[str]]:
-        """Return the files of a bundle (relative to `cache_dir`) and what was dropped and why."""
+    def capture(
+        self, cache_dir: Path, target: Target | None = None
+    ) -> tuple[Sequence[Path], Sequence[str]]:
+        """Return the files of a bundle (relative to `cache_dir`) and what was dropped and why.
+
+        TorchInductor's files do not say what they were compiled for: `target` changes nothing.
+        """
         kept: list[Path] = []
         dropped: list[str] = []
         for path in _files(cache_dir / _INDUCTOR):

@@ -74,10 +74,13 @@ class Lane(Protocol):
     def stage(self, log: str) -> str:
         """Return what a starting server does now, in a few words, from its log so far."""
 
-    def capture(self, cache_dir: Path) -> tuple[Sequence[Path], Sequence[str]]:
+    def capture(
+        self, cache_dir: Path, target: Target | None = None
+    ) -> tuple[Sequence[Path], Sequence[str]]:
         """Return the files of a bundle (relative to `cache_dir`) and what was dropped and why.
 
-        Raises Refused if the caches hold no complete result of a compiler.
+        With `target`, code that was compiled for another one does not count, as far as the code
+        tells. Raises Refused if the caches hold no complete result of a compiler.
         """
 
     def snapshot(self, cache_dir: Path) -> frozenset[str]:
