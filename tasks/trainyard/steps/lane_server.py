@@ -62,10 +62,12 @@ def lane_server(
     model_dir: Path,
     cache_dir: Path,
     served_model_name: str,
+    cache_only: bool,
 ) -> Iterator[RunningServer]:
     """Start the lane's server, yield it once it answers, and stop all of it in the end.
 
-    If it fails, the end of its log goes to the step's own log.
+    With `cache_only` the start fails rather than compiles, where the lane can do that. If it fails,
+    the end of its log goes to the step's own log.
 
     Raises:
         Refused, OutOfCapacity, StorageFull, Transient: it did not start.
@@ -79,6 +81,7 @@ def lane_server(
             cache_dir=cache_dir,
             served_model_name=served_model_name,
             port=port,
+            cache_only=cache_only,
         )
         process = ServerProcess.start(
             command.argv, command.env, port=port, log_path=context.work_dir / "server.log"
