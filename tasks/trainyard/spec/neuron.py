@@ -133,8 +133,9 @@ class NativeSettings(SpecPart):
     """Distribute the experts of a mixture-of-experts model."""
     enable_prompt_embeds: bool = False
     """Take prompts as embeddings too."""
-    async_scheduling: bool = True
-    """Plan the next step while the device computes; needs sampling on the device."""
+    async_scheduling: bool | None = None
+    """Plan the next step while the device computes; needs sampling on the device. Empty: vLLM's
+    own choice."""
     neuron_config: NativeConfig = NativeConfig()
     """Keys of `neuron_config`."""
     vision_neuron_config: VisionConfig | None = None
