@@ -234,12 +234,20 @@ def meaning(path: str) -> str:
     """Return why a field of the key inputs or serving settings matters; empty if unknown.
 
     Args:
-        path: dotted, as in the key inputs: the beginning may be shorter than the spec's.
+        path: dotted, as in the key inputs: it may begin later than the row's. What has no row of
+            its own goes by the rows below it, or by what it belongs to.
     """
-    for row in (*TARGET, *TOOLCHAIN):
-        if row.path == path or row.path.endswith(f".{path}"):
-            return row.why
-    return _DERIVED.get(path, "")
+    while path:
+        for row in (*TARGET, *TOOLCHAIN):
+            if f".{row.path}".endswith(f".{path}"):
+                return row.why
+        if path in _DERIVED:
+            return _DERIVED[path]
+        for row in TARGET:
+            if f".{path}." in f".{row.path}":
+                return row.why
+        path = path.rpartition(".")[0]
+    return ""
 
 
 _DERIVED = {

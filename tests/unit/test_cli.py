@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from tests.unit.yard import MOMENT, Yard
+from tests.unit.yard import MOMENT, Yard, plan
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
@@ -144,6 +144,7 @@ class TestErrors:
             (["channel", "adder", "../x"], "Environment '../x' is not a valid name."),
             (["status", "adder-none"], "No step of a plan adder-none has begun."),
             (["status", "../x"], "Plan id '../x' is not valid."),
+            (["explain", "adder-none", "abcdef"], "no compile key, release or plan 'adder-none'"),
             (["download", "--plan", "adder-none"], "adder-none.json does not exist"),
             (["compile", "--plan", "adder-none", "--target", "cpu"], "does not exist"),
         ],
@@ -239,6 +240,31 @@ class TestTables:
         result = run("releases", "adder")
         assert result.exit_code == 0
         assert "Release" in result.stdout
+
+
+class TestExplain:
+    def test_the_fields_that_differ_and_what_follows(
+        self, yard: Yard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        for name, dtype in (("one", "bfloat16"), ("two", TRICKY)):
+            made = plan(f"adder-{name}")
+            target = made.targets[0].model_copy(update={"key_inputs": {"dtype": dtype}})
+            yard.keep_plan(made.model_copy(update={"targets": (target,)}))
+
+        result = run("explain", "adder-one", "adder-two")
+
+        assert result.exit_code == 0
+        assert "plan adder-one/cpu" in result.stdout
+        assert re.search(r"^code +dtype +bfloat16 +", result.stdout, re.MULTILINE)
+        assert TRICKY in result.stdout
+        assert "number format inside the graph" in result.stdout
+        assert "compiled anew" in result.stdout
+
+    def test_what_is_the_same_is_the_same(self, yard: Yard) -> None:
+        yard.keep_plan(plan("adder-one"))
+        result = run("explain", "adder-one", "adder-one")
+        assert (result.exit_code, result.stdout) == (0, "Nothing differs.\n")
 
 
 def test_the_schemas_are_printed_as_json(yard: Yard) -> None:

@@ -334,7 +334,7 @@ def _target_steps(
         key=key,
         exists=compiled,
         reason=f"A bundle for this architecture, these shapes and this toolchain is in the store "
-        f"({short(compile_key)})."
+        f"({short(compile_key)}); weights are not compiled in."
         if compiled
         else "No bundle for this architecture, these shapes and this toolchain is in the store "
         f"({short(compile_key)}).",
