@@ -270,7 +270,7 @@ def check(
     ],
 ) -> None:
     """Check model specs and environment files; name every problem with its line and remedy."""
-    from trainyard.steps.plan import check_files_with_lanes
+    from trainyard.steps.plan import check_files_with_lanes, warnings_of_files
 
     problems = check_files_with_lanes(files)
     for problem in problems:
@@ -283,6 +283,8 @@ def check(
         noun = "problem" if len(problems) == 1 else "problems"
         err.print(f"[bold red]{len(problems)} {noun}.[/]")
         raise typer.Exit(BadInput.exit_code)
+    for warning in warnings_of_files(files):
+        err.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     _say(f"{len(files)} file{'s' if len(files) != 1 else ''}: no problems.")
 
 

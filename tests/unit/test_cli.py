@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -195,6 +196,38 @@ class TestCheck:
         assert "[red]gpu[/red]" in result.stderr
         assert re.search(r"^    \S.*cpu.*\.$", result.stderr, re.MULTILINE)
         assert re.search(r"^\d+ problems?\.$", result.stderr, re.MULTILINE)
+
+    def neuron_file(self, tmp_path: Path, config: str) -> Path:
+        path = tmp_path / "adder.yaml"
+        shipped = REPOSITORY / "dags" / "models"
+        shutil.copytree(shipped / "adder", tmp_path / "adder")
+        target = (
+            "targets:\n  - name: trn2\n    lane: neuron-native\n    instance: trn2.48xlarge\n"
+            "    max_model_len: 256\n    max_num_batched_tokens: 256\n    max_num_seqs: 8\n"
+            f"    neuron:\n      sdk: 2.32.0\n    native:\n      {config}\n\ngates:"
+        )
+        text = (shipped / "adder.yaml").read_text()
+        path.write_text(re.sub(r"targets:.*?gates:", target, text, flags=re.DOTALL))
+        return path
+
+    def test_what_a_lane_lets_pass_is_a_warning(self, yard: Yard, tmp_path: Path) -> None:
+        path = self.neuron_file(tmp_path, "extra_neuron_config: {num_seq_buckets: [8]}")
+        result = run("check", str(path))
+        assert (result.exit_code, result.stdout) == (0, "1 file: no problems.\n")
+        assert f"Warning: {path}: target trn2: extra_neuron_config.num_seq_buckets" in result.stderr
+
+    def test_a_misspelt_key_of_a_plugin_is_refused(self, yard: Yard, tmp_path: Path) -> None:
+        path = self.neuron_file(tmp_path, "neuron_config: {num_seq_buckets: [8]}")
+        result = run("check", str(path))
+        assert result.exit_code == 10
+        assert "targets[0].native.neuron_config.num_seq_buckets: There is no key" in result.stderr
+        assert "Did you mean num_seqs_buckets?" in result.stderr
+
+    def test_a_rule_of_a_neuron_lane_is_kept(self, yard: Yard, tmp_path: Path) -> None:
+        path = self.neuron_file(tmp_path, "neuron_config: {num_seqs_buckets: [4]}")
+        result = run("check", str(path))
+        assert result.exit_code == 10
+        assert "The largest of num_seqs_buckets must be max_num_seqs (8)" in result.stderr
 
     def test_a_file_that_is_missing_is_named(self, yard: Yard) -> None:
         result = run("check", "nowhere.yaml")

@@ -58,7 +58,7 @@ class CpuLane:
         """Return every rule of the lane that `target` breaks, each with the remedy."""
         return tuple(_problems(target))
 
-    def warnings(self, target: Target) -> Sequence[str]:
+    def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
         """Return nothing: the lane has no setting that works and surprises."""
         return ()
 
@@ -165,6 +165,10 @@ class CpuLane:
             "VLLM_LOG_STATS_INTERVAL": "60",
         }
         return ServerCommand(argv=tuple(argv), env=env)
+
+    def start_timeout_s(self, *, cache_only: bool) -> float:
+        """Return nothing: the settings are made for this lane."""
+        return 0.0
 
     def stage(self, log: str) -> str:
         """Return what a starting server does now, from its log."""

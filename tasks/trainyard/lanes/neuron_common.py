@@ -10,6 +10,7 @@ from typing import Any
 from trainyard.errors import BadInput
 from trainyard.lanes.neuron_support import (
     AS_OF,
+    FAMILIES,
     INSTANCES,
     Instance,
     NeuronLaneName,
@@ -183,6 +184,24 @@ def common_warnings(target: Target, lane: NeuronLaneName) -> Iterator[str]:
         )
 
 
+def family_warnings(lane: NeuronLaneName, config: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield a warning if nobody documents that the lane serves such models.
+
+    Args:
+        lane: the lane.
+        config: the model's config.json; None if it is not known.
+    """
+    if config is None:
+        return
+    documented = [each.model_type for each in FAMILIES if each.lane == lane]
+    kind = config.get("model_type", "unknown")
+    if kind not in documented:
+        yield (
+            f"Unproven: models of type {kind!r} are not among those that lane {lane} is documented "
+            f"to serve ({', '.join(documented)})."
+        )
+
+
 def extra_warnings(extra: Mapping[str, Any], config: type[SpecPart]) -> Iterator[str]:
     """Yield a warning for each key that Trainyard does not know."""
     for key in extra:
@@ -342,11 +361,24 @@ def common_environment(target: Target, *, cache_only: bool) -> dict[str, str]:
         "VLLM_LOGGING_COLOR": "0",
         "VLLM_LOG_STATS_INTERVAL": "60",
     }
+    timeout_s = str(start_timeout_s(cache_only=cache_only))
+    env["VLLM_ENGINE_READY_TIMEOUT_S"] = timeout_s
+    if not cache_only:
+        env["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = timeout_s
     if neuron.compiler_flags:
         env["NEURON_CC_FLAGS"] = " ".join(neuron.compiler_flags)
     if neuron.compile_on == "cpu" and not cache_only:
         env["NEURON_PLATFORM_TARGET_OVERRIDE"] = platform_target(target)
     return env
+
+
+def start_timeout_s(*, cache_only: bool) -> int:
+    """Return how long a server may take to start, in seconds.
+
+    Compiling 70B models takes 15 to 40 minutes, the largest take hours; from a bundle a start is
+    one to five minutes.
+    """
+    return 15 * 60 if cache_only else 4 * 3600
 
 
 def as_json(value: Any) -> str:

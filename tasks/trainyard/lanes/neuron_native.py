@@ -27,10 +27,12 @@ from trainyard.lanes.neuron_common import (
     dumped,
     extra_problems,
     extra_warnings,
+    family_warnings,
     powers_of_two,
     quantization_problems,
     sdk_at_least,
     settings_of,
+    start_timeout_s,
     world_size,
 )
 from trainyard.lanes.neuron_stages import neuron_stage
@@ -46,10 +48,6 @@ DEFAULT_BLOCK_SIZE = 32
 SEGMENT_SIZES = (512, 1024, 2048, 4096, 8192)
 CONTEXT_UNIT = 128
 
-COMPILE_TIMEOUT_S = 4 * 3600
-"""Seconds that a first start may take: 70B models need 15 to 40 minutes, the largest hours."""
-CACHED_START_TIMEOUT_S = 15 * 60
-
 _NO_EXTRA: Mapping[str, str] = {}
 
 
@@ -62,9 +60,9 @@ class NativeLane:
         """Return every rule of the lane that `target` breaks, each with the remedy."""
         return tuple(_problems(target))
 
-    def warnings(self, target: Target) -> Sequence[str]:
+    def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
         """Return what is allowed but should be known, each as sentences."""
-        return tuple(_warnings(target))
+        return (*_warnings(target), *family_warnings(_LANE, config))
 
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return what the lane cannot do with a model of this config.json."""
@@ -154,6 +152,10 @@ class NativeLane:
         argv.append(f"--additional-config={as_json(additional_config(target))}")
         return ServerCommand(tuple(argv), _environment(target, cache_dir, cache_only=cache_only))
 
+    def start_timeout_s(self, *, cache_only: bool) -> float:
+        """Return the time that a compile of a large model, or a start without one, may take."""
+        return start_timeout_s(cache_only=cache_only)
+
     def stage(self, log: str) -> str:
         """Return what a starting server does now, from its log."""
         return neuron_stage(log)
@@ -234,12 +236,10 @@ def _environment(target: Target, cache_dir: Path, *, cache_only: bool) -> dict[s
     if cache_only:
         # A miss is an error, and no compile in the middle of the night.
         env["VLLM_NEURON_DISABLE_WARMUP_COMPILE"] = "1"
-        env["VLLM_ENGINE_READY_TIMEOUT_S"] = str(CACHED_START_TIMEOUT_S)
         return env
-    env["VLLM_ENGINE_READY_TIMEOUT_S"] = str(COMPILE_TIMEOUT_S)
-    env["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = str(COMPILE_TIMEOUT_S)
-    env["VLLM_NEURON_COMPILATION_TIMEOUT"] = str(COMPILE_TIMEOUT_S)
-    env["NEURON_LIBTORCH_COMPILATION_TIMEOUT"] = str(COMPILE_TIMEOUT_S)
+    timeout_s = str(start_timeout_s(cache_only=False))
+    env["VLLM_NEURON_COMPILATION_TIMEOUT"] = timeout_s
+    env["NEURON_LIBTORCH_COMPILATION_TIMEOUT"] = timeout_s
     if neuron.parallel_compile_workers is not None:
         env["NEURON_LIBTORCH_PARALLEL_COMPILE_WORKERS"] = str(neuron.parallel_compile_workers)
     if neuron.compile_on == "cpu":

@@ -27,15 +27,13 @@ from trainyard.lanes.neuron_common import (
     dumped,
     extra_problems,
     extra_warnings,
+    family_warnings,
     lnc_of,
     quantization_problems,
     settings_of,
+    start_timeout_s,
 )
-from trainyard.lanes.neuron_native import (
-    CACHED_START_TIMEOUT_S,
-    COMPILE_TIMEOUT_S,
-    ascending_problems,
-)
+from trainyard.lanes.neuron_native import ascending_problems
 from trainyard.lanes.neuron_stages import neuron_stage
 from trainyard.lanes.neuron_support import NeuronLaneName, family_of
 from trainyard.lanes.neuron_toolchain import mismatches, read_neuron_toolchain
@@ -72,9 +70,9 @@ class NxdiLane:
         """Return every rule of the lane that `target` breaks, each with the remedy."""
         return tuple(_problems(target))
 
-    def warnings(self, target: Target) -> Sequence[str]:
+    def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
         """Return what is allowed but should be known, each as sentences."""
-        return tuple(_warnings(target))
+        return (*_warnings(target), *family_warnings(_LANE, config))
 
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return what the lane cannot do with a model of this config.json."""
@@ -145,14 +143,15 @@ class NxdiLane:
         if target.block_size is not None:
             argv.append(f"--block-size={target.block_size}")
         argv.append(f"--additional-config={as_json({'override_neuron_config': config})}")
-        timeout_s = CACHED_START_TIMEOUT_S if cache_only else COMPILE_TIMEOUT_S
         env = {
             **common_environment(target, cache_only=cache_only),
             "NEURON_COMPILED_ARTIFACTS": str(cache_dir.absolute()),
-            "VLLM_ENGINE_READY_TIMEOUT_S": str(timeout_s),
-            "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(timeout_s),
         }
         return ServerCommand(tuple(argv), env)
+
+    def start_timeout_s(self, *, cache_only: bool) -> float:
+        """Return the time that a compile of a large model, or a start without one, may take."""
+        return start_timeout_s(cache_only=cache_only)
 
     def stage(self, log: str) -> str:
         """Return what a starting server does now, from its log."""

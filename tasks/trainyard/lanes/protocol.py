@@ -42,8 +42,11 @@ class Lane(Protocol):
     def problems(self, target: Target) -> Sequence[str]:
         """Return every rule of the lane that `target` breaks, each with the remedy."""
 
-    def warnings(self, target: Target) -> Sequence[str]:
-        """Return what `target` may do but should know, each as sentences."""
+    def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
+        """Return what is allowed but should be known, each as sentences.
+
+        `config` is the model's config.json, as far as it is known.
+        """
 
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return what the lane cannot do with a model of this config.json, with the remedy."""
@@ -89,6 +92,9 @@ class Lane(Protocol):
         The same command compiles (empty `cache_dir`) and serves (restored `cache_dir`), but for
         `cache_only`: with it the start must fail rather than compile, where the lane can do that.
         """
+
+    def start_timeout_s(self, *, cache_only: bool) -> float:
+        """Return how many seconds a start may take at least, whatever the settings say."""
 
     def stage(self, log: str) -> str:
         """Return what a starting server does now, in a few words, from its log so far."""

@@ -88,7 +88,7 @@ def lane_server(
         )
         try:
             try:
-                ready_s = _wait(lane, process, context)
+                ready_s = _wait(lane, process, context, cache_only=cache_only)
             except PortTaken:
                 if attempt == _PORTS_TO_TRY:
                     raise
@@ -133,7 +133,7 @@ def ask(server: RunningServer, served_model_name: str) -> None:
         )
 
 
-def _wait(lane: Lane, process: ServerProcess, context: StepContext) -> float:
+def _wait(lane: Lane, process: ServerProcess, context: StepContext, *, cache_only: bool) -> float:
     told = ""
 
     def tell(_seconds: float, _line: str) -> None:
@@ -143,4 +143,7 @@ def _wait(lane: Lane, process: ServerProcess, context: StepContext) -> float:
             told = stage
             context.progress.say(f"Server: {stage}.")
 
-    return process.wait_healthy(context.settings.server_start_timeout_s, tell)
+    timeout_s = max(
+        context.settings.server_start_timeout_s, lane.start_timeout_s(cache_only=cache_only)
+    )
+    return process.wait_healthy(timeout_s, tell)

@@ -50,7 +50,14 @@ from trainyard.store.layout import (
 )
 from trainyard.store.protocol import Store
 
-__all__ = ["StepLine", "check_files_with_lanes", "explain", "lane_rules", "plan"]
+__all__ = [
+    "StepLine",
+    "check_files_with_lanes",
+    "explain",
+    "lane_rules",
+    "plan",
+    "warnings_of_files",
+]
 
 
 def plan(
@@ -118,6 +125,7 @@ def plan(
                 target,
                 spec,
                 architecture_digest=architecture.digest,
+                config=architecture.config,
                 toolchain=toolchains[target.lane],
                 baselines=_baselines(request, spec.model, target, environments, context),
             )
@@ -145,6 +153,20 @@ def lane_rules(target: Target) -> Sequence[str]:
 def check_files_with_lanes(paths: Iterable[Path]) -> list[Problem]:
     """Return every mistake in specs and environments files, those of the lanes included."""
     return check_files(paths, lane_rules=lane_rules)
+
+
+def warnings_of_files(paths: Iterable[Path]) -> list[str]:
+    """Return what the lanes want people to know of the targets in specs without mistakes."""
+    found = []
+    for path in paths:
+        try:
+            spec = load_spec(path)
+        except BadInput:  # environments, or a spec whose mistakes are named elsewhere
+            continue
+        for target in spec.targets:
+            warnings = get_lane(target.lane).warnings(target)
+            found += [f"{path}: target {target.name}: {warning}" for warning in warnings]
+    return found
 
 
 def _stored_plan(store: Store, plan_id: str, request: ReleaseRequest) -> Plan | None:
@@ -191,6 +213,7 @@ def _target_facts(
     spec: ModelSpec,
     *,
     architecture_digest: str,
+    config: Mapping[str, Any],
     toolchain: Mapping[str, str],
     baselines: Mapping[str, str],
 ) -> TargetFacts:
@@ -203,7 +226,7 @@ def _target_facts(
         toolchain=toolchain,
         serving=lane.serving_settings(target, served_model_name=spec.client_model_name),
         baselines=baselines,
-        warnings=lane.warnings(target),
+        warnings=lane.warnings(target, config),
     )
 
 

@@ -200,6 +200,25 @@ def test_what_should_be_known_is_a_warning(target: Target, words: str) -> None:
     assert not any(words in problem for problem in problems(target))
 
 
+@pytest.mark.parametrize("make", [native, nxdi])
+def test_models_that_nobody_documents_are_unproven(make: Any) -> None:
+    lane = get_lane(make().lane)
+    known = lane.warnings(make(), {"model_type": "llama"})
+    assert known == lane.warnings(make())
+    assert set(lane.warnings(make(), {"model_type": "mamba"})) - set(known) == {
+        warning for warning in lane.warnings(make(), {"model_type": "mamba"}) if "mamba" in warning
+    }
+    assert len(lane.warnings(make(), {})) == len(known) + 1
+
+
+@pytest.mark.parametrize("name", NEURON)
+def test_a_start_that_compiles_may_take_hours(name: str) -> None:
+    lane = get_lane(name)
+    assert lane.start_timeout_s(cache_only=False) == 4 * 3600
+    assert lane.start_timeout_s(cache_only=True) == 900
+    assert command(NEURON[name]()).env["VLLM_ENGINE_READY_TIMEOUT_S"] == "900"
+
+
 def test_unknown_keys_are_passed_on_and_part_of_the_key() -> None:
     target = native(native__extra_neuron_config={"brand_new": [1, 2]})
     inputs = key_inputs(target)

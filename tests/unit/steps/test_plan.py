@@ -58,7 +58,7 @@ class SomeLane:
     def problems(self, target: Target) -> Sequence[str]:
         return ["dtype float16 is not possible here. Use bfloat16."] * (target.dtype == "float16")
 
-    def warnings(self, target: Target) -> Sequence[str]:
+    def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
         return ()
 
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
