@@ -48,8 +48,6 @@ DEFAULT_BLOCK_SIZE = 32
 SEGMENT_SIZES = (512, 1024, 2048, 4096, 8192)
 CONTEXT_UNIT = 128
 
-_NO_EXTRA: Mapping[str, str] = {}
-
 
 class NativeLane:
     """See `trainyard.lanes.protocol.Lane`."""
@@ -259,7 +257,7 @@ def _problems(target: Target) -> Iterator[str]:
     yield from _expert_problems(target)
     yield from _route_problems(target)
     yield from _vision_problems(target)
-    yield from extra_problems(native.extra_neuron_config, NativeConfig, managed=_NO_EXTRA)
+    yield from extra_problems(native.extra_neuron_config, NativeConfig, managed={})
     quantization = native.neuron_config.quantization
     if quantization is not None and family_of(target.instance) == "trn2":
         yield (
@@ -407,7 +405,9 @@ def _warnings(target: Target) -> Iterator[str]:
     yield from common_warnings(target, _LANE)
     native = native_of(target)
     yield from extra_warnings(native.extra_neuron_config, NativeConfig)
-    if target.neuron is not None and target.neuron.num_gpu_blocks is None:
+    if target.neuron is None:
+        return
+    if target.neuron.num_gpu_blocks is None:
         yield (
             "neuron.num_gpu_blocks is empty: each start counts the blocks that the free memory "
             "holds, and another number is other code. Give a number to make starts repeatable."

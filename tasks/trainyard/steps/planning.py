@@ -49,6 +49,7 @@ class TargetFacts:
     baselines: Mapping[str, str] = field(default_factory=dict)
     """Measurement id of the stable release, by environment."""
     warnings: Sequence[str] = ()
+    """What the lane wants people to know."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,8 @@ def make_plan(
         "source_fingerprint": resolved.fingerprint,
         "architecture_digest": facts.architecture_digest,
         "assets": facts.assets.digest if facts.assets else "",
-        "targets": [target.model_dump(mode="json") for target in targets],
+        # Later versions may warn of more, and the plan is the same.
+        "targets": [target.model_dump(mode="json", exclude={"warnings"}) for target in targets],
     }
     chosen_id = plan_id or f"{spec.model}-{short(digest(substance))}"
     return Plan(

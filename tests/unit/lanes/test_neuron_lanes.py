@@ -370,6 +370,7 @@ def test_a_target_without_its_settings_has_no_identity() -> None:
     bare = changed({**NATIVE, "neuron": None, "native": None}, {})
     with pytest.raises(BadInput, match="no `neuron:` settings"):
         key_inputs(bare)
+    assert get_lane(bare.lane).warnings(bare, {"model_type": "llama"}) == ()
     with pytest.raises(BadInput, match="no Neuron device"):
         key_inputs(native(instance="local"))
 
