@@ -13,8 +13,8 @@ import psutil
 def describe_machine() -> dict[str, Any]:
     """Return processor, cores, memory, kernel, Neuron driver and the load of this machine.
 
-    `neuron_driver` is empty where there is none. `load_1min` is the number of processes that wanted to run over the last minute: figures that
-    were measured beside other work say so.
+    `neuron_driver` is empty where there is none. `load_1min` is the number of processes that wanted
+    to run over the last minute: figures that were measured beside other work say so.
     """
     return {
         "processor": _processor_name(),
