@@ -270,7 +270,7 @@ def check(
     ],
 ) -> None:
     """Check model specs and environment files; name every problem with its line and remedy."""
-    from trainyard.steps.plan import check_files_with_lanes
+    from trainyard.steps.plan import check_files_with_lanes, warnings_of_files
 
     problems = check_files_with_lanes(files)
     for problem in problems:
@@ -283,6 +283,8 @@ def check(
         noun = "problem" if len(problems) == 1 else "problems"
         err.print(f"[bold red]{len(problems)} {noun}.[/]")
         raise typer.Exit(BadInput.exit_code)
+    for warning in warnings_of_files(files):
+        err.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     _say(f"{len(files)} file{'s' if len(files) != 1 else ''}: no problems.")
 
 
@@ -378,6 +380,40 @@ def status(plan_id: Annotated[str, typer.Argument(help="Id of a plan.")]) -> Non
     except TrainyardError as error:
         _fail(error)
     _show(status_table(found))
+
+
+@app.command(rich_help_panel=LOOK)
+def explain(
+    left: Annotated[
+        str,
+        typer.Argument(
+            help="Compile key (or its first digits), release id, or plan id; PLAN/TARGET if the "
+            "plan has several targets.",
+            show_default=False,
+        ),
+    ],
+    right: Annotated[str, typer.Argument(help="Another one.", show_default=False)],
+) -> None:
+    """Say which fields make two compile keys, releases or plans differ, and what follows."""
+    from trainyard.explain import explain as compare
+    from trainyard.explain import find_identity
+    from trainyard.reports.difference import difference_table
+    from trainyard.store.factory import open_store
+
+    try:
+        store = open_store(_settings())
+        ours, theirs = find_identity(store, left), find_identity(store, right)
+    except TrainyardError as error:
+        _fail(error)
+    found = compare(ours, theirs)
+    rows = [
+        *(("code", each) for each in found.code),
+        *(("serving", each) for each in found.serving),
+        *(("weights", each) for each in found.checkpoint),
+    ]
+    if rows:
+        _show(difference_table(ours.name, theirs.name, rows))
+    _say(found.consequence)
 
 
 # --- Platform ---------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ def _compile(
         model_dir=model_dir,
         cache_dir=cache_dir,
         served_model_name=name,
+        cache_only=False,
     ) as server:
         ask(server, name)
         log = server.process.log_text()
