@@ -182,7 +182,7 @@ def test_an_unsigned_release_is_never_started(yard: Yard) -> None:
     yard.start_agent()
     yard.host.deploy(ENVIRONMENT, release, 1)
     (server,) = yard.wait_for("failed")
-    assert "is not signed" in server.message
+    assert "is not signed as an in-toto statement" in server.message
     assert yard.record().started_at is None
 
 

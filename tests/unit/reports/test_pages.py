@@ -100,7 +100,7 @@ def release(**changes: Any) -> Release:
         "toolchain": {},
         "measurement_id": "candidate",
         "spec": model_spec,
-        "signature": Signature(key_id="f00dfeed", public_key="p", value="v"),
+        "signature": Signature(key_id="f00dfeed" * 8, scheme="ed25519", signer="yard crew"),
     }
     return Release(**{**values, **changes})
 
