@@ -47,12 +47,12 @@ def fetch_public_key(kms_key: str) -> PublicKey:
     with _explained(kms_key):
         try:
             _, key = AWSSigner.import_(kms_key)
-        except (UnsupportedAlgorithmError, KeyError, ValueError) as error:
+            return public_key_of(key.keyval["public"], "It", scheme=key.scheme)
+        except (UnsupportedAlgorithmError, KeyError, ValueError, BadInput) as error:
             raise BadInput(
                 f"The AWS KMS key {kms_key} does not sign in a way that is known here.",
                 hint="Make an asymmetric key for SIGN_VERIFY, best with ECC_NIST_P256.",
             ) from error
-    return public_key_of(key.keyval["public"], f"The AWS KMS key {kms_key}", scheme=key.scheme)
 
 
 def kms_signer(kms_key: str, public: PublicKey) -> Signer:
