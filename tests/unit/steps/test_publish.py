@@ -18,11 +18,13 @@ from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import Plan
 from trainyard.documents.release import Release
 from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, Refused, Transient
+from trainyard.materialize import materialize_release
 from trainyard.releases import (
     list_attestations,
     list_releases,
     list_verdicts,
     load_release,
+    pins_not_held,
     published_by_plan,
     release_of_plan,
 )
@@ -397,3 +399,87 @@ def test_two_publications_say_the_same(yard: Yard, tmp_path: Path) -> None:
         for each in (yard, twin)
     ]
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("key", NAMED[:2])
+def test_a_flipped_byte_in_a_manifest_is_found_before_serving(
+    key: str, yard: Yard, tmp_path: Path
+) -> None:
+    publish(plan(), "cpu", yard.context)
+    release = only_release(yard)
+    stored = yard.store.read(key).data
+
+    for place in range(len(stored)):
+        flipped = bytearray(stored)
+        flipped[place] ^= 1
+        yard.store.put(key, bytes(flipped))
+        with pytest.raises(CorruptFile, match=f"{key} is not the document that release"):
+            materialize_release(yard.store, release, tmp_path / "node")
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_a_flipped_byte_in_whatever_a_release_names_is_found(key: str, yard: Yard) -> None:
+    publish(plan(), "cpu", yard.context)
+    release = only_release(yard)
+    assert pins_not_held(yard.store, release.pins) == []
+
+    yard.store.put(key, yard.store.read(key).data.replace(b"2", b"3", 1))
+
+    assert pins_not_held(yard.store, release.pins) == [key]
+
+
+@pytest.mark.parametrize("folder", ["releases", "attestations"])
+def test_a_flipped_byte_in_what_is_signed_is_found_and_named(folder: str, yard: Yard) -> None:
+    publish(plan(), "cpu", yard.context)
+    key = next(entry.key for entry in yard.store.list(folder))
+    stored = yard.store.read(key).data
+
+    for place in range(0, len(stored), 101):
+        flipped = bytearray(stored)
+        flipped[place] ^= 1
+        yard.store.put(key, bytes(flipped))
+        with pytest.raises(BadInput, match=key):
+            published_by_plan(yard.store, plan(), yard.settings)
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+class Dying(FolderStore):
+    """A store whose process dies before or after its change number `left`."""
+
+    left: int = 0
+    after: bool = False
+
+    def create(self, key: str, data: bytes) -> str:
+        if self.left == 0 and not self.after:
+            raise Killed
+        version = super().create(key, data)
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        return version
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_publication_may_die_at_every_change_and_run_again(after: bool, tmp_path: Path) -> None:
+    deaths = 0
+    for number in range(10):
+        yard = Yard(tmp_path / str(number))
+        yard.keep_artifacts()
+        judged(yard, plan(), measurement())
+        store = Dying(yard.store.root)
+        store.left, store.after = number, after
+        try:
+            publish(plan(), "cpu", context_with(yard, store))
+        except Killed:
+            deaths += 1
+        for release in list_releases(yard.store, "adder"):
+            load_release(yard.store, "adder", release.release_id, yard.settings)
+            assert pins_not_held(yard.store, release.pins) == []
+        publish(plan(), "cpu", yard.context)
+        assert list(published_by_plan(yard.store, plan(), yard.settings)) == ["cpu"]
+        if deaths <= number:
+            break
+    assert deaths == 3
