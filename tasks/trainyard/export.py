@@ -26,6 +26,7 @@ from trainyard.documents.release import Release
 from trainyard.errors import BadInput, CorruptFile, Transient
 from trainyard.releases import read_pinned
 from trainyard.settings import Settings
+from trainyard.store.disk import explained
 from trainyard.store.layout import bundle_manifest_key, bundle_prefix, release_key
 from trainyard.store.protocol import Store
 from trainyard.store.transfer import pump
@@ -221,14 +222,14 @@ def _manifest(release: Release, layers: tuple[_Layer, ...]) -> bytes:
 def _spooled(layer: _Layer, folder: Path) -> Iterator[Path]:
     """Give a local file with the content of a layer, checked against its hash."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix="export-") as file:
-        with layer.open() as stream:
+        with layer.open() as stream, explained("write", folder):
             content = pump(stream, file.write)
+            file.flush()
         if (content.size, content.sha256) != (layer.size, layer.sha256):
             raise CorruptFile(
                 f"{layer.path} in the store does not match the hash in its manifest.",
                 hint="Bring it back from a backup, or remove the bundle and release again.",
             )
-        file.flush()
         yield Path(file.name)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 # Imports once, then forks: the kill hits the publication and not the start of Python.
 PUBLISH_AND_DIE = """
@@ -83,9 +83,7 @@ def publish_and_die(folder: Path, rounds: int) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize(
-    "rounds", [10, pytest.param(60, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
-)
+@pytest.mark.parametrize("rounds", [10, pytest.param(60, marks=pytest.mark.soak)])
 def test_whoever_kills_it_no_release_names_what_is_not_there(rounds: int, tmp_path: Path) -> None:
     report = publish_and_die(tmp_path, rounds)
 
