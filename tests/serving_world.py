@@ -28,7 +28,7 @@ from trainyard.documents.evidence import JudgeSpec, default_metrics
 from trainyard.documents.release import Release
 from trainyard.lanes.cpu import CpuLane
 from trainyard.lanes.protocol import ServerCommand, StartProof
-from trainyard.releases import release_id_of
+from trainyard.releases import release_id_of, store_release
 from trainyard.serving.process import ServerProcess
 from trainyard.serving.records import (
     ObservedServer,
@@ -38,7 +38,7 @@ from trainyard.serving.records import (
     write_record,
 )
 from trainyard.settings import Settings
-from trainyard.signing import sign_release, signing_key
+from trainyard.signing.keys import signing_key
 from trainyard.spec.model import ModelSpec
 from trainyard.store.documents import create_document
 from trainyard.store.layout import (
@@ -181,8 +181,8 @@ def make_release(
         spec=spec,
     )
     if signed:
-        release = sign_release(release, signing_key(settings))
-    create_document(store, release_key(MODEL, release.release_id), release)
+        return store_release(store, release, signing_key(settings))[0]
+    store.create(release_key(MODEL, release.release_id), release.to_bytes())
     return release
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -19,7 +21,7 @@ from trainyard.console import fail as _fail
 from trainyard.console import say as _say
 from trainyard.console import settings as _settings
 from trainyard.console import show as _show
-from trainyard.errors import BadInput, NotFound, TrainyardError
+from trainyard.errors import BadInput, CorruptFile, NotFound, TrainyardError
 from trainyard.names import check_name
 from trainyard.settings import Settings
 from trainyard.steps.context import StepContext, StepResult
@@ -220,14 +222,41 @@ def gate(
 
 @app.command(rich_help_panel=STEPS)
 def publish(
-    plan_id: PlanOption, target: TargetOption, die_with_parent: DieWithParentOption = False
+    plan_id: PlanOption,
+    target: TargetOption,
+    to: Annotated[
+        str, typer.Option(help="Also push it to a registry: oci://HOST/REPOSITORY.")
+    ] = "",
+    die_with_parent: DieWithParentOption = False,
 ) -> None:
     """Derive the verdicts again, then sign and store the release."""
+    from trainyard.export import Registry
     from trainyard.steps.publish import publish as step
 
-    _run(
-        "publish", plan_id, target, die_with_parent, lambda c: step(_plan_of(plan_id, c), target, c)
+    try:
+        registry = Registry.parse(to) if to else None
+    except TrainyardError as error:
+        _fail(error)
+
+    def body(context: StepContext) -> StepResult:
+        made = _plan_of(plan_id, context)
+        result = step(made, target, context)
+        if registry is not None:
+            _export(made.spec.model, str(result.detail["release_id"]), registry, context)
+        return result
+
+    _run("publish", plan_id, target, die_with_parent, body)
+
+
+def _export(model: str, release_id: str, registry: Any, context: StepContext) -> None:
+    from trainyard.export import export_release
+    from trainyard.releases import load_release
+
+    release = load_release(context.store, model, release_id, context.settings)
+    done = export_release(
+        context.store, release, registry, context.settings, say=context.progress.say
     )
+    context.progress.say(f"{done.reference} is {done.digest}.")
 
 
 @app.command("import-bundle", rich_help_panel=STEPS)
@@ -304,13 +333,15 @@ def schema(
 def releases(model: ModelArgument) -> None:
     """List the published releases of a model."""
     from trainyard.releases import list_releases
+    from trainyard.reports.provenance import signed_by
     from trainyard.spec.loader import Catalogue
     from trainyard.store.factory import open_store
 
     settings = _settings()
-    table = Table("Release", "Revision", "Target", "Compile key", "Published")
+    table = Table("Release", "Revision", "Target", "Compile key", "Published", "Signed by")
     try:
-        found = list_releases(open_store(settings), model)
+        store = open_store(settings)
+        found = list_releases(store, model)
         if not found:
             Catalogue(settings.catalogue).path(model)
     except TrainyardError as error:
@@ -322,8 +353,72 @@ def releases(model: ModelArgument) -> None:
             release.target.name,
             release.compile_key[:12],
             f"{release.created_at:%Y-%m-%d %H:%M} UTC",
+            signed_by(partial(_load_release, store, release.model, release.release_id)),
         )
     _show(table)
+
+
+def _load_release(store: Any, model: str, text: str) -> Any:
+    from trainyard.releases import load_release, resolve_release
+
+    return load_release(store, model, resolve_release(store, model, text), _settings())
+
+
+@app.command(rich_help_panel=LOOK)
+def provenance(
+    model: ModelArgument,
+    release: Annotated[
+        str, typer.Argument(help="Release id, the beginning of its digits, or `latest`.")
+    ] = "latest",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the in-toto statement that is signed.")
+    ] = False,
+) -> None:
+    """Show who signed a release, from what it was made, and whether all of that is still there."""
+    from trainyard.documents.statement import payload_of_release
+    from trainyard.releases import pins_not_held
+    from trainyard.reports.provenance import provenance_table
+    from trainyard.store.factory import open_store
+
+    try:
+        store = open_store(_settings())
+        found = _load_release(store, model, release)
+        lost = pins_not_held(store, found.pins)
+    except TrainyardError as error:
+        _fail(error)
+    if as_json:
+        statement = json.loads(payload_of_release(found))
+        sys.stdout.write(json.dumps(statement, indent=2, ensure_ascii=False) + "\n")
+    else:
+        _show(provenance_table(found, lost))
+    if lost:
+        _fail(
+            CorruptFile(
+                f"{', '.join(lost)} is gone, or is not the document that was signed.",
+                hint="Bring it back from a backup, or publish the release again from its plan.",
+            )
+        )
+
+
+@app.command(rich_help_panel=LOOK)
+def export(
+    model: ModelArgument,
+    release: Annotated[str, typer.Argument(help="Release id, its digits, or `latest`.")],
+    to: Annotated[str, typer.Argument(help="Where to: oci://HOST/REPOSITORY.")],
+) -> None:
+    """Push a signed release and its bundle to an OCI registry such as ECR."""
+    from trainyard.export import Registry, export_release
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        registry = Registry.parse(to)
+        store = open_store(settings)
+        found = _load_release(store, model, release)
+        done = export_release(store, found, registry, settings, say=_say)
+    except TrainyardError as error:
+        _fail(error)
+    _say(f"{done.reference} {'was there already' if done.reused else 'pushed'}: {done.digest}")
 
 
 @app.command(rich_help_panel=LOOK)
@@ -414,6 +509,129 @@ def explain(
     if rows:
         _show(difference_table(ours.name, theirs.name, rows))
     _say(found.consequence)
+
+
+# --- Keys -------------------------------------------------------------------------------------
+
+keys = typer.Typer(
+    help="The keys that sign releases and those that are trusted.", no_args_is_help=True
+)
+app.add_typer(keys, name="keys", rich_help_panel=LOOK)
+
+KeyArgument = Annotated[
+    str, typer.Argument(help="Key id, or the beginning of it.", show_default=False)
+]
+DateOption = Annotated[datetime | None, typer.Option(help="UTC.", show_default=False)]
+
+
+@keys.command("list")
+def keys_list() -> None:
+    """List the trusted and the revoked keys."""
+    from trainyard.signing.keys import trusted_keys
+
+    table = Table("Key", "Kind", "Whose", "State", "From", "Until")
+    try:
+        found = trusted_keys(_settings())
+    except TrainyardError as error:
+        _fail(error)
+    for key in found.keys:
+        begin, end = key.not_before or key.added_at, key.revoked_at or key.not_after
+        state = f"{key.state}: {key.reason}" if key.reason else key.state
+        table.add_row(
+            key.short_id,
+            key.scheme,
+            key.comment or key.kms_key,
+            state,
+            f"{begin:%Y-%m-%d}",
+            f"{end:%Y-%m-%d}" if end else "",
+        )
+    _show(table)
+
+
+@keys.command("add")
+def keys_add(
+    file: Annotated[
+        Path | None, typer.Argument(help="Public key, PEM.", show_default=False)
+    ] = None,
+    kms: Annotated[str, typer.Option(help="Key in AWS KMS to fetch the public key of.")] = "",
+    comment: Annotated[str, typer.Option(help="Whose key it is.")] = "",
+    not_before: DateOption = None,
+    not_after: DateOption = None,
+) -> None:
+    """Trust what a key signs."""
+    from trainyard.signing.keys import add_key, add_kms_key
+    from trainyard.signing.trust import public_key_of
+
+    settings = _settings()
+    try:
+        if (file is None) == (not kms):
+            raise BadInput("Give either the file of a public key or --kms.")
+        if file is None:
+            key = add_kms_key(settings, kms, comment=comment)
+        else:
+            key = add_key(
+                settings,
+                public_key_of(_read_text(file), str(file)),
+                comment=comment or file.stem,
+                not_before=_utc(not_before),
+                not_after=_utc(not_after),
+            )
+    except TrainyardError as error:
+        _fail(error)
+    _say(f"Trusted: {key.key_id} ({key.scheme}).")
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return moment and moment.replace(tzinfo=UTC)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
+
+
+@keys.command("revoke")
+def keys_revoke(
+    key: KeyArgument,
+    reason: Annotated[str, typer.Option(help="Why; it is shown where the key is met.")],
+) -> None:
+    """Refuse whatever a key ever signed: for a key that somebody else may have."""
+    from trainyard.signing.keys import revoke
+
+    try:
+        revoked = revoke(_settings(), key, reason)
+    except TrainyardError as error:
+        _fail(error)
+    _say(f"Revoked: {revoked.key_id}. Publish again what it signed; see docs/releases.md.")
+
+
+@keys.command("retire")
+def keys_retire(key: KeyArgument) -> None:
+    """Refuse what a key signs from now on; what it signed so far stays valid."""
+    from trainyard.signing.keys import retire
+
+    try:
+        retired = retire(_settings(), key)
+    except TrainyardError as error:
+        _fail(error)
+    _say(f"Retired: {retired.key_id}.")
+
+
+@keys.command("new")
+def keys_new() -> None:
+    """Replace the local signing key by a new one; what the old one signed stays valid."""
+    from trainyard.signing.keys import new_local_key
+
+    try:
+        new, old = new_local_key(_settings())
+    except TrainyardError as error:
+        _fail(error)
+    if old is not None:
+        _say(f"Retired: {old.key_id}.")
+    _say(f"Signs from now on: {new.key_id}.")
+    sys.stdout.write(new.public_key)
 
 
 # --- Platform ---------------------------------------------------------------------------------

@@ -5,7 +5,8 @@
     TrainyardError                exit  retry can help
     ├── BadInput                  10    no     the request, spec or source is wrong
     │   ├── NotFound              10    no     a named model, revision or document does not exist
-    │   └── CorruptFile           10    no     a file is truncated or does not match its hash
+    │   ├── CorruptFile           10    no     a file is truncated or does not match its hash
+    │   └── RevokedKey            10    no     the key that signed it was revoked
     ├── Refused                   20    no     the compiler, the model or a gate says no
     │   └── CacheMiss             20    no     a start compiled in spite of its bundle
     ├── Transient                 30    yes    a network, a process or a store failed for now
@@ -57,6 +58,10 @@ class NotFound(BadInput):
 
 class CorruptFile(BadInput):
     """A file is truncated, unreadable or does not match its hash."""
+
+
+class RevokedKey(BadInput):
+    """A document is signed by a key that was revoked."""
 
 
 class Refused(TrainyardError):

@@ -23,8 +23,8 @@ from trainyard.documents.base import FileEntry
 from trainyard.documents.release import Release
 from trainyard.errors import CorruptFile
 from trainyard.names import check_relative_path
+from trainyard.releases import read_pinned
 from trainyard.store.disk import exclusive, explained, write_all
-from trainyard.store.documents import read_document
 from trainyard.store.layout import (
     bundle_manifest_key,
     bundle_prefix,
@@ -76,10 +76,20 @@ def materialize_release(store: Store, release: Release, dest: Path) -> Materiali
         CorruptFile: they are not those that the release was made from, or a stored file is damaged.
         Transient, StorageFull: the store or the disk fails now.
     """
-    checkpoint = read_document(
-        store, checkpoint_manifest_key(release.model, release.revision), CheckpointManifest
+    checkpoint = read_pinned(
+        store,
+        release,
+        "checkpoint-manifest",
+        checkpoint_manifest_key(release.model, release.revision),
+        CheckpointManifest,
     )
-    bundle = read_document(store, bundle_manifest_key(release.compile_key), BundleManifest)
+    bundle = read_pinned(
+        store,
+        release,
+        "bundle-manifest",
+        bundle_manifest_key(release.compile_key),
+        BundleManifest,
+    )
     for what, found, wanted in (
         ("checkpoint", checkpoint.digest, release.checkpoint_digest),
         ("bundle", bundle.digest, release.bundle_digest),

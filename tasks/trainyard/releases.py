@@ -3,19 +3,29 @@ about them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar, get_args
 
 from trainyard.canonical import digest, short
 from trainyard.documents.artifacts import CheckpointManifest
 from trainyard.documents.base import Provenance
 from trainyard.documents.plan import GateName, Plan, PlannedTarget
-from trainyard.documents.release import Attestation, Release
-from trainyard.errors import BadInput, CorruptFile, NotFound
+from trainyard.documents.release import Attestation, Pin, Release
+from trainyard.documents.statement import (
+    payload_of_release,
+    payload_of_verdict,
+    release_of_payload,
+    verdict_of_payload,
+)
+from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, RevokedKey
 from trainyard.names import check_release_id
 from trainyard.settings import Settings
-from trainyard.signing import trusted_keys, verify_release
-from trainyard.store.documents import create_document, read_document
+from trainyard.signing.envelope import look_into, open_envelope, seal
+from trainyard.signing.keys import SigningKey, trusted_keys
+from trainyard.signing.trust import TrustedKeys, check_date
+from trainyard.store.documents import DocumentT, create_document, parse_document, read_document
 from trainyard.store.layout import (
     attestation_key,
     attestation_prefix,
@@ -25,9 +35,13 @@ from trainyard.store.layout import (
 )
 from trainyard.store.protocol import Store
 
-AttestationKind = Literal["verdict", "promotion", "rejection", "approval"]
+FindingKind = Literal["promotion", "rejection", "approval"]
+AttestationKind = Literal["verdict"] | FindingKind
+
+StatedT = TypeVar("StatedT", Release, Attestation)
 
 _LATEST = "latest"
+_VERDICT = "verdict"
 
 
 def release_id_of(
@@ -42,18 +56,19 @@ def load_release(store: Store, model: str, release_id: str, settings: Settings) 
 
     Raises:
         NotFound: there is no such release.
-        BadInput: its signature is missing, unknown or wrong.
+        BadInput: its signature is unknown or wrong, or it has an older format.
+        RevokedKey: the key that signed it was revoked.
         CorruptFile: it cannot be read, or is another release than its name says.
     """
     key = release_key(model, release_id)
     try:
-        release = read_document(store, key, Release)
+        data = store.read(key).data
     except NotFound as error:
         raise NotFound(
             f"There is no release {release_id} of model {model}.",
             hint=f"`trainyard releases {model}` lists them.",
         ) from error
-    verify_release(release, trusted_keys(settings))
+    release = _verified(data, key, release_of_payload, trusted_keys(settings))
     made_of = release_id_of(
         release.model,
         checkpoint_digest=release.checkpoint_digest,
@@ -68,6 +83,92 @@ def load_release(store: Store, model: str, release_id: str, settings: Settings) 
     return release
 
 
+def store_release(
+    store: Store, release: Release, key: SigningKey, *, version: str = ""
+) -> tuple[Release, str]:
+    """Sign and store a release; return it as it reads back, and its version in the store.
+
+    Args:
+        store: where to.
+        release: not signed yet.
+        key: what signs it.
+        version: of the document that it takes the place of; empty: there must be none.
+
+    Raises:
+        Conflict: somebody else stored it, or changed it, first.
+        BadInput, Transient: as `seal`.
+    """
+    payload = payload_of_release(release)
+    data = seal(payload, key)
+    where = release_key(release.model, release.release_id)
+    written = store.replace(where, data, version=version) if version else store.create(where, data)
+    return release_of_payload(payload), written
+
+
+def read_pinned(
+    store: Store, release: Release, name: str, key: str, kind: type[DocumentT]
+) -> DocumentT:
+    """Return a document that `release` rests on, if it is that document byte for byte.
+
+    Args:
+        store: where it lies.
+        release: a verified release.
+        name: of the pin, such as `checkpoint-manifest`.
+        key: of the document.
+        kind: what it must be.
+
+    Raises:
+        NotFound: it is gone.
+        CorruptFile: it is not as it was when the release was signed, or cannot be read.
+    """
+    data = store.read(key).data
+    pin = release.pin(name)
+    if pin is not None and (pin.key, pin.sha256) != (key, hashlib.sha256(data).hexdigest()):
+        raise CorruptFile(
+            f"{key} is not the document that release {release.release_id} was signed with.",
+            hint="It was damaged, changed or made again: bring it back from a backup, or publish "
+            "the release again from its plan.",
+        )
+    return parse_document(data, key, kind)
+
+
+def pins_not_held(store: Store, pins: Iterable[Pin]) -> list[str]:
+    """Return the keys of those documents that are gone, or are not the same byte for byte."""
+    return [pin.key for pin in pins if not _is_held(store, pin)]
+
+
+def _is_held(store: Store, pin: Pin) -> bool:
+    try:
+        return hashlib.sha256(store.read(pin.key).data).hexdigest() == pin.sha256
+    except NotFound:
+        return False
+
+
+def _verified(
+    data: bytes, key: str, read: Callable[[bytes], StatedT], trusted: TrustedKeys
+) -> StatedT:
+    """Return what an envelope states, with its signature checked."""
+    opened = open_envelope(data, key, trusted)
+    stated = _stated(opened.payload, key, read)
+    check_date(opened.key, stated.created_at, key)
+    return stated.model_copy(update={"signature": opened.key.signature()})
+
+
+def _unverified(data: bytes, key: str, read: Callable[[bytes], StatedT]) -> StatedT:
+    return _stated(look_into(data, key).payload, key, read)
+
+
+def _stated(payload: bytes, key: str, read: Callable[[bytes], StatedT]) -> StatedT:
+    try:
+        return read(payload)
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        raise CorruptFile(
+            f"{key} does not state what it should: {first}.",
+            hint="It was written by another version of Trainyard.",
+        ) from error
+
+
 def release_ids(store: Store, model: str) -> tuple[str, ...]:
     """Return the ids of all releases of `model`, sorted."""
     prefix = f"{release_prefix(model)}/"
@@ -80,10 +181,8 @@ def list_releases(store: Store, model: str) -> tuple[Release, ...]:
 
     For lists only: signatures are not checked. Raises CorruptFile.
     """
-    releases = (
-        read_document(store, release_key(model, release_id), Release)
-        for release_id in release_ids(store, model)
-    )
+    keys = (release_key(model, release_id) for release_id in release_ids(store, model))
+    releases = (_unverified(store.read(key).data, key, release_of_payload) for key in keys)
     return tuple(
         sorted(releases, key=lambda each: (each.created_at, each.release_id), reverse=True)
     )
@@ -129,14 +228,15 @@ def record_attestation(
     store: Store,
     model: str,
     release_id: str,
-    kind: AttestationKind,
+    kind: FindingKind,
     subject: Mapping[str, Any],
     *,
     provenance: Provenance | None = None,
 ) -> str:
-    """Store what was found out about a release and return its key; the same twice is one.
+    """Store what became known of a release and return its key; the same twice is one.
 
-    `subject` must say what makes this finding its own, such as the plan or the rollout.
+    It is not signed: rollouts hold no key, so that whoever breaks into one cannot publish.
+    `subject` must say what makes this finding its own, such as the rollout.
     """
     attestation = Attestation(
         release_id=release_id,
@@ -149,18 +249,99 @@ def record_attestation(
     return key
 
 
+def record_verdict(
+    store: Store,
+    release: Release,
+    subject: Mapping[str, Any],
+    *,
+    key: SigningKey,
+    trusted: TrustedKeys,
+    provenance: Provenance | None = None,
+) -> str:
+    """Sign and store a verdict on a release and return its key; the same twice is one.
+
+    One whose key was revoked since is signed anew. Raises as `load_release`, and as `seal`.
+    """
+    verdict = Attestation(
+        release_id=release.release_id,
+        kind=_VERDICT,
+        subject=dict(subject),
+        provenance=provenance or Provenance(),
+    )
+    where = attestation_key(release.model, release.release_id, _VERDICT, short(digest(subject)))
+
+    def stored_version() -> str | None:
+        """Return the version of one to replace, nothing for none; None: a good one is there."""
+        try:
+            stored = store.read(where)
+        except NotFound:
+            return ""
+        try:
+            found = _verified(stored.data, where, verdict_of_payload, trusted)
+        except RevokedKey:
+            return stored.version
+        if (found.release_id, found.subject) != (verdict.release_id, verdict.subject):
+            raise CorruptFile(
+                f"{where} holds another verdict.", hint="Somebody copied it there; remove it."
+            )
+        return None
+
+    version = stored_version()
+    if version is None:
+        return where
+    data = seal(payload_of_verdict(verdict, release), key)
+    try:
+        if version:
+            store.replace(where, data, version=version)
+        else:
+            store.create(where, data)
+    except Conflict:
+        # Somebody else stored it since we looked; it must say the same.
+        if stored_version() is not None:
+            raise
+    return where
+
+
 def list_attestations(
     store: Store, model: str, release_id: str, kind: AttestationKind | None = None
 ) -> tuple[Attestation, ...]:
-    """Return what was found out about a release (of one kind, or all), oldest first."""
-    prefix = f"{attestation_prefix(model, check_release_id(release_id))}/"
-    wanted = f"{prefix}{kind}-" if kind else prefix
+    """Return what became known of a release (of one kind, or all), oldest first.
+
+    For lists: the signatures of verdicts are not checked. `list_verdicts` does.
+    """
     found = (
-        read_document(store, entry.key, Attestation)
-        for entry in store.list(prefix)
-        if entry.key.startswith(wanted)
+        _unverified(store.read(key).data, key, verdict_of_payload)
+        if found_kind == _VERDICT
+        else read_document(store, key, Attestation)
+        for key, found_kind in _attestation_keys(store, model, release_id)
+        if kind in (None, found_kind)
     )
     return tuple(sorted(found, key=lambda each: each.created_at))
+
+
+def list_verdicts(
+    store: Store, model: str, release_id: str, settings: Settings
+) -> tuple[Attestation, ...]:
+    """Return the verdicts on a release, oldest first, each signed by a trusted key.
+
+    A verdict whose key was revoked counts as none: its plan must publish again. Raises otherwise as
+    `load_release`.
+    """
+    trusted = trusted_keys(settings)
+    found = []
+    for key, kind in _attestation_keys(store, model, release_id):
+        if kind == _VERDICT:
+            with contextlib.suppress(RevokedKey):
+                found.append(_verified(store.read(key).data, key, verdict_of_payload, trusted))
+    ours = (each for each in found if each.release_id == release_id)
+    return tuple(sorted(ours, key=lambda each: each.created_at))
+
+
+def _attestation_keys(store: Store, model: str, release_id: str) -> Iterable[tuple[str, str]]:
+    """Yield the keys of all attestations of a release, each with its kind."""
+    prefix = f"{attestation_prefix(model, check_release_id(release_id))}/"
+    for entry in store.list(prefix):
+        yield entry.key, entry.key.removeprefix(prefix).partition("-")[0]
 
 
 def was_rejected(store: Store, model: str, release_id: str) -> bool:
@@ -174,7 +355,7 @@ def published_by_plan(store: Store, plan: Plan, settings: Settings) -> dict[str,
     A release of the same content that an earlier plan published does not count: the gates of
     `plan` must have let it pass. Raises as `load_release`.
     """
-    found = {each.target.name: _published(store, plan, each) for each in plan.targets}
+    found = {each.target.name: _published(store, plan, each, settings) for each in plan.targets}
     published = {target: release_id for target, release_id in found.items() if release_id}
     for release_id in published.values():
         load_release(store, plan.spec.model, release_id, settings)
@@ -190,7 +371,9 @@ def release_of_plan(store: Store, plan_id: str, target: str, settings: Settings)
     """
     plan = read_document(store, plan_key(plan_id), Plan)
     for planned in plan.targets:
-        release_id = _published(store, plan, planned) if planned.target.name == target else ""
+        if planned.target.name != target:
+            continue
+        release_id = _published(store, plan, planned, settings)
         if release_id:
             return load_release(store, plan.spec.model, release_id, settings)
     raise NotFound(
@@ -199,7 +382,7 @@ def release_of_plan(store: Store, plan_id: str, target: str, settings: Settings)
     )
 
 
-def _published(store: Store, plan: Plan, planned: PlannedTarget) -> str:
+def _published(store: Store, plan: Plan, planned: PlannedTarget, settings: Settings) -> str:
     """Return the id of the release that `plan` published for a target, or nothing."""
     model, target = plan.spec.model, planned.target.name
     try:
@@ -214,7 +397,7 @@ def _published(store: Store, plan: Plan, planned: PlannedTarget) -> str:
     )
     if not store.exists(release_key(model, release_id)):
         return ""
-    verdicts = [each.subject for each in list_attestations(store, model, release_id, "verdict")]
+    verdicts = [each.subject for each in list_verdicts(store, model, release_id, settings)]
     passed = {
         each["gate"]
         for each in verdicts

@@ -93,6 +93,25 @@ class Settings(BaseSettings):
     gc_pause_s: float = Field(default=60.0, ge=0)
     """Seconds between the two looks of garbage collection: only what nobody needed at both goes."""
 
+    signing_kms_key: str = ""
+    """Key in AWS KMS that signs releases instead: key id, key ARN, `alias/…` or alias ARN; the
+    private key never leaves AWS."""
+
+    trusted_keys: Path | None = None
+    """File of the public keys whose signatures count, as `trainyard keys` writes it. Empty:
+    `keys/trusted-keys.json` below the home."""
+
+    builder_id: str = "urn:trainyard:builder"
+    """URI that names this installation in the provenance of releases, such as the address of its
+    Airflow."""
+
+    registry_username: str = ""
+    """User of the OCI registry that releases are exported to. Empty: Docker's own login, or AWS's
+    credentials for ECR."""
+
+    registry_password: SecretStr = SecretStr("")
+    """Password or token of that user."""
+
     requested_by: str = ""
     """Who asked for the work, for provenance; the DAGs set it to the user of the run."""
 
@@ -108,6 +127,11 @@ class Settings(BaseSettings):
     def work_root(self) -> Path:
         """The folder behind `work`."""
         return self.work or self.home / "work"
+
+    @property
+    def trusted_keys_file(self) -> Path:
+        """The file behind `trusted_keys`."""
+        return self.trusted_keys or self.home / "keys" / "trusted-keys.json"
 
     @property
     def serving_interpreter(self) -> Path:

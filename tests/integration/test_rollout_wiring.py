@@ -9,11 +9,10 @@ from tests.rollout_world import MODEL, make_release
 
 from trainyard.documents.release import Release
 from trainyard.errors import BadInput, NotFound
-from trainyard.releases import release_id_of
+from trainyard.releases import release_id_of, store_release
 from trainyard.rollout.channel_store import read_channel
 from trainyard.settings import Settings
-from trainyard.signing import sign_release, signing_key
-from trainyard.store.documents import create_document
+from trainyard.signing.keys import signing_key
 from trainyard.store.folder import FolderStore
 from trainyard.store.layout import release_key
 from trainyard.wiring import Rollouts, open_rollout
@@ -51,9 +50,7 @@ def release(settings: Settings, store: FolderStore) -> Release:
         serving_digest=made.serving_digest,
     )
     made = made.model_copy(update={"release_id": release_id})
-    signed = sign_release(made, signing_key(settings))
-    create_document(store, release_key(MODEL, release_id), signed)
-    return signed
+    return store_release(store, made, signing_key(settings))[0]
 
 
 @pytest.fixture

@@ -12,15 +12,26 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from tests.unit.yard import MOMENT, Yard, plan
+from tests.unit.yard import MOMENT, Yard, measurement, plan
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from trainyard import cli
 from trainyard.documents.channel import Channel, HistoryEntry
 from trainyard.documents.status import StepStatus
-from trainyard.errors import BadInput, Busy, OutOfCapacity, Refused, TrainyardError, Transient
+from trainyard.errors import (
+    BadInput,
+    Busy,
+    CorruptFile,
+    OutOfCapacity,
+    Refused,
+    TrainyardError,
+    Transient,
+)
 from trainyard.settings import get_settings
+from trainyard.signing.keys import signing_key, trusted_keys
+from trainyard.steps.gate import gate
+from trainyard.steps.publish import publish
 from trainyard.store.layout import channel_key, status_key
 
 REPOSITORY = Path(__file__).parents[2]
@@ -312,3 +323,97 @@ def test_where_tells_that_nothing_runs(yard: Yard) -> None:
     result = run("where")
     assert result.exit_code == 0
     assert "The platform does not run." in result.stdout
+
+
+class TestKeys:
+    def test_a_key_is_replaced_revoked_and_listed(
+        self, yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        first = run("keys", "new").stdout
+        second = run("keys", "new").stdout
+
+        assert first.startswith("Signs from now on: ")
+        assert second.splitlines()[0].startswith("Retired: ")
+        old = second.splitlines()[0].removeprefix("Retired: ")[:12]
+        pem = second[second.index("-----BEGIN") :]
+        (tmp_path / "yard.pem").write_text(pem)
+        assert "ed25519" in run("keys", "add", str(tmp_path / "yard.pem")).stdout
+        assert run("keys", "revoke", old, "--reason", "Leaked [x].").exit_code == 0
+        listed = run("keys", "list").stdout
+        assert f"{old} │ ed25519 │" in listed
+        assert "revoked: Leaked [x]." in listed
+        assert "│ yard " in listed
+        assert re.search(r"│ valid +│", listed)
+
+    def test_a_key_is_retired_by_the_beginning_of_its_id(self, yard: Yard) -> None:
+        run("keys", "new")
+        key_id = trusted_keys(yard.settings).keys[0].key_id
+
+        assert run("keys", "retire", key_id[:8]).stdout == f"Retired: {key_id}.\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["add"], "Give either the file of a public key or --kms."),
+            (["add", "absent.pem"], "absent.pem cannot be read"),
+            (["revoke", "fff", "--reason", "x"], "No key 'fff' is known here."),
+            (["retire", "fff"], "No key 'fff' is known here."),
+        ],
+    )
+    def test_bad_input_exits_with_10(self, yard: Yard, arguments: list[str], words: str) -> None:
+        result = run("keys", *arguments)
+
+        assert result.exit_code == 10
+        assert words in result.stderr
+
+
+class TestReleases:
+    @pytest.fixture
+    def release_id(self, yard: Yard, monkeypatch: pytest.MonkeyPatch) -> str:
+        """A published release."""
+        monkeypatch.setenv("COLUMNS", "250")
+        yard.keep_artifacts()
+        yard.keep_plan(plan())
+        yard.keep(measurement())
+        for name in ("accuracy", "latency"):
+            gate(plan(), "cpu", name, yard.context)
+        return str(publish(plan(), "cpu", yard.context).detail["release_id"])
+
+    def test_the_list_says_who_signed(self, yard: Yard, release_id: str) -> None:
+        key = signing_key(yard.settings).public
+        assert f"this installation {key.short_id}" in run("releases", "adder").stdout
+
+        run("keys", "revoke", key.short_id, "--reason", "Leaked.")
+
+        assert "a revoked key" in run("releases", "adder").stdout
+
+    def test_the_provenance_is_shown(self, yard: Yard, release_id: str) -> None:
+        shown = run("provenance", "adder").stdout
+
+        for text in (release_id, "this installation", "(ed25519)", "file:models v1", "unchanged"):
+            assert text in shown
+        statement = json.loads(run("provenance", "adder", release_id, "--json").stdout)
+        assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
+
+    def test_a_document_that_is_gone_is_named(self, yard: Yard, release_id: str) -> None:
+        yard.store.delete("measurements/candidate.json")
+
+        result = run("provenance", "adder")
+
+        assert result.exit_code == CorruptFile.exit_code
+        assert "measurements/candidate.json: GONE OR CHANGED" in result.stdout
+        assert "measurements/candidate.json is gone" in result.stderr
+
+    def test_an_export_needs_the_address_of_a_repository(self, yard: Yard, release_id: str) -> None:
+        result = run("export", "adder", "latest", "registry.example/models")
+
+        assert result.exit_code == 10
+        assert "names no repository" in result.stderr
+
+    def test_a_publication_with_a_wrong_address_does_not_begin(self, yard: Yard) -> None:
+        result = run("publish", "--plan", "p", "--target", "cpu", "--to", "nowhere")
+
+        assert result.exit_code == 10
+        assert "names no repository" in result.stderr
+        assert list(yard.store.list("")) == []

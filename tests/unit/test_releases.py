@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.unit.yard import COMPILE_KEY, MOMENT, SERVING, Yard, spec
 
-from trainyard.documents.release import Release
+from trainyard.documents.release import Release, Signature
 from trainyard.errors import BadInput, CorruptFile, NotFound
 from trainyard.releases import (
     list_attestations,
@@ -17,9 +17,10 @@ from trainyard.releases import (
     record_attestation,
     release_id_of,
     resolve_release,
+    store_release,
     was_rejected,
 )
-from trainyard.signing import sign_release, signing_key
+from trainyard.signing.keys import signing_key
 from trainyard.store.layout import release_key
 
 
@@ -28,8 +29,8 @@ def yard(tmp_path: Path) -> Yard:
     return Yard(tmp_path)
 
 
-def publish(yard: Yard, checkpoint: str, *, hours: int = 0, key: str = "") -> Release:
-    """Store a signed release of a checkpoint, under its own key or another."""
+def publish(yard: Yard, checkpoint: str, *, hours: int = 0, copied_to: str = "") -> Release:
+    """Store a signed release of a checkpoint, and a copy of it somewhere else."""
     release_id = release_id_of(
         "adder", checkpoint_digest=checkpoint, compile_key=COMPILE_KEY, serving_digest="s"
     )
@@ -52,15 +53,22 @@ def publish(yard: Yard, checkpoint: str, *, hours: int = 0, key: str = "") -> Re
         measurement_id="m1",
         spec=model_spec,
     )
-    signed = sign_release(release, signing_key(yard.settings))
-    yard.store.create(key or release_key("adder", release_id), signed.to_bytes())
+    signed, _ = store_release(yard.store, release, signing_key(yard.settings))
+    if copied_to:
+        stored = yard.store.read(release_key("adder", release_id))
+        yard.store.create(copied_to, stored.data)
     return signed
 
 
 def test_a_release_is_loaded_as_it_was_published(yard: Yard) -> None:
     signed = publish(yard, "c1")
 
-    assert load_release(yard.store, "adder", signed.release_id, yard.settings) == signed
+    loaded = load_release(yard.store, "adder", signed.release_id, yard.settings)
+    key = signing_key(yard.settings).public
+    assert loaded.model_copy(update={"signature": None}) == signed
+    assert loaded.signature == Signature(
+        key_id=key.key_id, scheme="ed25519", signer="this installation"
+    )
 
 
 def test_a_release_that_does_not_exist_is_not_found(yard: Yard) -> None:
@@ -69,9 +77,7 @@ def test_a_release_that_does_not_exist_is_not_found(yard: Yard) -> None:
 
 
 def test_a_copy_under_another_name_is_refused(yard: Yard) -> None:
-    original = publish(yard, "c1")
-    copied = release_key("adder", "adder-0123456789ab")
-    publish(yard, "c1", key=copied)
+    original = publish(yard, "c1", copied_to=release_key("adder", "adder-0123456789ab"))
 
     with pytest.raises(CorruptFile, match=f"holds the release {original.release_id}"):
         load_release(yard.store, "adder", "adder-0123456789ab", yard.settings)

@@ -33,7 +33,7 @@ from trainyard.documents.release import Release
 from trainyard.documents.status import StepStatus
 from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
 from trainyard.names import check_relative_path
-from trainyard.releases import list_attestations, load_release
+from trainyard.releases import list_attestations, list_verdicts, load_release, pins_not_held
 from trainyard.rollout.outbox import RolloutEvent
 from trainyard.serving.guard_events import GuardEvent
 from trainyard.settings import Settings
@@ -332,6 +332,9 @@ class Verifier:
             },
         )
         yield from self._verdicts(key, release)
+        for changed in pins_not_held(self._store, release.pins):
+            if self._store.exists(changed):
+                yield Problem(changed, "wrong", f"It is not the document that {key} signed.")
         pinned = {
             release.checkpoint_key,
             bundle_manifest_key(release.compile_key),
@@ -360,7 +363,7 @@ class Verifier:
 
     def _verdicts(self, key: str, release: Release) -> Iterator[Problem]:
         """Yield which attested verdicts are not there as they were attested."""
-        attested = list_attestations(self._store, release.model, release.release_id, "verdict")
+        attested = list_verdicts(self._store, release.model, release.release_id, self._settings)
         for subject in (each.subject for each in attested):
             named = str(subject["key"])
             try:
@@ -378,6 +381,8 @@ class Verifier:
         self._on_bytes(stored.size)
         _, model, release_id = stored.prefix.split("/")
         try:
+            # Those of verdicts are signed, and only this checks it.
+            list_verdicts(self._store, model, release_id, self._settings)
             found = list_attestations(self._store, model, release_id)
         except NotFound:
             return []

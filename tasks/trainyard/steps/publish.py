@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest
 from trainyard.documents.base import Provenance
-from trainyard.documents.measurement import GateVerdict
+from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import GateName, Plan
-from trainyard.documents.release import Release
-from trainyard.errors import Conflict, CorruptFile, NotFound, Refused
-from trainyard.releases import load_release, record_attestation, release_id_of
-from trainyard.signing import sign_release, signing_key
+from trainyard.documents.release import Pin, Release
+from trainyard.errors import Conflict, CorruptFile, NotFound, Refused, RevokedKey, Transient
+from trainyard.releases import (
+    load_release,
+    pins_not_held,
+    record_verdict,
+    release_id_of,
+    store_release,
+)
+from trainyard.signing.keys import SigningKey, signing_key, trusted_keys
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.gate import GateInputs, derive, read_inputs
 from trainyard.store.collection import taken_keys
-from trainyard.store.documents import read_document, substance
+from trainyard.store.documents import DocumentT, parse_document, substance
 from trainyard.store.layout import (
     bundle_manifest_key,
     evals_prefix,
@@ -44,44 +51,66 @@ _MAY_DIFFER = ("revision", "target", "measurement_id", "spec")
 """Fields that a release keeps from its first publication."""
 
 
+@dataclass(frozen=True)
+class _Proven:
+    """A stored verdict that follows from the measurement."""
+
+    verdict: GateVerdict
+    pin: Pin
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A release as it is in the store after this publication."""
+
+    release: Release
+    version: str = ""
+    """What the store calls it, if it was stored now."""
+    instead: str = ""
+    """Why it took the place of an earlier signing of the same release, if it did."""
+
+
 def publish(plan: Plan, target_name: str, context: StepContext) -> StepResult:
     """Publish the release of one target: derive its verdicts again, sign, store once.
 
     No stored verdict is trusted alone: each must be the one that follows from the measurement. A
     release of the same content that was published before is kept as it is, with the spec it was
-    signed with, and gets the new verdicts beside it.
+    signed with, and gets the new verdicts beside it. Only one that nobody can use any more is
+    signed again: its key was revoked, or a document it rests on is gone or was made again.
 
     Raises:
         Refused: a gate says no, a stored verdict is not the one that follows from the measurement,
             or the release of that id serves something else.
-        NotFound: a step before this one has not run, or what it made was removed meanwhile.
+        NotFound: a step before this one has not run.
         CorruptFile: a document is not of this plan.
+        BadInput: the signing key cannot be used.
+        Transient: what the release rests on was removed meanwhile, or AWS KMS cannot be reached.
     """
     store = context.store
     inputs = read_inputs(plan, target_name, store)
     context.progress.say(f"Deriving the verdicts of target {target_name} again.")
-    verdicts = [_proven_verdict(plan, name, inputs, store) for name in get_args(GateName)]
-    wanted = _release(plan, inputs, context)
-    _existing(wanted, context)
+    proven = [_proven_verdict(plan, name, inputs, store) for name in get_args(GateName)]
+    wanted = _release(plan, inputs, [each.pin for each in proven], context)
+    key = signing_key(context.settings)
+    _find(wanted, context)
     context.ensure_held()
     # Verdicts first, so that a release that can be seen has them.
-    for verdict in verdicts:
-        _attest(verdict, wanted, context)
-    release, version = _store_once(wanted, context)
-    _check_still_there(release, version, [*map(_key_of, verdicts), *_plan_keys(plan)], store)
-    return _result(release, wanted, verdicts, reused=not version)
+    for each in proven:
+        _attest(each.verdict, wanted, key, context)
+    stored = _store_once(wanted, key, context)
+    verdicts = [each.pin for each in proven]
+    ensure_still_there(store, stored.release, stored.version, verdicts, _plan_keys(plan))
+    return _result(stored, wanted, [each.verdict for each in proven])
 
 
-def _proven_verdict(
-    plan: Plan, gate_name: GateName, inputs: GateInputs, store: Store
-) -> GateVerdict:
+def _proven_verdict(plan: Plan, gate_name: GateName, inputs: GateInputs, store: Store) -> _Proven:
     """Return the stored verdict of a gate if it lets the release pass and is the right one."""
     derived = derive(plan, gate_name, inputs).verdict
     if derived.outcome == "fail":
         raise Refused(derived.summary, hint="A release that fails a gate is not published.")
     key = _key_of(derived)
     try:
-        stored = read_document(store, key, GateVerdict)
+        stored, pin = _read(store, f"verdict/{gate_name}", key, GateVerdict)
     except NotFound as error:
         raise NotFound(
             f"The {gate_name} gate has not judged target {derived.target} of plan {plan.plan_id}.",
@@ -94,21 +123,35 @@ def _proven_verdict(
             hint="It was changed by hand or made by another version of Trainyard; start a new "
             "release of this revision.",
         )
-    return stored
+    return _Proven(stored, pin)
 
 
-def _release(plan: Plan, inputs: GateInputs, context: StepContext) -> Release:
-    """Return the unsigned release, pinned to the checkpoint and bundle that are in the store."""
-    planned, measurement = inputs.planned, inputs.measurement
-    checkpoint = read_document(context.store, plan.checkpoint_key, CheckpointManifest)
+def _read(store: Store, name: str, key: str, kind: type[DocumentT]) -> tuple[DocumentT, Pin]:
+    """Return a document and the pin that holds a release to it."""
+    data = store.read(key).data
+    pin = Pin(name=name, key=key, sha256=hashlib.sha256(data).hexdigest())
+    return parse_document(data, key, kind), pin
+
+
+def _release(
+    plan: Plan, inputs: GateInputs, verdicts: Sequence[Pin], context: StepContext
+) -> Release:
+    """Return the unsigned release, pinned to the documents that are in the store."""
+    planned, store = inputs.planned, context.store
     bundle_key = bundle_manifest_key(planned.compile_key)
-    bundle = read_document(context.store, bundle_key, BundleManifest)
+    measured_key = measurement_key(inputs.measurement.measurement_id)
+    checkpoint, checkpoint_pin = _read(
+        store, "checkpoint-manifest", plan.checkpoint_key, CheckpointManifest
+    )
+    bundle, bundle_pin = _read(store, "bundle-manifest", bundle_key, BundleManifest)
+    measurement, measurement_pin = _read(store, "measurement", measured_key, Measurement)
     for key, right in (
         (plan.checkpoint_key, checkpoint.architecture_digest == plan.architecture_digest),
         (bundle_key, bundle.compile_key == planned.compile_key),
         (
-            measurement_key(measurement.measurement_id),
-            measurement.checkpoint_digest == checkpoint.digest,
+            measured_key,
+            measurement == inputs.measurement
+            and measurement.checkpoint_digest == checkpoint.digest,
         ),
     ):
         if not right:
@@ -132,6 +175,7 @@ def _release(plan: Plan, inputs: GateInputs, context: StepContext) -> Release:
         checkpoint_key=plan.checkpoint_key,
         checkpoint_digest=checkpoint.digest,
         revision=plan.revision,
+        source=checkpoint.source,
         compile_key=planned.compile_key,
         bundle_digest=bundle.digest,
         serving=planned.serving,
@@ -139,18 +183,38 @@ def _release(plan: Plan, inputs: GateInputs, context: StepContext) -> Release:
         served_model_name=plan.spec.client_model_name,
         toolchain=planned.toolchain,
         measurement_id=measurement.measurement_id,
+        request=plan.request,
         spec=plan.spec,
+        pins=(checkpoint_pin, bundle_pin, measurement_pin, *verdicts),
+        builder=context.settings.builder_id,
     )
 
 
-def _existing(wanted: Release, context: StepContext) -> Release | None:
+@dataclass(frozen=True)
+class _Found:
+    """A release of the same id that was published before."""
+
+    release: Release | None
+    """None if nobody can use it any more."""
+    version: str
+    why: str = ""
+    """Why nobody can use it."""
+
+
+def _find(wanted: Release, context: StepContext) -> _Found | None:
     """Return the release of that id if there is one, its signature checked.
 
     Raises Refused if it serves something else.
     """
-    if not context.store.exists(release_key(wanted.model, wanted.release_id)):
+    store, key = context.store, release_key(wanted.model, wanted.release_id)
+    try:
+        version = store.read(key).version
+    except NotFound:
         return None
-    existing = load_release(context.store, wanted.model, wanted.release_id, context.settings)
+    try:
+        existing = load_release(store, wanted.model, wanted.release_id, context.settings)
+    except RevokedKey as error:
+        return _Found(None, version, error.message)
     differing = [name for name in _CONTENT if getattr(existing, name) != getattr(wanted, name)]
     if differing:
         raise Refused(
@@ -159,11 +223,16 @@ def _existing(wanted: Release, context: StepContext) -> Release | None:
             hint="Releases never change. If the bundle was removed and compiled again, remove the "
             "release too, or release another revision.",
         )
-    return existing
+    lost = pins_not_held(store, existing.pins)
+    if lost:
+        return _Found(None, version, f"{', '.join(lost)} is gone or was made again.")
+    return _Found(existing, version)
 
 
-def _attest(verdict: GateVerdict, release: Release, context: StepContext) -> None:
-    """Put a verdict on record beside the release."""
+def _attest(
+    verdict: GateVerdict, release: Release, signing: SigningKey, context: StepContext
+) -> None:
+    """Put a signed verdict on record beside the release."""
     key = _key_of(verdict)
     subject = {
         "gate": verdict.gate,
@@ -175,30 +244,30 @@ def _attest(verdict: GateVerdict, release: Release, context: StepContext) -> Non
         "key": key,
         "digest": hashlib.sha256(substance(verdict)).hexdigest(),
     }
-    record_attestation(
+    record_verdict(
         context.store,
-        release.model,
-        release.release_id,
-        "verdict",
+        release,
         subject,
+        key=signing,
+        trusted=trusted_keys(context.settings),
         provenance=Provenance.of(context.settings, key),
     )
 
 
-def _store_once(wanted: Release, context: StepContext) -> tuple[Release, str]:
-    """Return the release as stored, and its version if it was stored now."""
-    if existing := _existing(wanted, context):
-        return existing, ""
-    signed = sign_release(wanted, signing_key(context.settings))
-    key = release_key(wanted.model, wanted.release_id)
+def _store_once(wanted: Release, key: SigningKey, context: StepContext) -> _Stored:
+    """Sign and store the release unless a good one is there."""
+    found = _find(wanted, context)
+    if found and found.release:
+        return _Stored(found.release)
+    version, instead = (found.version, found.why) if found else ("", "")
     try:
-        return signed, context.store.create(key, signed.to_bytes())
+        return _Stored(*store_release(context.store, wanted, key, version=version), instead)
     except Conflict:
         # Somebody else published it since we looked.
-        existing = _existing(wanted, context)
-        if existing is None:
+        found = _find(wanted, context)
+        if found is None or found.release is None:
             raise
-        return existing, ""
+        return _Stored(found.release)
 
 
 def _plan_keys(plan: Plan) -> list[str]:
@@ -208,28 +277,33 @@ def _plan_keys(plan: Plan) -> list[str]:
     return [plan_key(plan.plan_id), *files]
 
 
-def _check_still_there(
-    release: Release, version: str, other_keys: Sequence[str], store: Store
+def ensure_still_there(
+    store: Store,
+    release: Release,
+    version: str,
+    verdicts: Sequence[Pin] = (),
+    other_keys: Sequence[str] = (),
 ) -> None:
     """Check that garbage collection took nothing that the release names while it was written.
 
-    From now on the release protects what it names. One that was stored just now and names
-    something that is gone is withdrawn: it could never be served.
+    From now on the release protects what it names. One that was stored just now (it has a
+    `version`) and names something that is gone is withdrawn: it could never be served.
+
+    Raises Transient: the steps that make what is gone must run again.
     """
+    pins = dict.fromkeys((*release.pins, *verdicts))
     named = (
         release_key(release.model, release.release_id),
-        release.checkpoint_key,
-        bundle_manifest_key(release.compile_key),
-        measurement_key(release.measurement_id),
+        *(pin.key for pin in pins),
         *other_keys,
     )
-    missing = taken_keys(store, named)
-    if not missing:
+    gone = sorted({*pins_not_held(store, pins), *taken_keys(store, named)})
+    if not gone:
         return
     if version:
         store.delete(release_key(release.model, release.release_id), version=version)
-    raise NotFound(
-        f"{', '.join(missing)} was removed while {release.release_id} was being published"
+    raise Transient(
+        f"{', '.join(gone)} was removed or changed while {release.release_id} was being published"
         f"{', so the release was withdrawn' if version else ''}.",
         hint="Start a new release of this revision; what is missing is made again.",
     )
@@ -239,18 +313,19 @@ def _key_of(verdict: GateVerdict) -> str:
     return verdict_key(verdict.plan_id, verdict.target, verdict.gate)
 
 
-def _result(
-    release: Release, wanted: Release, verdicts: Sequence[GateVerdict], *, reused: bool
-) -> StepResult:
+def _result(stored: _Stored, wanted: Release, verdicts: Sequence[GateVerdict]) -> StepResult:
+    release = stored.release
     kept = [name for name in _MAY_DIFFER if getattr(release, name) != getattr(wanted, name)]
     message = f"Published {release.release_id}."
-    if reused:
+    if not stored.version:
         message = f"Release {release.release_id} was published before."
+    if stored.instead:
+        message = f"Published {release.release_id} again: {stored.instead}"
     if kept:
         message += f" It keeps what it was signed with then: its {', '.join(kept)} differ from now."
     return StepResult(
         key=release_key(release.model, release.release_id),
-        reused=reused,
+        reused=not stored.version,
         message=message,
         detail={
             "release_id": release.release_id,

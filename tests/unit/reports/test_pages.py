@@ -24,7 +24,7 @@ from trainyard.documents.evidence import JudgeSpec, MetricVerdict, Verdict, defa
 from trainyard.documents.look import Look, RouteCounters, Snapshot
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import GateName, Plan
-from trainyard.documents.release import Release, Signature
+from trainyard.documents.release import Pin, Release, Signature
 from trainyard.gates.verdict import derive_verdict
 from trainyard.reports.gate import gate_report_html
 from trainyard.reports.release import release_report_html
@@ -98,9 +98,11 @@ def release(**changes: Any) -> Release:
         "serving_digest": "s" * 64,
         "served_model_name": "adder",
         "toolchain": {},
+        "source": "file:models",
         "measurement_id": "candidate",
         "spec": model_spec,
-        "signature": Signature(key_id="f00dfeed", public_key="p", value="v"),
+        "pins": (Pin(name="measurement", key="measurements/m1.json", sha256="a" * 64),),
+        "signature": Signature(key_id="f00dfeed" * 8, scheme="ed25519", signer="yard crew"),
     }
     return Release(**{**values, **changes})
 
@@ -311,7 +313,10 @@ def test_the_release_page_shows_gates_figures_and_identity() -> None:
     assert "ttft_p99_ms 210" in page.text
     assert "completed requests 64" in page.text
     assert f"Bundle digest {'b' * 64}" in page.text
-    assert "with the key f00dfeed" in page.text
+    assert f"by yard crew with the ed25519 key {'f00dfeed' * 8}" in page.text
+    assert "Source file:models" in page.text
+    assert "Made by urn:trainyard:builder, trainyard" in page.text
+    assert f"measurement measurements/m1.json, sha256 {'a' * 64}" in page.text
     assert "processor Test CPU" in page.text
     assert "ready after 12.5 s, engine 4.25 s, 0 files compiled anew" in page.text
 

@@ -20,9 +20,9 @@ from trainyard.documents.measurement import Measurement, StartFigures
 from trainyard.documents.plan import Plan, ReleaseRequest
 from trainyard.documents.release import Release
 from trainyard.errors import BadInput, CorruptFile, NotFound, Transient
-from trainyard.releases import release_id_of
+from trainyard.releases import release_id_of, store_release
 from trainyard.settings import Settings
-from trainyard.signing import sign_release, signing_key
+from trainyard.signing.keys import signing_key
 from trainyard.sources.factory import open_source
 from trainyard.sources.files import read_architecture
 from trainyard.spec.loader import load_spec
@@ -178,8 +178,7 @@ def store_stable_release(context: StepContext, plan_made: Plan, environment: str
         measurement_id=planned.measurement_id,
         spec=plan_made.spec,
     )
-    signed = sign_release(release, signing_key(context.settings))
-    create_document(context.store, release_key("adder", release.release_id), signed)
+    signed, _ = store_release(context.store, release, signing_key(context.settings))
     track = Track(release_id=release.release_id, since=datetime.now(UTC))
     channel = Channel(model="adder", environment=environment, stable=track)
     create_document(context.store, channel_key("adder", environment), channel)

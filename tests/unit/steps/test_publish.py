@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,15 +17,18 @@ from trainyard.canonical import digest
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import Plan
 from trainyard.documents.release import Release
-from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, Refused
+from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, Refused, Transient
+from trainyard.materialize import materialize_release
 from trainyard.releases import (
     list_attestations,
     list_releases,
+    list_verdicts,
     load_release,
+    pins_not_held,
     published_by_plan,
     release_of_plan,
 )
-from trainyard.signing import sign_release, signing_key
+from trainyard.signing.keys import new_local_key, revoke, signing_key
 from trainyard.steps.context import StepContext
 from trainyard.steps.gate import gate
 from trainyard.steps.publish import publish
@@ -88,6 +94,23 @@ def test_a_release_pins_everything_it_is_made_of_and_is_signed(yard: Yard) -> No
     assert (release.revision, release.measurement_id, release.lane) == ("v1", "candidate", "cpu")
     assert release.spec == spec()
     assert set(release.provenance.inputs) == {"plans/adder-plan.json", *NAMED[:3]}
+    assert (release.source, release.request) == ("file:models", plan().request)
+
+
+def test_a_release_holds_what_it_names_byte_for_byte(yard: Yard) -> None:
+    publish(plan(), "cpu", yard.context)
+
+    release = only_release(yard)
+    assert {pin.key: pin.sha256 for pin in release.pins} == {
+        key: hashlib.sha256(yard.store.read(key).data).hexdigest() for key in NAMED
+    }
+    assert [pin.name for pin in release.pins] == [
+        "checkpoint-manifest",
+        "bundle-manifest",
+        "measurement",
+        "verdict/accuracy",
+        "verdict/latency",
+    ]
 
 
 def test_the_id_follows_from_what_is_served(yard: Yard) -> None:
@@ -102,6 +125,8 @@ def test_the_verdicts_are_attested_with_their_digests(yard: Yard) -> None:
     publish(plan(), "cpu", yard.context)
 
     attested = list_attestations(yard.store, "adder", only_release(yard).release_id)
+    signed = list_verdicts(yard.store, "adder", only_release(yard).release_id, yard.settings)
+    assert [each.subject for each in signed] == [each.subject for each in attested]
     assert {each.kind for each in attested} == {"verdict"}
     by_gate = {each.subject["gate"]: each.subject for each in attested}
     assert set(by_gate) == {"accuracy", "latency"}
@@ -250,15 +275,44 @@ def test_a_release_of_the_same_id_that_serves_something_else_is_refused(yard: Ya
 
 def test_a_stored_release_that_was_changed_is_not_reused(yard: Yard) -> None:
     publish(plan(), "cpu", yard.context)
-    release = only_release(yard)
-    replace(
-        yard,
-        release_key("adder", release.release_id),
-        release.model_copy(update={"revision": "v0"}),
-    )
+    key = release_key("adder", only_release(yard).release_id)
+    stored = yard.store.read(key)
+    envelope = json.loads(stored.data)
+    payload = base64.b64decode(envelope["payload"]).replace(b'"revision":"v1"', b'"revision":"v0"')
+    envelope["payload"] = base64.b64encode(payload).decode()
+    data = json.dumps(envelope, indent=2).encode() + b"\n"
+    yard.store.replace(key, data, version=stored.version)
 
     with pytest.raises(BadInput, match="changed after it was signed"):
         publish(plan(), "cpu", yard.context)
+
+
+def test_a_release_of_a_revoked_key_is_signed_again_by_todays(yard: Yard) -> None:
+    publish(plan(), "cpu", yard.context)
+    old, _ = signing_key(yard.settings).public, new_local_key(yard.settings)
+    revoke(yard.settings, old.key_id, "Leaked.")
+    assert published_by_plan(yard.store, plan(), yard.settings) == {}
+
+    result = publish(plan(), "cpu", yard.context)
+
+    assert not result.reused
+    assert "was revoked" in result.message
+    release = load_release(yard.store, "adder", only_release(yard).release_id, yard.settings)
+    assert release.signature is not None
+    assert release.signature.key_id == signing_key(yard.settings).public.key_id
+    assert len(list_verdicts(yard.store, "adder", release.release_id, yard.settings)) == 2
+    assert published_by_plan(yard.store, plan(), yard.settings) == {"cpu": release.release_id}
+
+
+def test_a_release_whose_manifest_was_made_again_is_signed_again(yard: Yard) -> None:
+    publish(plan(), "cpu", yard.context)
+    yard.store.delete(NAMED[0])
+    yard.keep_artifacts()
+
+    result = publish(plan(), "cpu", yard.context)
+
+    assert f"again: {NAMED[0]} is gone or was made again." in result.message
+    assert publish(plan(), "cpu", yard.context).reused
 
 
 class Sweeping(FolderStore):
@@ -280,7 +334,7 @@ def test_a_release_whose_parts_were_collected_meanwhile_is_withdrawn(
     store = Sweeping(yard.store.root)
     store.taken = taken
 
-    with pytest.raises(NotFound, match="so the release was withdrawn") as gone:
+    with pytest.raises(Transient, match="so the release was withdrawn") as gone:
         publish(plan(), "cpu", context_with(yard, store))
 
     assert taken in gone.value.message
@@ -300,21 +354,17 @@ class Outrun(FolderStore):
         return super().create(key, data)
 
 
-def test_who_comes_second_takes_the_release_of_the_first(yard: Yard, tmp_path: Path) -> None:
-    other = Yard(tmp_path / "other")
-    other.keep_artifacts()
-    judged(other, plan(), measurement())
-    publish(plan(), "cpu", other.context)
-    theirs = sign_release(
-        only_release(other).model_copy(update={"signature": None}), signing_key(yard.settings)
-    )
+def test_who_comes_second_takes_the_release_of_the_first(yard: Yard) -> None:
+    publish(plan(), "cpu", yard.context)
+    key = release_key("adder", only_release(yard).release_id)
     store = Outrun(yard.store.root)
-    store.theirs = theirs.to_bytes()
+    store.theirs = yard.store.read(key).data
+    yard.store.delete(key)
 
     result = publish(plan(), "cpu", context_with(yard, store))
 
     assert result.reused
-    assert only_release(yard) == theirs
+    assert yard.store.read(key).data == store.theirs
 
 
 def test_a_conflict_without_a_release_is_passed_on(yard: Yard) -> None:
@@ -343,8 +393,93 @@ def test_two_publications_say_the_same(yard: Yard, tmp_path: Path) -> None:
     judged(twin, plan(), measurement())
     publish(plan(), "cpu", twin.context)
 
-    unsigned = [
-        substance(only_release(each).model_copy(update={"signature": None}))
+    said = [
+        # The documents beside it carry the moment in which they were made.
+        substance(only_release(each).model_copy(update={"pins": ()}))
         for each in (yard, twin)
     ]
-    assert unsigned[0] == unsigned[1]
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("key", NAMED[:2])
+def test_a_flipped_byte_in_a_manifest_is_found_before_serving(
+    key: str, yard: Yard, tmp_path: Path
+) -> None:
+    publish(plan(), "cpu", yard.context)
+    release = only_release(yard)
+    stored = yard.store.read(key).data
+
+    for place in range(len(stored)):
+        flipped = bytearray(stored)
+        flipped[place] ^= 1
+        yard.store.put(key, bytes(flipped))
+        with pytest.raises(CorruptFile, match=f"{key} is not the document that release"):
+            materialize_release(yard.store, release, tmp_path / "node")
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_a_flipped_byte_in_whatever_a_release_names_is_found(key: str, yard: Yard) -> None:
+    publish(plan(), "cpu", yard.context)
+    release = only_release(yard)
+    assert pins_not_held(yard.store, release.pins) == []
+
+    yard.store.put(key, yard.store.read(key).data.replace(b"2", b"3", 1))
+
+    assert pins_not_held(yard.store, release.pins) == [key]
+
+
+@pytest.mark.parametrize("folder", ["releases", "attestations"])
+def test_a_flipped_byte_in_what_is_signed_is_found_and_named(folder: str, yard: Yard) -> None:
+    publish(plan(), "cpu", yard.context)
+    key = next(entry.key for entry in yard.store.list(folder))
+    stored = yard.store.read(key).data
+
+    for place in range(0, len(stored), 101):
+        flipped = bytearray(stored)
+        flipped[place] ^= 1
+        yard.store.put(key, bytes(flipped))
+        with pytest.raises(BadInput, match=key):
+            published_by_plan(yard.store, plan(), yard.settings)
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+class Dying(FolderStore):
+    """A store whose process dies before or after its change number `left`."""
+
+    left: int = 0
+    after: bool = False
+
+    def create(self, key: str, data: bytes) -> str:
+        if self.left == 0 and not self.after:
+            raise Killed
+        version = super().create(key, data)
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        return version
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_publication_may_die_at_every_change_and_run_again(after: bool, tmp_path: Path) -> None:
+    deaths = 0
+    for number in range(10):
+        yard = Yard(tmp_path / str(number))
+        yard.keep_artifacts()
+        judged(yard, plan(), measurement())
+        store = Dying(yard.store.root)
+        store.left, store.after = number, after
+        try:
+            publish(plan(), "cpu", context_with(yard, store))
+        except Killed:
+            deaths += 1
+        for release in list_releases(yard.store, "adder"):
+            load_release(yard.store, "adder", release.release_id, yard.settings)
+            assert pins_not_held(yard.store, release.pins) == []
+        publish(plan(), "cpu", yard.context)
+        assert list(published_by_plan(yard.store, plan(), yard.settings)) == ["cpu"]
+        if deaths <= number:
+            break
+    assert deaths == 3
