@@ -10,7 +10,7 @@ import tempfile
 import pytest
 from hypothesis import settings
 
-for name in [name for name in os.environ if name.startswith(("TRAINYARD_", "AIRFLOW_"))]:
+for name in [name for name in os.environ if name.startswith(("TRAINYARD_", "AIRFLOW_", "HF_"))]:
     del os.environ[name]
 
 # Airflow reads its home once, when it is first imported, and writes into it.
