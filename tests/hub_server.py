@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -134,8 +135,7 @@ class HubServer:
 
     def _serve(self, origin: str) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"hub": self, "origin": origin})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), handler)
         threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         ).start()
@@ -161,6 +161,15 @@ class HubServer:
         self._ended.wait(seconds)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep quiet about clients that have gone; anything else is a defect of this server."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Refused(Exception):
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         super().__init__(status)
@@ -171,6 +180,7 @@ class _Refused(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     hub: HubServer
     origin: str
 
@@ -229,7 +239,9 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos.get(name)
         if repo is None or (repo.private and self.token not in repo.readers):
             # Without a token the Hub does not tell whether there is such a model.
-            raise _Refused(401 if self.token is None else 404, "RepoNotFound", "Repository not found")
+            raise _Refused(
+                401 if self.token is None else 404, "RepoNotFound", "Repository not found"
+            )
         return repo
 
     def _commit(self, repo: Repo, revision: str) -> str:

@@ -44,8 +44,6 @@ from trainyard.sources.retrying import Failure, Retries
 from trainyard.spec.model import HUB_REVISION_PATTERN, HuggingFaceSource
 from trainyard.spec.patterns import selected
 
-CHUNK_BYTES = 1 << 20
-
 TOKEN_HINT = (
     "Set TRAINYARD_HUB_TOKEN or HF_TOKEN, or name an Airflow connection in TRAINYARD_HUB_CONNECTION"
 )
@@ -208,7 +206,8 @@ class HubSource:
             skip = 0 if response.status_code == 206 else first
             _check_range(response, file, first)
             left = end - first
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            # Without a size for the chunks, so that what arrived before a cut is not lost.
+            for chunk in response.iter_raw():
                 kept = chunk[skip:][:left]
                 skip = max(0, skip - len(chunk))
                 left -= len(kept)

@@ -278,6 +278,7 @@ class S3PrefixSource:
         from botocore.exceptions import (
             BotoCoreError,
             ClientError,
+            EndpointConnectionError,
             FlexibleChecksumError,
             HTTPClientError,
             IncompleteReadError,
@@ -295,7 +296,7 @@ class S3PrefixSource:
                     hint="Nothing was kept. Try again; if it stays so, upload the file again.",
                 )
             )
-        if isinstance(error, HTTPClientError | IncompleteReadError):
+        if isinstance(error, HTTPClientError | EndpointConnectionError | IncompleteReadError):
             return Failure(
                 Transient(
                     f"The connection to S3 failed ({where}, {type(error).__name__}).",

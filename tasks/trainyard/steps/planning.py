@@ -306,7 +306,9 @@ def _steps(
             else f"Revision {resolved.revision} is not in the store yet: {len(resolved.files)} "
             f"files, {_size(size)}."
         )
-        + (f" Code or pickles that the spec allows are among its files: {allowed}." * bool(allowed)),
+        + (
+            f" Code or pickles that the spec allows are among its files: {allowed}." * bool(allowed)
+        ),
     )
     for target in targets:
         yield from _target_steps(facts, target, plan_id, exists)

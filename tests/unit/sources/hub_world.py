@@ -27,17 +27,31 @@ def model(*, fill: int = 0, **files: bytes) -> dict[str, bytes]:
 
 
 def settings(server: HubServer, **changes: Any) -> Settings:
-    """Return settings that lead to the server, and give up soon."""
+    """Return settings that lead to the server."""
     values: Mapping[str, Any] = {
         "hub_endpoint": server.url,
-        "source_timeout_s": 0.3,
+        "source_timeout_s": 10,
         "source_attempts": 3,
         **changes,
     }
     return Settings(**values)
 
 
-def hub(server: HubServer, *, token: str = "", repo: str = REPO, **spec: Any) -> HubSource:
+def hub(
+    server: HubServer,
+    *,
+    token: str = "",
+    timeout_s: float = 10,
+    endpoint: str = "",
+    **spec: Any,
+) -> HubSource:
     """Return the model on the server as a source."""
-    named = HuggingFaceSource(kind="huggingface", repo=repo, **spec)
-    return HubSource(named, settings(server, hub_token=token))
+    return HubSource(
+        HuggingFaceSource(kind="huggingface", repo=REPO, **spec),
+        settings(
+            server,
+            hub_token=token,
+            source_timeout_s=timeout_s,
+            hub_endpoint=endpoint or server.url,
+        ),
+    )
