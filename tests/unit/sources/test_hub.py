@@ -210,6 +210,14 @@ class TestReading:
         ranges = [seen.range for seen in server.requests("Signature")[-3:]]
         assert ranges == [f"bytes={first}-{len(BIG) - 1}" for first in (0, 100_000, 200_000)]
 
+    def test_a_mirror_without_ranges_is_slow_but_right(self, server: HubServer) -> None:
+        server.add(REPO, model(model__safetensors=BIG))
+        server.ignores_ranges = True
+        source = hub(server)
+        resolved = source.resolve(None)
+        with source.open_range(resolved, "model.safetensors", 150_000, 1_000) as stream:
+            assert stream.read() == BIG[150_000:151_000]
+
     def test_a_connection_that_is_always_cut_is_given_up(self, server: HubServer) -> None:
         server.add(REPO, model(model__safetensors=BIG))
         source = hub(server)
