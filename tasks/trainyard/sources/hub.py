@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import HfApi, get_session, hf_hub_url
@@ -56,7 +57,10 @@ class HubSource:
     """A `Source` on the Hub."""
 
     def __init__(self, source: HuggingFaceSource, settings: Settings) -> None:
-        """Use the model that `source` names; nothing is sent before a revision is resolved."""
+        """Use the model that `source` names; nothing is sent before a revision is resolved.
+
+        Raises BadInput if the endpoint holds credentials.
+        """
         self._source = source
         self._timeout_s = settings.source_timeout_s
         self._retries = Retries(settings.source_attempts)
@@ -73,6 +77,9 @@ class HubSource:
             library_version=__version__,
         )
         self._endpoint = str(self._api.endpoint)
+        if "@" in urlsplit(self._endpoint).netloc:
+            # It is shown in messages and stored in manifests.
+            raise BadInput("The URL of the Hub holds credentials.", hint=f"{TOKEN_HINT}.")
         self._reads = SmallReads()
 
     def peek(self, revision: str | None) -> tuple[str, str]:
@@ -115,7 +122,9 @@ class HubSource:
 
     def open_range(self, resolved: ResolvedRevision, path: str, start: int, size: int) -> BinaryIO:
         """Open a range of one listed file. Raises as `open`."""
-        return self._open(resolved.revision, listed(resolved, path), start, size)
+        file = listed(resolved, path)
+        remembered = self._reads.recall(file, start, size)
+        return remembered or self._remote(resolved.revision, file, start, size)
 
     @property
     def _uri(self) -> str:
@@ -171,7 +180,7 @@ class HubSource:
         )
 
     def _open(self, commit: str, file: SourceFile, start: int, size: int) -> BinaryIO:
-        """Open a range; the small ones are fetched once."""
+        """Open a range to judge the revision by; it is kept in memory as long as there is room."""
         return self._reads.open(file, start, size, lambda: self._remote(commit, file, start, size))
 
     def _remote(self, commit: str, file: SourceFile, start: int, size: int) -> BinaryIO:

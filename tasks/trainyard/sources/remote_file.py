@@ -140,6 +140,11 @@ class SmallReads:
         self._contents: dict[tuple[str, str | None, int, int], bytes] = {}
         self._mutex = threading.Lock()
 
+    def recall(self, file: SourceFile, start: int, size: int) -> BinaryIO | None:
+        """Return a range that is remembered; None if it is not. Nothing is fetched."""
+        known = self._contents.get((file.path, file.version, start, size))
+        return None if known is None else io.BytesIO(known)
+
     def open(
         self, file: SourceFile, start: int, size: int, connect: Callable[[], BinaryIO]
     ) -> BinaryIO:

@@ -116,7 +116,9 @@ class S3PrefixSource:
 
     def open_range(self, resolved: ResolvedRevision, path: str, start: int, size: int) -> BinaryIO:
         """Open a range of one listed file. Raises as `open`."""
-        return self._open(resolved.revision, listed(resolved, path), start, size)
+        file = listed(resolved, path)
+        remembered = self._reads.recall(file, start, size)
+        return remembered or self._remote(resolved.revision, file, start, size)
 
     @property
     def _uri(self) -> str:
@@ -234,7 +236,7 @@ class S3PrefixSource:
         )
 
     def _open(self, revision: str, file: SourceFile, start: int, size: int) -> BinaryIO:
-        """Open a range; the small ones are fetched once."""
+        """Open a range to judge the revision by; it is kept in memory as long as there is room."""
         return self._reads.open(
             file, start, size, lambda: self._remote(revision, file, start, size)
         )

@@ -190,7 +190,8 @@ def _keys(part: type[SpecPart] | None) -> dict[str, str]:
 def _unknown_key(key: str, part: type[SpecPart] | None) -> tuple[str, str]:
     if key == "<<":
         return "Merge keys are not allowed.", "Write the keys out."
-    if _SECRET_KEYS.search(key.lower()):
+    # Elsewhere it is a typing error, of `max_num_batched_tokens` for example.
+    if "kind" in _keys(part) and _SECRET_KEYS.search(key.lower()):
         return f"{key!r}: credentials do not belong into a spec.", SECRETS_ELSEWHERE
     return f"There is no key {key!r} here.", choose(key, list(_keys(part)))
 

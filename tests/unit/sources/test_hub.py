@@ -183,6 +183,17 @@ class TestReading:
             assert stream.read() == BIG[start : start + size]
         assert server.served_bytes == size
 
+    def test_large_ranges_are_not_kept_in_memory(self, server: HubServer) -> None:
+        server.add(REPO, model(model__safetensors=BIG))
+        source = hub(server)
+        resolved = source.resolve(None)
+        for _ in range(2):
+            server.served_bytes = 0
+            with source.open_range(resolved, "model.safetensors", 0, len(BIG)) as stream:
+                assert stream.read(1) == BIG[:1]
+                assert stream.read() == BIG[1:]
+            assert server.served_bytes == len(BIG)
+
     def test_only_listed_files(self, server: HubServer) -> None:
         server.add(REPO, model(README__md=b"x"))
         source = hub(server)
@@ -366,6 +377,10 @@ class TestFailures:
     @pytest.mark.parametrize("endpoint", ["ftp://hub", "hub", "http://"])
     def test_an_endpoint_that_is_no_url(self, server: HubServer, endpoint: str) -> None:
         refused(BadInput, lambda: hub(server, endpoint=endpoint).peek(None))
+
+    def test_an_endpoint_with_credentials(self, server: HubServer) -> None:
+        message = refused(BadInput, lambda: hub(server, endpoint="http://ada:s3cr3t@hub.example"))
+        assert "s3cr3t" not in message
 
     def test_a_link_to_a_file_is_in_no_text(self, server: HubServer) -> None:
         server.add(REPO, model())

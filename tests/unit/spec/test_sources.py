@@ -126,6 +126,14 @@ def test_credentials_have_another_place(tmp_path: Path, source: Any) -> None:
     )
 
 
+def test_only_a_source_is_suspected_of_credentials(tmp_path: Path) -> None:
+    target = {**SPEC["targets"][0], "max_num_batched_token": 64}
+    path = tmp_path / "adder.yaml"
+    path.write_text(yaml.safe_dump({**SPEC, "targets": [target]}), encoding="utf-8")
+    (problem,) = check_files([path])
+    assert "Did you mean max_num_batched_tokens?" in problem.remedy
+
+
 @given(
     st.text(st.sampled_from("ab*?/.[]"), min_size=1, max_size=8),
     st.lists(st.text(st.sampled_from("ab*?/.[]"), min_size=1, max_size=6), max_size=2),
