@@ -14,11 +14,14 @@ for name in [name for name in os.environ if name.startswith(("TRAINYARD_", "AIRF
     del os.environ[name]
 # Whoever runs the tests may have set it (pytest's own workers do); consoles would keep that width.
 os.environ.pop("COLUMNS", None)
+for name in ("HF_TOKEN", "HF_ENDPOINT"):
+    os.environ.pop(name, None)
 
 # Airflow reads its home once, when it is first imported, and writes into it.
 _airflow_home = tempfile.mkdtemp(prefix="trainyard-tests-airflow-")
 atexit.register(shutil.rmtree, _airflow_home, ignore_errors=True)
 os.environ["AIRFLOW_HOME"] = _airflow_home
+os.environ["HF_TOKEN_PATH"] = f"{_airflow_home}/no-token-of-the-developer"
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 
 # A busy machine is no reason for a property to fail.

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from airflow.sdk import BaseOperator, Context
 
 from trainyard_airflow.exceptions import outcome_exception
+from trainyard_airflow.hub_credentials import SOURCE_STEPS, hub_credentials
 from trainyard_airflow.identity import requested_by
 
 Interpreter = Literal["control", "serve"]
@@ -90,7 +91,12 @@ class StepOperator(BaseOperator):
         from trainyard.platform.environment import base_environment, trainyard_environment
         from trainyard.settings import get_settings
 
-        env = base_environment() | trainyard_environment(get_settings())
+        settings = get_settings()
+        env = base_environment() | trainyard_environment(settings)
+        if self.step in SOURCE_STEPS:
+            env |= hub_credentials(settings.hub_connection)
+        else:
+            env.pop("TRAINYARD_HUB_TOKEN", None)
         env["TRAINYARD_DAG_RUN"] = f"{context['dag'].dag_id}/{context['run_id']}"
         env["TRAINYARD_REQUESTED_BY"] = requested_by(context)
         self.log.info("Running: %s", " ".join(command))

@@ -112,6 +112,36 @@ class Settings(BaseSettings):
     registry_password: SecretStr = SecretStr("")
     """Password or token of that user."""
 
+    hub_endpoint: str = ""
+    """URL of the Hugging Face Hub or of a mirror. Empty: HF_ENDPOINT, else the public Hub."""
+
+    hub_token: SecretStr = SecretStr("")
+    """Token for gated and private models. Empty: HF_TOKEN, else what `hf auth login` stored."""
+
+    hub_connection: str = ""
+    """Airflow connection whose password is the Hub token of the steps that read sources (and whose
+    host, if it has one, is the endpoint). Empty: the token of the environment."""
+
+    source_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds that a source may take to accept a connection or to send its next bytes."""
+
+    source_attempts: int = Field(default=6, ge=1)
+    """How often a request to a source is made before its failure counts. Waits between them double
+    from half a second to 15 s, so that six bridge an outage of 15 s; Airflow's retries come on
+    top."""
+
+    s3_endpoint_url: str = ""
+    """URL of a store that speaks S3's protocol. Empty: AWS, or AWS_ENDPOINT_URL_S3."""
+
+    s3_region: str = ""
+    """AWS region. Empty: that of the AWS configuration."""
+
+    s3_addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    """Where the bucket's name goes: into the `path` (as most other stores want it) or the host."""
+
+    s3_profile: str = ""
+    """Profile of the AWS configuration. Empty: the usual chain of credentials."""
+
     requested_by: str = ""
     """Who asked for the work, for provenance; the DAGs set it to the user of the run."""
 

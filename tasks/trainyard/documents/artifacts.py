@@ -33,6 +33,8 @@ class CheckpointManifest(Document):
     """The source's listing when the files were read; equal to a plan's: the same content."""
     parameters: int
     """Elements of all tensors."""
+    allowed_files: tuple[str, ...] = ()
+    """Code or pickles among the files, which the spec allowed by name."""
 
 
 class NeffRecord(Frozen):

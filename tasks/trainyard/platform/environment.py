@@ -49,6 +49,10 @@ def trainyard_environment(settings: Settings) -> dict[str, str]:
         # Not resolved: a virtual environment's interpreter is a link, and the link is what counts.
         "TRAINYARD_SERVE_PYTHON": str(settings.serving_interpreter.absolute()),
     }
+    for name in ("TOKEN", "ENDPOINT"):
+        # Under our own name: servers get no variable of ours, so that they never see a token.
+        if f"HF_{name}" in os.environ:
+            env.setdefault(f"TRAINYARD_HUB_{name}", os.environ[f"HF_{name}"])
     return env
 
 

@@ -9,6 +9,8 @@ from trainyard.errors import BadInput
 from trainyard.settings import Settings
 from trainyard.sources.local import LocalSource
 from trainyard.sources.protocol import Source
+from trainyard.spec.model import HuggingFaceSource, S3Source
+from trainyard.spec.model import LocalSource as LocalSpec
 from trainyard.spec.model import Source as SourceSpec
 
 
@@ -18,15 +20,28 @@ def open_source(source: SourceSpec, *, base: Path, settings: Settings) -> Source
     Args:
         source: the part of the spec that names it.
         base: the folder that relative paths start from: that of the spec file.
-        settings: for `${TRAINYARD_HOME}`.
+        settings: for `${TRAINYARD_HOME}`, endpoints and credentials.
 
     Raises:
         BadInput: the path holds a variable that has no meaning here.
     """
+    # The libraries of a remote source take longer to load than a local one takes to read.
+    if isinstance(source, HuggingFaceSource):
+        from trainyard.sources.hub import HubSource
+
+        return HubSource(source, settings)
+    if isinstance(source, S3Source):
+        from trainyard.sources.s3 import S3PrefixSource
+
+        return S3PrefixSource(source, settings)
+    return _open_local(source, base, settings)
+
+
+def _open_local(source: LocalSpec, base: Path, settings: Settings) -> LocalSource:
     path = source.path.replace("${TRAINYARD_HOME}", str(settings.home))
     if unknown := re.search(r"\$\{[^}]*\}?", path):
         raise BadInput(
             f"source.path {source.path!r} holds the unknown variable {unknown.group()}.",
             hint="Only ${TRAINYARD_HOME} is known there.",
         )
-    return LocalSource(base / Path(path).expanduser())
+    return LocalSource(base / Path(path).expanduser(), allow_files=source.allow_files)

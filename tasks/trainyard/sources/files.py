@@ -2,22 +2,28 @@
 
 Only safetensors and known text files are loaded. Pickles run code when they are opened and code
 files speak for themselves: both are refused wherever they lie in the model's top folder, because
-libraries choose by file name what they open. Other files (READMEs, images, other formats) and
-subfolders are left where they are: nothing loads them.
+libraries choose by file name what they open. A spec may allow single ones by their exact names.
+Other files (READMEs, images, other formats) and subfolders are left where they are: nothing loads
+them.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from trainyard.errors import BadInput, CorruptFile
 from trainyard.sources.architecture import Tensor, architecture_digest, parameters
+from trainyard.sources.names import collision_problems, name_problems
 from trainyard.sources.protocol import ResolvedRevision, Source, SourceFile
-from trainyard.sources.safetensors_header import read_header
+from trainyard.sources.safetensors_header import MAX_HEADER_BYTES, Header, read_header
+
+T = TypeVar("T")
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -35,6 +41,12 @@ CODE_SUFFIXES = frozenset({".py", ".pyc", ".so", ".dll", ".dylib", ".sh"})
 
 MAX_TEXT_BYTES = 256 << 20
 """A text file larger than this is refused; the largest tokenizers have some 30 MB."""
+
+HEAD_BYTES = 128 << 10
+"""Fetched of each weight file at first; most headers are shorter."""
+
+READERS = 8
+"""Files that are read at the same time: behind a network each takes several round trips."""
 
 
 @dataclass(frozen=True)
@@ -67,35 +79,54 @@ class Inspection:
     """None if there are problems."""
     problems: tuple[str, ...]
     """Each says what is wrong and what to do."""
+    allowed: tuple[str, ...] = ()
+    """Those of the files that only the spec's permission lets in."""
 
 
-Opener = Callable[[str], BinaryIO]
+OpenRange = Callable[[SourceFile, int, int], BinaryIO]
+"""Opens a range of a file: its first byte and its size in bytes."""
 
 
-def inspect_files(listing: Iterable[SourceFile], open_file: Opener) -> Inspection:
+def inspect_files(
+    listing: Iterable[SourceFile],
+    open_range: OpenRange,
+    *,
+    allow_files: Collection[str] = (),
+    leave_out: str = "remove them",
+) -> Inspection:
     """Judge the files of one revision.
 
     Args:
         listing: every file of the revision.
-        open_file: opens one of them by its path.
+        open_range: reads of them. Of weight files only the headers are read.
+        allow_files: exact names of code or pickles that are let in.
+        leave_out: how others are kept out of this source, for messages.
     """
     everything = sorted(listing, key=lambda file: file.path)
     if not everything:
         return Inspection((), None, ("the folder is empty",))
-    problems = _refused(everything)
-    files = {file.path: file for file in everything if _is_loaded(file.path)}
-    documents = _read_documents(files, open_file, problems)
+    if misnamed := name_problems(file.path for file in everything):
+        return Inspection((), None, tuple(misnamed))
+    problems = _refused(everything, allow_files, leave_out)
+    files = {
+        file.path: file
+        for file in everything
+        if _is_loaded(file.path) or (file.path in allow_files and file.path != RESERVED)
+    }
+    problems += collision_problems(files)
+    documents = _read_documents(files, open_range, problems)
     config = documents.get(CONFIG)
     if isinstance(config, dict) and not config.get("architectures"):
         problems.append(f"{CONFIG} names no architecture; its key `architectures` is missing")
     shards = _shards(files, documents.get(INDEX), problems)
-    tensors = _read_tensors(shards, documents.get(INDEX), open_file, problems)
+    tensors = _read_tensors(shards, documents.get(INDEX), open_range, problems)
     chosen = tuple(
         file for path, file in files.items() if not path.endswith(WEIGHTS_SUFFIX) or file in shards
     )
+    allowed = tuple(file.path for file in chosen if not _is_loaded(file.path))
     if problems or not isinstance(config, dict):
-        return Inspection(chosen, None, tuple(problems))
-    return Inspection(chosen, Architecture(config, tuple(sorted(tensors))), ())
+        return Inspection(chosen, None, tuple(problems), allowed)
+    return Inspection(chosen, Architecture(config, tuple(sorted(tensors))), (), allowed)
 
 
 def read_architecture(source: Source, resolved: ResolvedRevision) -> Architecture:
@@ -105,7 +136,11 @@ def read_architecture(source: Source, resolved: ResolvedRevision) -> Architectur
         BadInput: the files do not fit together any more.
         NotFound, Transient: as `Source.open`.
     """
-    found = inspect_files(resolved.files, lambda path: source.open(resolved, path))
+    found = inspect_files(
+        resolved.files,
+        lambda file, start, size: source.open_range(resolved, file.path, start, size),
+        allow_files=resolved.allowed,
+    )
     if found.architecture is None:
         raise unusable(resolved.revision, resolved.uri, found.problems)
     return found.architecture
@@ -131,43 +166,52 @@ def _is_loaded(path: str) -> bool:
     return path.endswith(WEIGHTS_SUFFIX) or _suffix(path) in TEXT_SUFFIXES
 
 
-def _refused(files: Sequence[SourceFile]) -> list[str]:
+def _refused(
+    files: Sequence[SourceFile], allow_files: Collection[str], leave_out: str
+) -> list[str]:
     top = [file.path for file in files if "/" not in file.path]
     problems = []
-    if pickles := [path for path in top if _suffix(path) in PICKLE_SUFFIXES]:
+    strangers = [path for path in top if path not in allow_files]
+    if pickles := [path for path in strangers if _suffix(path) in PICKLE_SUFFIXES]:
         problems.append(
             f"pickle files are never loaded ({', '.join(pickles)}): convert weights to safetensors "
-            "(`save_pretrained(..., safe_serialization=True)`) and remove the pickles"
+            f"(`save_pretrained(..., safe_serialization=True)`) and {leave_out}, or name them in "
+            "`allow_files`"
         )
-    if code := [path for path in top if _suffix(path) in CODE_SUFFIXES]:
+    if code := [path for path in strangers if _suffix(path) in CODE_SUFFIXES]:
         problems.append(
-            f"code is never loaded ({', '.join(code)}): use an architecture that vLLM brings, "
-            "and remove these files"
+            f"code is never loaded ({', '.join(code)}): use an architecture that vLLM brings and "
+            f"{leave_out}, or name them in `allow_files`"
         )
+    if absent := sorted(set(allow_files) - set(top)):
+        problems.append(f"`allow_files` names what is not there ({', '.join(absent)})")
     return problems
 
 
 def _read_documents(
-    files: Mapping[str, SourceFile], open_file: Opener, problems: list[str]
+    files: Mapping[str, SourceFile], open_range: OpenRange, problems: list[str]
 ) -> dict[str, Any]:
     """Read all JSON files, and note those that are missing or broken."""
     for required in (CONFIG, TOKENIZER):
         if required not in files:
             problems.append(f"{required} is missing")
-    documents: dict[str, Any] = {}
-    for path, file in files.items():
-        if path.endswith(WEIGHTS_SUFFIX):
-            continue
+    texts = [file for path, file in files.items() if _suffix(path) in TEXT_SUFFIXES]
+    for file in texts:
         if file.size > MAX_TEXT_BYTES:
-            problems.append(f"{path} has {file.size} bytes, too many for a text file")
-        elif path.endswith(".json"):
-            with open_file(path) as stream:
-                data = stream.read(MAX_TEXT_BYTES + 1)
-            try:
-                # Infinity and NaN occur in real configurations; as text they have a digest.
-                documents[path] = json.loads(data, parse_constant=str)
-            except (ValueError, RecursionError) as error:
-                problems.append(f"{path} is not valid JSON ({error})")
+            problems.append(f"{file.path} has {file.size} bytes, too many for a text file")
+
+    def read(file: SourceFile) -> bytes:
+        with open_range(file, 0, file.size) as stream:
+            return stream.read()
+
+    documents: dict[str, Any] = {}
+    wanted = [f for f in texts if f.path.endswith(".json") and f.size <= MAX_TEXT_BYTES]
+    for file, data in zip(wanted, _each(read, wanted), strict=True):
+        try:
+            # Infinity and NaN occur in real configurations; as text they have a digest.
+            documents[file.path] = json.loads(data, parse_constant=str)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{file.path} is not valid JSON ({error})")
     for path in (CONFIG, TOKENIZER):
         if path in documents and not isinstance(documents[path], dict):
             problems.append(f"{path} holds no JSON object")
@@ -204,18 +248,22 @@ def _weight_map(index: Any) -> dict[str, str] | None:
 
 
 def _read_tensors(
-    shards: Sequence[SourceFile], index: Any, open_file: Opener, problems: list[str]
+    shards: Sequence[SourceFile], index: Any, open_range: OpenRange, problems: list[str]
 ) -> list[Tensor]:
     place: dict[str, str] = {}
     tensors: list[Tensor] = []
     broken: set[str] = set()
-    for shard in shards:
+
+    def read(shard: SourceFile) -> Header | CorruptFile:
         try:
-            with open_file(shard.path) as stream:
-                header = read_header(stream, size=shard.size, name=shard.path)
+            return _read_header(shard, open_range)
         except CorruptFile as error:
+            return error
+
+    for shard, header in zip(shards, _each(read, shards), strict=True):
+        if isinstance(header, CorruptFile):
             broken.add(shard.path)
-            problems.append(f"{error.message.rstrip('.')}: copy or export the file again")
+            problems.append(f"{header.message.rstrip('.')}: copy or export the file again")
             continue
         if twice := [t.name for t in header.tensors if t.name in place]:
             problems.append(
@@ -233,6 +281,23 @@ def _read_tensors(
     if wrong := [tensor for tensor, shard in named.items() if place.get(tensor) != shard]:
         problems.append(f"{INDEX} names tensors that its files lack ({_some(wrong)}): export again")
     return tensors
+
+
+def _read_header(shard: SourceFile, open_range: OpenRange) -> Header:
+    """Read the header of a weight file, and none of its tensors beyond a first guess."""
+    with open_range(shard, 0, min(shard.size, HEAD_BYTES)) as stream:
+        head = stream.read()
+    length = 8 + int.from_bytes(head[:8], "little")
+    if len(head) < length <= min(shard.size, MAX_HEADER_BYTES):
+        with open_range(shard, len(head), length - len(head)) as stream:
+            head += stream.read()
+    return read_header(io.BytesIO(head), size=shard.size, name=shard.path)
+
+
+def _each(work: Callable[[SourceFile], T], files: Sequence[SourceFile]) -> list[T]:
+    """Return what `work` makes of each file; several at a time, because most of it is waiting."""
+    with ThreadPoolExecutor(READERS, thread_name_prefix="inspect") as pool:
+        return list(pool.map(work, files))
 
 
 def _some(names: Sequence[str]) -> str:

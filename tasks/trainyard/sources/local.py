@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from trainyard.canonical import digest
 from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
 from trainyard.names import check_revision
-from trainyard.sources.files import WEIGHTS_SUFFIX, inspect_files, unusable
-from trainyard.sources.protocol import ResolvedRevision, SourceFile
+from trainyard.sources.files import WEIGHTS_SUFFIX, Inspection, inspect_files, unusable
+from trainyard.sources.protocol import ResolvedRevision, SourceFile, listed
+from trainyard.sources.revision_names import is_revision, natural
 
 SMALL_BYTES = 1 << 20
 """Weight files below this are hashed whole for the fingerprint."""
@@ -24,9 +26,23 @@ _CHUNK_BYTES = 1 << 20
 class LocalSource:
     """A `Source` in a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Use `folder`; it is looked at only when a revision is resolved."""
+    def __init__(self, folder: Path, *, allow_files: Sequence[str] = ()) -> None:
+        """Use `folder`; it is looked at only when a revision is resolved.
+
+        Args:
+            folder: has a subfolder for each revision.
+            allow_files: exact names of code or pickles that are let in.
+        """
         self._folder = folder
+        self._allow_files = tuple(allow_files)
+
+    def peek(self, revision: str | None) -> tuple[str, str]:
+        """Return revision and fingerprint, whatever is wrong with the files.
+
+        It reads what the fingerprint covers. Raises NotFound, BadInput, Transient.
+        """
+        folder, inspection, _ = self._look(revision)
+        return folder.name, _fingerprint(folder, inspection.files)
 
     def resolve(self, revision: str | None) -> ResolvedRevision:
         """Resolve `revision` (None: the newest subfolder, by natural order of names).
@@ -40,12 +56,8 @@ class LocalSource:
             BadInput: files are refused, missing or broken; the message names all of them.
             Transient: the folder cannot be read now.
         """
-        if revision is not None:
-            check_revision(revision)
-        folder = self._revision_folder(revision)
-        listing, links = _list(folder)
-        inspection = inspect_files(listing, lambda path: _open(folder, path))
-        problems = tuple(links) + inspection.problems
+        folder, inspection, links = self._look(revision)
+        problems = (*links, *inspection.problems)
         if problems:
             raise unusable(folder.name, str(folder.parent), problems)
         return ResolvedRevision(
@@ -53,16 +65,31 @@ class LocalSource:
             uri=folder.as_uri(),
             files=inspection.files,
             fingerprint=_fingerprint(folder, inspection.files),
+            allowed=inspection.allowed,
         )
 
     def open(self, resolved: ResolvedRevision, path: str) -> BinaryIO:
         """Open one listed file. Raises NotFound, Transient."""
-        if all(file.path != path for file in resolved.files):
-            raise NotFound(
-                f"{path!r} is not a file of revision {resolved.revision!r}.",
-                hint="Only the files of its listing can be read.",
-            )
+        listed(resolved, path)
         return _open(self._revision_folder(resolved.revision), path)
+
+    def open_range(self, resolved: ResolvedRevision, path: str, start: int, size: int) -> BinaryIO:
+        """Open `size` bytes of one listed file from byte `start` on. Raises NotFound, Transient."""
+        listed(resolved, path)
+        return _open_range(self._revision_folder(resolved.revision), path, start, size)
+
+    def _look(self, revision: str | None) -> tuple[Path, Inspection, list[str]]:
+        """Return the folder of a revision, what is in it, and problems with links."""
+        if revision is not None:
+            check_revision(revision)
+        folder = self._revision_folder(revision)
+        listing, links = _list(folder)
+        inspection = inspect_files(
+            listing,
+            lambda file, start, size: _open_range(folder, file.path, start, size),
+            allow_files=self._allow_files,
+        )
+        return folder, inspection, links
 
     def _revision_folder(self, revision: str | None) -> Path:
         revisions = self._revisions()
@@ -72,9 +99,9 @@ class LocalSource:
                     f"The source folder {self._folder} has no revisions.",
                     hint="Put each revision of the model into its own subfolder, such as v1.",
                 )
-            return max(revisions.values(), key=lambda found: _natural(found.name))
+            return max(revisions.values(), key=lambda found: natural(found.name))
         if revision not in revisions:
-            known = ", ".join(sorted(revisions, key=_natural)) or "none"
+            known = ", ".join(sorted(revisions, key=natural)) or "none"
             raise NotFound(
                 f"The source folder {self._folder} has no revision {revision!r}.",
                 hint=f"Revisions that exist: {known}.",
@@ -89,8 +116,8 @@ class LocalSource:
             return {
                 name: real
                 for name, real in found.items()
-                if _is_revision(name)
-                and _is_revision(real.name)
+                if is_revision(name)
+                and is_revision(real.name)
                 and real.parent == top
                 and real.is_dir()
             }
@@ -101,21 +128,6 @@ class LocalSource:
             ) from None
         except OSError as error:
             raise _unreadable(self._folder, error) from error
-
-
-def _is_revision(name: str) -> bool:
-    try:
-        check_revision(name)
-    except BadInput:
-        return False
-    return True
-
-
-def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key by which v10 comes after v9."""
-    parts = re.findall(r"\d+|\D+", name)
-    # The name itself comes last, so that v1 and v01 still have an order.
-    return (*((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts), (-1, 0, name))
 
 
 def _list(folder: Path) -> tuple[list[SourceFile], list[str]]:
@@ -156,6 +168,34 @@ def _open(folder: Path, path: str) -> BinaryIO:
         raise NotFound(f"{file} does not exist any more.", hint="Plan again.") from None
     except OSError as error:
         raise _unreadable(file, error) from error
+
+
+class _Part(io.RawIOBase):
+    """A range of an open file."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        super().__init__()
+        self._file = file
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = self._left if size is None or size < 0 else min(size, self._left)
+        data = self._file.read(wanted)
+        self._left -= len(data)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open_range(folder: Path, path: str, start: int, size: int) -> BinaryIO:
+    file = _open(folder, path)
+    file.seek(start)
+    return cast(BinaryIO, _Part(file, size))
 
 
 def _fingerprint(folder: Path, files: tuple[SourceFile, ...]) -> str:

@@ -21,6 +21,11 @@ TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME_PATTERN)]
 """Names of accuracy tasks: what lm-evaluation-harness calls them, underscores included."""
 SERVED_NAME_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9._:/@-]{0,199})?$"
 INSTANCE_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,49}$"
+HUB_REPO_PATTERN = (
+    r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?$"
+)
+HUB_REVISION_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?$"
+S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=+@ -]+)*/?$"
 
 
 class LocalSource(SpecPart):
@@ -32,10 +37,52 @@ class LocalSource(SpecPart):
     """The folder, absolute or relative to the spec file; `${TRAINYARD_HOME}` is filled in."""
     revision: Revision | None = None
     """The revision that a release takes when it names none. Empty: the newest subfolder by name."""
+    allow_files: tuple[str, ...] = ()
+    """Exact names of code or pickle files that may go into the checkpoint all the same."""
 
 
-Source = LocalSource
-"""Where a model comes from. Other kinds join this union when their code exists."""
+class HuggingFaceSource(SpecPart):
+    """A model on the Hugging Face Hub, or on a mirror that speaks its protocol."""
+
+    kind: Literal["huggingface"]
+    """`huggingface`: a model on the Hugging Face Hub."""
+    repo: str = Field(pattern=HUB_REPO_PATTERN)
+    """The model's name there, such as `organization/model`."""
+    revision: Annotated[str, StringConstraints(pattern=HUB_REVISION_PATTERN)] | None = None
+    """Branch, tag or commit that a release takes when it names none; always pinned to the commit.
+    Empty: the newest commit of the default branch."""
+    allow_patterns: tuple[str, ...] = ()
+    """Only files that match one of these (`*`, `?`, `[…]`) count. Empty: all."""
+    ignore_patterns: tuple[str, ...] = ()
+    """Files that match one of these are as if they were not there."""
+    allow_files: tuple[str, ...] = ()
+    """Exact names of code or pickle files that may go into the checkpoint all the same."""
+
+
+class S3Source(SpecPart):
+    """A prefix in an S3 bucket, or in a store that speaks S3's protocol."""
+
+    kind: Literal["s3"]
+    """`s3`: a prefix in a bucket."""
+    uri: str = Field(pattern=S3_URI_PATTERN)
+    """The prefix, as `s3://BUCKET/PREFIX/`."""
+    layout: Literal["subfolders", "snapshot"] = "subfolders"
+    """`subfolders`: one below the prefix for each revision, named by it. `snapshot`: the files of
+    the model lie directly below the prefix, and each content of it is a revision."""
+    latest: Literal["name", "modified"] = "name"
+    """Which subfolder is the newest: by name (`v10` after `v9`), or the one written last."""
+    revision: Revision | None = None
+    """The revision that a release takes when it names none. Empty: the newest."""
+    allow_patterns: tuple[str, ...] = ()
+    """Only files that match one of these (`*`, `?`, `[…]`) count. Empty: all."""
+    ignore_patterns: tuple[str, ...] = ()
+    """Files that match one of these are as if they were not there."""
+    allow_files: tuple[str, ...] = ()
+    """Exact names of code or pickle files that may go into the checkpoint all the same."""
+
+
+Source = Annotated[LocalSource | HuggingFaceSource | S3Source, Field(discriminator="kind")]
+"""Where a model comes from; `kind` says which it is."""
 
 
 class Target(SpecPart):

@@ -68,6 +68,10 @@ def _value(
     """Return whether there is something to use of `value`, and what."""
     if at in bad:
         return False, None
+    kinds = part_kinds(annotation)
+    if kinds:
+        part_type = kinds.get(str(value.get("kind"))) if isinstance(value, dict) else None
+        return (False, None) if part_type is None else (True, partial(part_type, value, bad, at))
     part_type, container = _part_type(annotation)
     if part_type is None:
         inside_is_bad = any(place[: len(at)] == at for place in bad)
@@ -81,6 +85,18 @@ def _value(
     if container is None and value is not None:
         return True, partial(part_type, value, bad, at)
     return True, value
+
+
+def part_kinds(annotation: Any) -> dict[str, type[SpecPart]]:
+    """Return the parts of a union by their `kind`; nothing if `annotation` is no such union."""
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return {}
+    return {
+        str(kind): part
+        for part in get_args(annotation)
+        if isinstance(part, type) and issubclass(part, SpecPart) and "kind" in part.model_fields
+        for kind in get_args(part.model_fields["kind"].annotation)
+    }
 
 
 def _part_type(annotation: Any) -> tuple[type[SpecPart] | None, type | None]:

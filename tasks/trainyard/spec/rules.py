@@ -19,16 +19,20 @@ from trainyard.spec.model import (
     AccuracyTask,
     Bound,
     Capacity,
+    HuggingFaceSource,
     JudgeSettings,
     LoadLevel,
     LocalSource,
     Margins,
     ModelSpec,
     RolloutSpec,
+    S3Source,
+    Source,
     Target,
 )
 from trainyard.spec.partial import known, whole
-from trainyard.spec.sentences import choose
+from trainyard.spec.patterns import matches, selected
+from trainyard.spec.sentences import SECRETS_ELSEWHERE, choose, holds_secret
 from trainyard.spec.yaml_source import Location
 
 GENEROSITY: tuple[Capacity, ...] = ("single", "replace", "surge")
@@ -90,17 +94,114 @@ def spec_findings(spec: ModelSpec) -> Iterator[Finding]:
             )
 
 
-def source_findings(source: LocalSource) -> Iterator[Finding]:
+def source_findings(source: Source) -> Iterator[Finding]:
     """Yield what is wrong with a source."""
-    if not known(source, "path"):
-        return
-    for variable in re.findall(r"\$\{?([A-Za-z0-9_]*)\}?", source.path):
+    for name, value in vars(source).items():
+        if any(holds_secret(text) for text in ([value] if isinstance(value, str) else value or ())):
+            yield Finding((name,), "Credentials do not belong into a spec.", SECRETS_ELSEWHERE)
+    if isinstance(source, LocalSource):
+        if known(source, "path"):
+            yield from _below(_path_findings(source.path), "path")
+    else:
+        yield from _pattern_findings(source)
+    if isinstance(source, HuggingFaceSource):
+        yield from _hub_findings(source)
+    elif isinstance(source, S3Source):
+        yield from _s3_findings(source)
+    if known(source, "allow_files"):
+        yield from _below(_allowed_findings(source.allow_files), "allow_files")
+
+
+def _path_findings(path: str) -> Iterator[Finding]:
+    for variable in re.findall(r"\$\{?([A-Za-z0-9_]*)\}?", path):
         if variable != "TRAINYARD_HOME":
             yield Finding(
-                ("path",),
-                f"{source.path!r} uses a variable that has no meaning here.",
+                (),
+                f"{path!r} uses a variable that has no meaning here.",
                 "Only ${TRAINYARD_HOME} is filled in.",
             )
+
+
+def _pattern_findings(source: HuggingFaceSource | S3Source) -> Iterator[Finding]:
+    for name in ("allow_patterns", "ignore_patterns"):
+        for index, pattern in enumerate(getattr(source, name) if known(source, name) else ()):
+            if _leaves_folder(pattern):
+                yield Finding(
+                    (name, index),
+                    f"{pattern!r} can match nothing: names of files are relative, without '..'.",
+                    "Write a pattern such as `*.safetensors`.",
+                )
+    if not known(source, "allow_patterns", "ignore_patterns"):
+        return
+    allow, ignore = source.allow_patterns, source.ignore_patterns
+    needed = ("config.json", "tokenizer.json")
+    if left_out := [path for path in needed if not selected(path, allow=allow, ignore=ignore)]:
+        key = "ignore_patterns" if matches(left_out[0], ignore) else "allow_patterns"
+        yield Finding(
+            (key,),
+            f"The patterns leave out {' and '.join(left_out)}, and no model loads without.",
+            f"Change {key} so that {' and '.join(left_out)} counts.",
+        )
+    for index, name in enumerate(source.allow_files if known(source, "allow_files") else ()):
+        if not selected(name, allow=allow, ignore=ignore):
+            yield Finding(
+                ("allow_files", index),
+                f"{name!r} is allowed here, and left out by allow_patterns or ignore_patterns.",
+                "Decide for one of the two.",
+            )
+
+
+def _hub_findings(source: HuggingFaceSource) -> Iterator[Finding]:
+    if known(source, "repo") and any(part in source.repo for part in ("--", "..")):
+        yield Finding(
+            ("repo",),
+            f"{source.repo!r} is no name that the Hub gives: it has '--' or '..' in it.",
+            "Write the model's name on the Hub, such as `organization/model`.",
+        )
+    if known(source, "revision") and source.revision and ".." in source.revision:
+        yield Finding(
+            ("revision",),
+            f"{source.revision!r} is no revision: it has '..' in it.",
+            "Write a branch, a tag or a commit, such as `main`.",
+        )
+
+
+def _s3_findings(source: S3Source) -> Iterator[Finding]:
+    if known(source, "uri") and any(part in {".", ".."} for part in source.uri.split("/")):
+        yield Finding(
+            ("uri",),
+            f"{source.uri!r} has '.' or '..' among its folders, which mean nothing in S3.",
+            "Write the prefix as it is in the bucket.",
+        )
+    without_folders = known(source, "layout", "latest") and source.layout == "snapshot"
+    if without_folders and source.latest != "name":
+        yield Finding(
+            ("latest",),
+            f"latest: {source.latest} chooses a subfolder, and layout snapshot has none.",
+            "Remove latest, or choose layout subfolders.",
+        )
+
+
+def _allowed_findings(names: Sequence[str]) -> Iterator[Finding]:
+    for index, name in enumerate(names):
+        if _leaves_folder(name) or "/" in name or re.search(r"[*?\[\]]", name):
+            yield Finding(
+                (index,),
+                f"{name!r} is not the exact name of one file at the top of the model.",
+                "Write each name out, such as `modeling_x.py`.",
+            )
+        elif name in names[:index]:
+            yield Finding((index,), f"{name} is allowed twice.", "Name it once.")
+
+
+def _leaves_folder(text: str) -> bool:
+    return (
+        not text.strip()
+        or text.startswith("/")
+        or "\\" in text
+        or not text.isprintable()
+        or ".." in text.split("/")
+    )
 
 
 def target_findings(target: Target) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterable, Sequence
 from typing import Any, Union, get_args, get_origin
@@ -11,12 +12,16 @@ from pydantic_core import ErrorDetails
 
 from trainyard.names import NAME_PATTERN, REVISION_PATTERN
 from trainyard.spec.model import (
+    HUB_REPO_PATTERN,
+    HUB_REVISION_PATTERN,
     INSTANCE_PATTERN,
+    S3_URI_PATTERN,
     SERVED_NAME_PATTERN,
     TASK_NAME_PATTERN,
     SpecPart,
 )
 from trainyard.spec.neuron import FLAG_PATTERN, IMAGE_PATTERN, SDK_PATTERN
+from trainyard.spec.partial import part_kinds
 from trainyard.spec.yaml_source import Location
 
 _PATTERNS = {
@@ -29,7 +34,19 @@ _PATTERNS = {
     SDK_PATTERN: "Write all three numbers of the AWS Neuron SDK, such as `2.32.0`.",
     IMAGE_PATTERN: "Write registry, repository and tag or digest of a container image.",
     FLAG_PATTERN: "Write one flag of neuronx-cc, such as `--auto-cast=none`.",
+    HUB_REPO_PATTERN: "Write the model's name on the Hub, such as `organization/model`.",
+    HUB_REVISION_PATTERN: "Write a branch, a tag or a commit, such as `main`.",
+    S3_URI_PATTERN: "Write `s3://BUCKET/PREFIX/`, without credentials.",
 }
+
+_SECRET_KEYS = re.compile(r"token|secret|password|passwd|credential|access_?key|api_?key")
+_SECRET_VALUES = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=://)[^/@\s]+(?=@)")
+
+SECRETS_ELSEWHERE = (
+    "Set TRAINYARD_HUB_TOKEN or HF_TOKEN, or name an Airflow connection in "
+    "TRAINYARD_HUB_CONNECTION; for S3 use the usual AWS configuration."
+)
+"""Where credentials of a source belong."""
 
 _TYPES = {
     "string": ("text", "Write text; put quotes around a value that looks like a number or a word "
@@ -53,15 +70,17 @@ def say(error: ErrorDetails, root: type[SpecPart]) -> tuple[Location, str, str]:
     """
     kind, value = error["type"], error.get("input")
     context: dict[str, Any] = error.get("ctx") or {}
-    location = tuple(part for part in error["loc"] if part != "[key]")
+    location, holder = _place(root, tuple(part for part in error["loc"] if part != "[key]"))
     if kind == "extra_forbidden":
-        return location, *_unknown_key(str(location[-1]), part_at(root, location[:-1]))
+        return location, *_unknown_key(str(location[-1]), holder)
     if kind == "missing":
-        return location, *_missing_key(str(location[-1]), part_at(root, location[:-1]))
+        return location, *_missing_key(str(location[-1]), holder)
+    if kind.startswith("union_tag"):
+        return (*location, "kind"), *_wrong_kind(context.get("tag"), _annotation_at(root, location))
     if error["loc"] and error["loc"][-1] == "[key]":
         value = location[-1]
     shown = show(value)
-    if kind in ("literal_error", "union_tag_invalid"):
+    if kind == "literal_error":
         choices = _choices(context)
         return location, f"{shown} is not possible here.", choose(value, choices)
     if kind == "string_pattern_mismatch":
@@ -88,7 +107,7 @@ def show(value: Any) -> str:
         return "Nothing (null)"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value)
+    text = _SECRET_VALUES.sub("***", repr(value))
     return text if len(text) <= 60 else f"{text[:57]}…'"
 
 
@@ -104,12 +123,40 @@ def choose(value: object, choices: Sequence[str]) -> str:
     return f"{did_you_mean(value, choices)} {listed}".strip()
 
 
+def holds_secret(value: str) -> bool:
+    """Tell whether a text has the form of a token, or of a URL with credentials."""
+    return _SECRET_VALUES.search(value) is not None
+
+
 def part_at(root: type[SpecPart], location: Location) -> type[SpecPart] | None:
     """Return the type of the part at `location`; None if there is none."""
+    return _plain(_annotation_at(root, location))
+
+
+def _annotation_at(root: type[SpecPart], location: Location) -> Any:
     annotation: Any = root
     for step in location:
         annotation = _inside(annotation, step)
-    return _plain(annotation)
+    return annotation
+
+
+def _place(root: type[SpecPart], reported: Location) -> tuple[Location, type[SpecPart] | None]:
+    """Return the location in the file that the validator means, and the part that it is in.
+
+    The validator puts the `kind` of a part among the steps where several kinds are possible.
+    """
+    annotation: Any = root
+    holder: type[SpecPart] | None = None
+    location: list[str | int] = []
+    for step in reported:
+        kinds = part_kinds(annotation)
+        if step in kinds:
+            annotation = kinds[str(step)]
+            continue
+        holder = _plain(annotation)
+        annotation = _inside(annotation, step)
+        location.append(step)
+    return tuple(location), holder
 
 
 def _plain(annotation: Any) -> type[SpecPart] | None:
@@ -147,6 +194,9 @@ def _keys(part: type[SpecPart] | None) -> dict[str, str]:
 def _unknown_key(key: str, part: type[SpecPart] | None) -> tuple[str, str]:
     if key == "<<":
         return "Merge keys are not allowed.", "Write the keys out."
+    # Elsewhere it is a typing error, of `max_num_batched_tokens` for example.
+    if "kind" in _keys(part) and _SECRET_KEYS.search(key.lower()):
+        return f"{key!r}: credentials do not belong into a spec.", SECRETS_ELSEWHERE
     return f"There is no key {key!r} here.", choose(key, list(_keys(part)))
 
 
@@ -155,8 +205,15 @@ def _missing_key(key: str, part: type[SpecPart] | None) -> tuple[str, str]:
     return f"The key {key!r} is missing.", f"Add `{key}:`. {meaning}".strip()
 
 
+def _wrong_kind(kind: str | None, annotation: Any) -> tuple[str, str]:
+    kinds = list(part_kinds(annotation))
+    if kind is None:
+        return "The key 'kind' is missing.", choose("", kinds)
+    return f"{show(kind)} is not possible here.", choose(kind, kinds)
+
+
 def _choices(context: dict[str, Any]) -> list[str]:
-    text = str(context.get("expected") or context.get("expected_tags") or "")
+    text = str(context.get("expected") or "")
     return [item.strip(" '") for item in text.replace(" or ", ", ").split(", ")]
 
 

@@ -19,6 +19,7 @@ from trainyard.documents.artifacts import CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.plan import Plan
 from trainyard.errors import BadInput, Conflict, NotFound, TrainyardError
+from trainyard.sources.content_check import ContentCheck
 from trainyard.sources.factory import open_source
 from trainyard.sources.files import read_architecture
 from trainyard.sources.protocol import ResolvedRevision, Source, SourceFile
@@ -130,7 +131,7 @@ class _Download:
             ),
             key=lambda entry: entry.path,
         )
-        if self.resolve()[1].fingerprint != resolved.fingerprint:
+        if source.peek(self.plan.revision)[1] != resolved.fingerprint:
             raise self.changed("while it was read")
         manifest = CheckpointManifest(
             provenance=Provenance.of(self.context.settings, plan_key(self.plan.plan_id)),
@@ -142,6 +143,7 @@ class _Download:
             architecture_digest=architecture.digest,
             parameters=architecture.parameters,
             source_fingerprint=resolved.fingerprint,
+            allowed_files=resolved.allowed,
         )
         self.context.ensure_held()
         try:
@@ -254,8 +256,11 @@ class _Download:
         file: SourceFile,
         on_read: Callable[[int], None],
     ) -> str:
+        check = ContentCheck(file)
         with source.open(resolved, file.path) as stream:
-            return pump(cast(BinaryIO, _Observed(stream, on_read))).sha256
+            sha256 = pump(cast(BinaryIO, _Observed(check.watch(stream), on_read))).sha256
+        check.finish(sha256)
+        return sha256
 
     def transfer(
         self, source: Source, resolved: ResolvedRevision, file: SourceFile, meter: _Meter
@@ -265,7 +270,11 @@ class _Download:
         sha256 = None
         if self.store.exists(key):
             # From an earlier attempt. Reading the source twice is cheaper than storing it twice.
-            sha256 = self.hash_source(source, resolved, file, meter.add)
+            if file.sha256 is not None:
+                sha256 = file.sha256
+                meter.add(file.size)
+            else:
+                sha256 = self.hash_source(source, resolved, file, meter.add)
         try:
             entry = self.upload(source, resolved, file, meter, sha256)
         except Conflict:
@@ -286,8 +295,10 @@ class _Download:
         sha256: str | None,
     ) -> FileEntry:
         with source.open(resolved, file.path) as stream:
-            observed = cast(BinaryIO, _Observed(stream, meter.add))
-            return self.store.upload(f"{self.prefix}/{file.path}", observed, sha256=sha256)
+            observed = cast(BinaryIO, _Observed(ContentCheck(file).watch(stream), meter.add))
+            # What the source announced must be what arrives, or the store keeps nothing.
+            announced = sha256 or file.sha256
+            return self.store.upload(f"{self.prefix}/{file.path}", observed, sha256=announced)
 
     def changed(self, when: str) -> TrainyardError:
         return BadInput(

@@ -311,14 +311,20 @@ def _steps(
     size = sum(file.size for file in resolved.files)
     checkpoint = checkpoint_manifest_key(spec.model, resolved.revision)
     stored = exists(checkpoint)
+    allowed = ", ".join(resolved.allowed)
     yield PlannedStep(
         step="download",
         key=checkpoint,
         exists=stored,
-        reason=f"Revision {resolved.revision} is in the store."
-        if stored
-        else f"Revision {resolved.revision} is not in the store yet: {len(resolved.files)} files, "
-        f"{_size(size)}.",
+        reason=(
+            f"Revision {resolved.revision} is in the store."
+            if stored
+            else f"Revision {resolved.revision} is not in the store yet: {len(resolved.files)} "
+            f"files, {_size(size)}."
+        )
+        + (
+            f" Code or pickles that the spec allows are among its files: {allowed}." * bool(allowed)
+        ),
     )
     for target in targets:
         yield from _target_steps(facts, target, plan_id, exists)

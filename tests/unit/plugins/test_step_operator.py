@@ -231,6 +231,71 @@ class TestSurroundings:
         assert "AWS_SECRET_ACCESS_KEY" not in environment
         assert "PYTHONDONTWRITEBYTECODE" not in environment
 
+    @pytest.mark.parametrize("step", ["plan", "download"])
+    def test_steps_that_read_sources_get_the_hubs_token(
+        self, yard: Yard, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_environment")
+        monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
+        tell(status={"step": step, "state": "done", "output_key": "k"})
+        operator(step=step, target="").execute(make_context())
+        environment = heard(yard)["environment"]
+        assert environment["TRAINYARD_HUB_TOKEN"] == "hf_of_the_environment"
+        assert environment["TRAINYARD_HUB_ENDPOINT"] == "https://mirror.example"
+        assert "HF_TOKEN" not in environment
+
+    def test_other_steps_get_no_token(
+        self, yard: Yard, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_environment")
+        monkeypatch.setenv("TRAINYARD_HUB_TOKEN", "hf_of_the_environment")
+        tell(status=status("done", output_key="k"))
+        operator().execute(make_context())
+        assert "hf_of_the_environment" not in heard(yard)["environment"].values()
+
+    def test_the_token_of_a_connection_wins_and_is_seen_by_nobody(
+        self, yard: Yard, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from structlog.testing import capture_logs
+
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_environment")
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_HUB",
+            json.dumps({"conn_type": "http", "password": "hf_s3cr3t", "host": "mirror.example"}),
+        )
+        monkeypatch.setenv("TRAINYARD_HUB_CONNECTION", "hub")
+        get_settings.cache_clear()
+        tell(status={"step": "download", "state": "done", "output_key": "k"})
+        with capture_logs() as log:
+            operator(step="download", target="").execute(make_context())
+        told = heard(yard)
+        assert told["environment"]["TRAINYARD_HUB_TOKEN"] == "hf_s3cr3t"
+        assert told["environment"]["TRAINYARD_HUB_ENDPOINT"] == "https://mirror.example"
+        assert "hf_s3cr3t" not in json.dumps(told["argv"])
+        assert "hf_s3cr3t" not in repr(log)
+
+    @pytest.mark.parametrize(
+        ("connection", "words"),
+        [(None, "There is no connection 'hub'"), ({"conn_type": "http"}, "has no password")],
+    )
+    def test_a_connection_that_gives_no_token(
+        self,
+        yard: Yard,
+        tell: Callable[..., None],
+        monkeypatch: pytest.MonkeyPatch,
+        connection: Any,
+        words: str,
+    ) -> None:
+        from trainyard_airflow.exceptions import StepRefused
+
+        if connection is not None:
+            monkeypatch.setenv("AIRFLOW_CONN_HUB", json.dumps(connection))
+        monkeypatch.setenv("TRAINYARD_HUB_CONNECTION", "hub")
+        get_settings.cache_clear()
+        tell()
+        with pytest.raises(StepRefused, match=words):
+            operator(step="plan", target="").execute(make_context())
+
     def test_nobody_known_asked(self, yard: Yard, tell: Callable[..., None]) -> None:
         tell(status=status("done", output_key="k"))
         operator().execute(make_context(user=None))

@@ -123,6 +123,28 @@ class TestRefusals:
         (model / name).write_bytes(b"")
         assert f"code is never loaded ({name})" in problems_of(model)
 
+    def test_code_is_let_in_by_its_exact_name(self, model: Path) -> None:
+        (model / "modeling_mine.py").write_bytes(b"x = 1")
+        (model / "pytorch_model.bin").write_bytes(b"x")
+        assert "`allow_files`" in problems_of(model)
+        source = LocalSource(
+            model.parent, allow_files=("modeling_mine.py", "pytorch_model.bin", "manifest.json")
+        )
+        (model / "manifest.json").write_text("{}")
+        resolved = source.resolve("v1")
+        assert resolved.allowed == ("modeling_mine.py", "pytorch_model.bin")
+        assert {"modeling_mine.py", "pytorch_model.bin"} < {file.path for file in resolved.files}
+        assert read_architecture(source, resolved).parameters == 12
+
+    @pytest.mark.parametrize("name", ["a\\b.json", "a\nb.json", "a\x1bb.txt"])
+    def test_names_that_are_no_plain_names(self, model: Path, name: str) -> None:
+        (model / name).write_bytes(b"{}")
+        assert "not plain relative paths" in problems_of(model)
+
+    def test_names_that_differ_only_in_case(self, model: Path) -> None:
+        (model / "Config.json").write_bytes(b"{}")
+        assert "'Config.json' and 'config.json' would be the same" in problems_of(model)
+
     def test_all_problems_come_at_once(self, model: Path) -> None:
         for name in ("config.json", "tokenizer.json", "model.safetensors"):
             (model / name).unlink()
@@ -251,6 +273,35 @@ class TestFingerprint:
         before = self.fingerprint(model)
         (model / "README.md").write_text("hello")
         assert self.fingerprint(model) == before
+
+
+class TestPeek:
+    def test_equals_what_is_resolved(self, model: Path) -> None:
+        write_model(model.parent / "v2", fill=1)
+        source = LocalSource(model.parent)
+        resolved = source.resolve(None)
+        assert source.peek(None) == (resolved.revision, resolved.fingerprint)
+        assert source.peek("v1")[0] == "v1"
+
+    def test_judges_no_files(self, model: Path) -> None:
+        (model / "modeling.py").write_bytes(b"x")
+        assert LocalSource(model.parent).peek(None)[0] == "v1"
+
+
+class TestOpenRange:
+    @pytest.mark.parametrize(("start", "size"), [(0, 4), (3, 5), (0, 0), (2, 18)])
+    def test_gives_these_bytes_and_ends(self, model: Path, start: int, size: int) -> None:
+        (model / "vocab.txt").write_bytes(b"0123456789abcdefghij")
+        source = LocalSource(model.parent)
+        resolved = source.resolve("v1")
+        with source.open_range(resolved, "vocab.txt", start, size) as stream:
+            assert stream.read(2) + stream.read() == b"0123456789abcdefghij"[start : start + size]
+            assert stream.read(1) == b""
+
+    def test_only_of_listed_files(self, model: Path) -> None:
+        source = LocalSource(model.parent)
+        with pytest.raises(NotFound, match="not a file of revision"):
+            source.open_range(source.resolve("v1"), "../v1/config.json", 0, 1)
 
 
 class TestOpen:

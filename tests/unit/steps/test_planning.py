@@ -169,6 +169,16 @@ def test_steps_in_order_with_reasons() -> None:
     assert all(": will run. " in line for line in lines)
 
 
+def test_code_that_the_spec_allows_is_shown() -> None:
+    facts = replace(FACTS, resolved=replace(FACTS.resolved, allowed=("modeling_x.py", "a.bin")))
+    for exists in (nothing, everything):
+        line = str(explain(make_plan(facts, exists=exists))[0])
+        assert (
+            "Code or pickles that the spec allows are among its files: modeling_x.py, a.bin" in line
+        )
+    assert "allows" not in str(explain(make_plan(FACTS, exists=nothing))[0])
+
+
 def test_what_exists_need_not_run() -> None:
     facts = replace(FACTS, checkpoint_digest="c" * 64)
 
