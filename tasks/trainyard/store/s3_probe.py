@@ -105,11 +105,23 @@ def _probe(bucket: Bucket) -> str:
     """Return what the store did wrong; empty if nothing."""
     key = f"{_PROBE_FOLDER}/{secrets.token_hex(8)}"
     try:
-        return _sequence(bucket, key) or _race(bucket, f"{key}-race")
+        return _probe_or_unknown(bucket, key)
     finally:
         for each in (key, f"{key}-race"):
             with suppress(Exception):
                 bucket.call("delete_object", each)
+
+
+def _probe_or_unknown(bucket: Bucket, key: str) -> str:
+    """Probe; a store that answers "not implemented" has said all."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return _sequence(bucket, key) or _race(bucket, f"{key}-race")
+    except ClientError as error:
+        if status_of(error) == 501 or code_of(error) == "NotImplemented":
+            return f"it answers {code_of(error) or status_of(error)} to a conditional write"
+        raise
 
 
 def _sequence(bucket: Bucket, key: str) -> str:
@@ -173,8 +185,5 @@ def _refused(write: Callable[[], object]) -> bool:
     except ClientError as error:
         if is_precondition(error) or is_missing(error) or is_race(error):
             return True
-        if status_of(error) == 501 or code_of(error) == "NotImplemented":
-            # It knows no such condition, and says so.
-            return False
         raise
     return False
