@@ -22,10 +22,9 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic import ValidationError
-
 from trainyard.documents.base import Document
-from trainyard.errors import BadInput
+from trainyard.errors import BadInput, CorruptFile
+from trainyard.store.documents import parse_document
 from trainyard.store.s3_bucket import Bucket
 from trainyard.store.s3_errors import (
     code_of,
@@ -87,11 +86,13 @@ def _is_known_good(bucket: Bucket) -> bool:
 
     try:
         data = bucket.call("get_object", RECORD_KEY)["Body"].read()
-        record = ProbeRecord.model_validate_json(data)
-    except (ClientError, ValidationError) as error:
-        if isinstance(error, ClientError) and not is_missing(error):
-            raise
+        record = parse_document(data, RECORD_KEY, ProbeRecord)
+    except CorruptFile:
         return False
+    except ClientError as error:
+        if is_missing(error):
+            return False
+        raise
     age = datetime.now(UTC) - record.probed_at
     same = (record.endpoint, record.bucket, record.version) == (
         str(bucket.client.meta.endpoint_url),
