@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from typing import BinaryIO, cast
 
 from trainyard.errors import CorruptFile
@@ -52,12 +53,18 @@ class ContentCheck:
         if sha256 is not None and file.sha256 is not None and sha256 != file.sha256:
             raise self._differs(f"sha256 {sha256} instead of {file.sha256}")
 
-    def watch(self, stream: BinaryIO) -> BinaryIO:
+    def watch(
+        self, stream: BinaryIO, *, on_read: Callable[[int], object] = lambda size: None
+    ) -> BinaryIO:
         """Return `stream` so that reading it to its end checks it.
 
         The hash of type sha256 is left to whoever reads: see `finish`.
+
+        Args:
+            stream: of the whole file.
+            on_read: told the bytes of each reading; may raise to end it.
         """
-        return cast(BinaryIO, _Watched(stream, self))
+        return cast(BinaryIO, _Watched(stream, self, on_read))
 
     def _differs(self, how: str) -> CorruptFile:
         return CorruptFile(
@@ -67,10 +74,13 @@ class ContentCheck:
 
 
 class _Watched(io.RawIOBase):
-    def __init__(self, stream: BinaryIO, check: ContentCheck) -> None:
+    def __init__(
+        self, stream: BinaryIO, check: ContentCheck, on_read: Callable[[int], object]
+    ) -> None:
         super().__init__()
         self._stream = stream
         self._check = check
+        self._on_read = on_read
 
     def readable(self) -> bool:
         return True
@@ -78,6 +88,7 @@ class _Watched(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         data = self._stream.read(-1 if size is None else size)
         self._check.update(data)
+        self._on_read(len(data))
         if not data and size != 0:
             self._check.finish()
         return data

@@ -63,7 +63,8 @@ class Source(Protocol):
     def open_range(self, resolved: ResolvedRevision, path: str, start: int, size: int) -> BinaryIO:
         """Open `size` bytes of one listed file from byte `start` on; nothing else is fetched.
 
-        The stream ends after them. The range must lie within the file. Raises NotFound, Transient.
+        The stream ends after them, or with the file. May be called from several threads. Raises
+        NotFound, Transient.
         """
 
 

@@ -6,6 +6,8 @@
   with its holder. The version of a key is the sha256 of its content.
 - A temporary file is locked by its writer for as long as the writer lives. One that can be locked
   was left by a crash, and the next writer removes it.
+- A large file grows under a partial name (see `trainyard.store.partial`), which the next attempt
+  goes on with.
 - Stored files of checkpoints and bundles are read-only, because other folders may link to them.
 - Below the root nothing may be a symbolic link.
 """
@@ -34,8 +36,10 @@ from trainyard.store.disk import (
     sync_folder,
     write_all,
 )
+from trainyard.store.partial import PartialFile
+from trainyard.store.parts import Ranges, hash_ranges
 from trainyard.store.protocol import Entry, Stored
-from trainyard.store.transfer import Content, hash_file, pump
+from trainyard.store.transfer import Content, hash_file, limited, pump
 
 RESERVED = ".trainyard"
 """The folder below the root for temporary files and locks; no key begins with it."""
@@ -147,6 +151,12 @@ class FolderStore:
             with explained("read", path):
                 raise error
 
+    def open_range(self, key: str, start: int, size: int) -> BinaryIO:
+        """Open `size` bytes of `key` from the offset `start`. Raises NotFound."""
+        if start < 0 or size < 0:
+            raise ValueError(f"no range of a file: start {start}, size {size}")
+        return limited(self.open(key), start, size)
+
     def upload(self, key: str, source: BinaryIO, *, sha256: str | None = None) -> FileEntry:
         """Store a stream under `key`. Raises CorruptFile, Conflict, StorageFull."""
         path = self._path(key)
@@ -162,13 +172,30 @@ class FolderStore:
 
             content = pump(source, write)
             if sha256 is not None and content.sha256 != sha256:
-                raise CorruptFile(
-                    f"{key} arrived with sha256 {content.sha256}, but {sha256} was announced.",
-                    hint="The source is damaged or changed meanwhile; nothing was kept. Try again.",
-                )
+                raise _announced_other(key, content.sha256, sha256)
             with explained("write", path):
                 os.fsync(descriptor)
                 linked = self._link(temporary, path)
+        if not linked and self._content(path) != content:
+            raise _other_content(key, self.url)
+        return FileEntry(path=key, size=content.size, sha256=content.sha256)
+
+    def upload_ranged(self, key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
+        """Store a file that can be read in ranges. Raises CorruptFile, Conflict, StorageFull."""
+        path = self._path(key)
+        if (found := self._content(path)) is not None:
+            if found.sha256 != (sha256 or hash_ranges(source).sha256):
+                raise _other_content(key, self.url)
+            return FileEntry(path=key, size=found.size, sha256=found.sha256)
+        folder = self._reserved("partial")
+        with PartialFile.of(folder, key, source) as partial:
+            content = partial.fill(source, mode=_ARTIFACT_MODE)
+            if sha256 is not None and content.sha256 != sha256:
+                partial.discard()
+                raise _announced_other(key, content.sha256, sha256)
+            with explained("write", path):
+                linked = self._link(partial.path, path)
+            partial.discard()
         if not linked and self._content(path) != content:
             raise _other_content(key, self.url)
         return FileEntry(path=key, size=content.size, sha256=content.sha256)
@@ -288,6 +315,13 @@ def _version(data: bytes) -> str:
 
 def _missing(key: str, url: str) -> NotFound:
     return NotFound(f"{key} does not exist in {url}.", hint="Check the name and the store.")
+
+
+def _announced_other(key: str, arrived: str, announced: str) -> CorruptFile:
+    return CorruptFile(
+        f"{key} arrived with sha256 {arrived}, but {announced} was announced.",
+        hint="The source is damaged or changed meanwhile; nothing was kept. Try again.",
+    )
 
 
 def _other_content(key: str, url: str) -> Conflict:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from trainyard.documents.base import FileEntry
+from trainyard.store.parts import Ranges
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Entry:
 
     key: str
     size: int
+    version: str = field(default="", compare=False)
+    """Its version, where the back end's listing tells it; else empty."""
     modified_at: datetime | None = field(default=None, compare=False)
     """When it was written last (UTC, by the clock of the store); None if the store cannot tell."""
 
@@ -75,12 +78,25 @@ class Store(Protocol):
     def open(self, key: str) -> BinaryIO:
         """Open `key` for reading as a stream. Raises NotFound."""
 
+    def open_range(self, key: str, start: int, size: int) -> BinaryIO:
+        """Open `size` bytes of `key` from the offset `start` (fewer at the end of the file).
+
+        Raises NotFound.
+        """
+
     def upload(self, key: str, source: BinaryIO, *, sha256: str | None = None) -> FileEntry:
         """Store a stream under `key`, hashing it in the same pass; idempotent.
 
         Returns the entry (its `path` is `key`). With `sha256`, content that differs is refused
         (CorruptFile) and leaves nothing behind. A key that already holds the same content is kept.
         Raises Conflict if it holds other content, StorageFull.
+        """
+
+    def upload_ranged(self, key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
+        """Store a file that can be read in ranges; idempotent, and otherwise as `upload`.
+
+        Parts are moved at the same time and hashed in their order. An upload that was cut is found
+        again: what is there and equal to the source is not moved again.
         """
 
     def local_path(self, key: str) -> Path | None:
