@@ -17,10 +17,13 @@ from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, fi
 from trainyard.documents.base import FileEntry
 from trainyard.documents.release import Release
 from trainyard.errors import BadInput, CorruptFile, NotFound, StorageFull
-from trainyard.materialize import Materialized, materialize_files, materialize_release
+from trainyard.materialize import Materialized, Means, materialize_files, materialize_release
 from trainyard.store.documents import create_document
 from trainyard.store.folder import FolderStore
 from trainyard.store.layout import bundle_manifest_key, checkpoint_manifest_key
+
+ROOT = Path(__file__).parents[2]
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tasks")])
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"x" * 5000, "a/b/c": b"", "a/d": b"d"}
 
@@ -32,9 +35,9 @@ class RemoteStore(FolderStore):
         super().__init__(root)
         self.opened: list[str] = []
 
-    def open(self, key: str) -> BinaryIO:
+    def open_range(self, key: str, start: int, size: int) -> BinaryIO:
         self.opened.append(key)
-        return super().open(key)
+        return super().open_range(key, start, size)
 
     def local_path(self, key: str) -> Any:
         return None
@@ -75,9 +78,8 @@ class TestFiles:
     ) -> None:
         store = kind(tmp_path / "store")
         sizes: list[int] = []
-        restored = materialize_files(
-            store, "p", put_files(store), dest, link=link, on_bytes=sizes.append
-        )
+        means = Means(on_bytes=sizes.append)
+        restored = materialize_files(store, "p", put_files(store), dest, link=link, means=means)
         assert restored == dest
         assert found(dest) == CONTENT
         assert sum(sizes) == sum(map(len, CONTENT.values()))
@@ -222,14 +224,15 @@ class TestFiles:
     ) -> None:
         files = put_files(store)
 
-        def full(descriptor: int, data: object) -> int:
+        def full(*_: object) -> NoReturn:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(os, "write", full)
+        monkeypatch.setattr(os, "pwrite", full)
         with pytest.raises(StorageFull):
             materialize_files(store, "p", files, dest, link=False)
         monkeypatch.undo()
-        assert not list(dest.parent.glob("*.part"))
+        assert not list(dest.parent.glob("*.part/*"))
+        assert not dest.with_name("model.restored.json").exists()
         materialize_files(store, "p", files, dest, link=False)
         assert found(dest) == CONTENT
 
@@ -253,7 +256,7 @@ for number in itertools.count():
                     os.kill(os.getpid(), signal.SIGKILL)
                 return call(*args, **kwargs)
             return wrapped
-        for name in ("open", "write", "fsync", "replace", "unlink", "mkdir", "close"):
+        for name in ("open", "pwrite", "ftruncate", "replace", "unlink", "mkdir", "close", "rmdir"):
             setattr(os, name, dying(getattr(os, name)))
         materialize_files(store, "p", files, dest, link=True)
         os._exit(0)
@@ -264,7 +267,7 @@ print(number)
 
 
 def test_a_restore_that_is_killed_is_completed_by_the_next(tmp_path: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "store"), str(tmp_path / "restored")],
         env=env,
@@ -304,7 +307,7 @@ OTHER = {"config.json": b"{ }", "a": b"a file where the first set has a folder"}
 def test_two_restores_of_one_folder_take_turns(tmp_path: Path) -> None:
     store = RemoteStore(tmp_path / "store")
     dest = tmp_path / "servers" / "model"
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", TURNS, str(store.root), str(dest), prefix],

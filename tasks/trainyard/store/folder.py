@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from trainyard.documents.base import FileEntry
 from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound
@@ -136,9 +137,19 @@ class FolderStore:
 
     def open(self, key: str) -> BinaryIO:
         """Open `key` for reading as a stream. Raises NotFound."""
+        return self._open(key, buffering=-1)
+
+    def open_range(self, key: str, start: int, size: int) -> BinaryIO:
+        """Open `size` bytes of `key` from `start` on as a stream. Raises NotFound."""
+        file = self._open(key, buffering=0)
+        with explained("read", Path(file.name)):
+            file.seek(start)
+        return cast(BinaryIO, _Range(file, size))
+
+    def _open(self, key: str, *, buffering: int) -> BinaryIO:
         path = self._path(key)
         try:
-            return path.open("rb")
+            return path.open("rb", buffering=buffering)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise _missing(key, self.url) from None
         except OSError as error:
@@ -272,6 +283,29 @@ class FolderStore:
                 break
             folder = folder.parent
         sync_folder(folder)
+
+
+class _Range(io.RawIOBase):
+    """At most `size` bytes of an open file from where it stands; closes it."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        super().__init__()
+        self._file = file
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer)[: self._left]
+        with explained("read", Path(self._file.name)):
+            count: int = cast(io.FileIO, self._file).readinto(view) or 0
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _raise_unless_gone(error: OSError) -> None:

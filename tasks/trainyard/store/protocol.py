@@ -72,6 +72,12 @@ class Store(Protocol):
     def open(self, key: str) -> BinaryIO:
         """Open `key` for reading as a stream. Raises NotFound."""
 
+    def open_range(self, key: str, start: int, size: int) -> BinaryIO:
+        """Open `size` bytes of `key` from `start` on as a stream; fewer where the key ends before.
+
+        Raises NotFound.
+        """
+
     def upload(self, key: str, source: BinaryIO, *, sha256: str | None = None) -> FileEntry:
         """Store a stream under `key`, hashing it in the same pass; idempotent.
 

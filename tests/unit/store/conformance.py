@@ -44,6 +44,8 @@ class StoreConformance:
             store.read("a/b")
         with pytest.raises(NotFound):
             store.open("a/b")
+        with pytest.raises(NotFound):
+            store.open_range("a/b", 0, 1)
         with pytest.raises(Conflict, match="is gone"):
             store.replace("a", b"x", version="whatever")
         store.delete("a")
@@ -113,6 +115,7 @@ class StoreConformance:
             lambda: store.put(key, b""),
             lambda: store.delete(key),
             lambda: store.open(key),
+            lambda: store.open_range(key, 0, 1),
             lambda: store.upload(key, NeverRead()),
             lambda: store.local_path(key),
         ):
@@ -156,6 +159,34 @@ class StoreConformance:
         with pytest.raises(ConnectionResetError):
             store.upload("a", Breaks(b"x" * (CHUNK_BYTES + 1)))
         assert list(store.list("")) == []
+
+    @pytest.mark.parametrize(
+        ("start", "size", "wanted"),
+        [
+            (0, 10, b"0123456789"),
+            (3, 4, b"3456"),
+            (8, 5, b"89"),
+            (9, 1, b"9"),
+            (10, 1, b""),
+            (11, 5, b""),
+        ],
+    )
+    def test_a_range_ends_where_the_content_ends(
+        self, store: Store, start: int, size: int, wanted: bytes
+    ) -> None:
+        store.upload("a", io.BytesIO(b"0123456789"))
+        with store.open_range("a", start, size) as stream:
+            assert stream.read() == wanted
+            assert stream.read(1) == b""
+
+    def test_a_range_is_read_in_pieces(self, store: Store) -> None:
+        data = bytes(range(256)) * 4096
+        store.upload("a", io.BytesIO(data))
+        pieces = []
+        with store.open_range("a", 1000, 500_000) as stream:
+            while piece := stream.read(65_536):
+                pieces.append(piece)
+        assert b"".join(pieces) == data[1000:501_000]
 
     def test_a_local_path_holds_the_content(self, store: Store) -> None:
         store.upload("a/b", io.BytesIO(b"one"))
