@@ -28,6 +28,7 @@ from trainyard.materialize import (
 from trainyard.names import check_release_id
 from trainyard.node_cache.cache import GIB, NodeCache, files_of
 from trainyard.node_cache.documents import RememberedDocuments
+from trainyard.node_cache.policy import Eviction
 from trainyard.node_cache.records import CachedRelease, Pin
 from trainyard.releases import load_release
 from trainyard.settings import Settings
@@ -169,6 +170,18 @@ def _restore(
         cache_dir=materialize_bundle(store, bundle, dest / "cache", means),
     )
     return Restored(release.release_id, where, size_bytes, monotonic() - started, 0, "")
+
+
+def evict_from_cache(store: Store, settings: Settings, limit_gib: float | None) -> Eviction:
+    """Give up what is neither pinned nor in use; `limit_gib` None: down to the cache's own limit.
+
+    Raises:
+        BadInput: there is no node cache.
+    """
+    cache = open_cache(settings)
+    follow_channels(store, cache)
+    gib = settings.node_cache_gib or None if limit_gib is None else limit_gib
+    return cache.evict(None if gib is None else int(gib * GIB))
 
 
 def follow_channels(store: Store, cache: NodeCache) -> None:

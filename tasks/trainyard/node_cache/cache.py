@@ -263,7 +263,7 @@ class NodeCache:
         kept = {
             each.release_id: each
             for each in releases
-            # A restore that is about to begin has taken note of its release, but has no session yet.
+            # A restore that begins has taken note of its release before it has a session.
             if each.release_id in live | pinned
             or each.used_at > datetime.now(UTC) - _REMEMBERED_FOR
             or any(map(self.has, each.files))
