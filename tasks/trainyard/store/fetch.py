@@ -188,6 +188,7 @@ class _Fetch:
         self._running = 0
         self._reading = 0
         self._moved_at = monotonic()
+        self._stalled = False
 
     def run(self) -> None:
         if not self._waiting:
@@ -204,7 +205,7 @@ class _Fetch:
             self._wait()
         finally:
             self._stop.set()
-            deadline = monotonic() + _LAST_WAIT_S
+            deadline = monotonic() + (0.0 if self._stalled else _LAST_WAIT_S)
             for thread in threads:
                 if thread.ident is not None:
                     thread.join(max(0.0, deadline - monotonic()))
@@ -223,6 +224,7 @@ class _Fetch:
                 self._changed.wait(min(1.0, self._policy.stall_s / 4))
                 silent_s = monotonic() - self._moved_at
                 if self._reading and self._error is None and silent_s > self._policy.stall_s:
+                    self._stalled = True
                     self._error = Transient(
                         f"{self._store.url} has sent nothing for {silent_s:.0f} s.",
                         hint="Look at the health of the store and the way to it, then try again; "
