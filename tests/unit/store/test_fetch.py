@@ -258,7 +258,7 @@ from trainyard.store.fetch import FetchPolicy
 class Slow(RemoteStore):
     def open_range(self, key, start, size):
         time.sleep(float(sys.argv[3]))
-        os.write(log, b"%d\n" % size)
+        os.write(log, f"{size} ".encode())
         return super().open_range(key, start, size)
 
 root = Path(sys.argv[1])
