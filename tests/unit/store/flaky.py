@@ -71,7 +71,9 @@ class FlakyStore(RemoteStore):
         if kind == "refused":
             stream.close()
             raise Transient("503 Slow Down")
-        return cast(BinaryIO, _Broken(stream, kind, self._random.randrange(max(1, size))))
+        # A stream that ends in order without a byte, twice in a row, is that of a file too short.
+        good_bytes = self._random.randrange(size) + (kind == "short")
+        return cast(BinaryIO, _Broken(stream, kind, good_bytes))
 
 
 class _Broken(io.RawIOBase):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +27,7 @@ PART = 10_000
 POLICY = FetchPolicy(
     workers=4, part_bytes=PART, chunk_bytes=1000, first_pause_s=0.001, longest_pause_s=0.01
 )
+PATIENT = replace(POLICY, attempts=30)
 SIZES = {"big": 25 * PART + 7, "even": 4 * PART, "part": PART, "small": 17, "empty": 0}
 
 
@@ -182,7 +184,7 @@ class TestFailures:
         store = FlakyStore(tmp_path / "store", seed=seed, rate=0.3)
         world = World(tmp_path, store)
         wanted = world.put()
-        world.fetch(wanted)
+        world.fetch(wanted, PATIENT)
         world.check(wanted)
         assert store.failures > 3
         assert world.moved == sum(SIZES.values())
@@ -190,7 +192,7 @@ class TestFailures:
     def test_a_cut_part_goes_on_where_it_was_cut(self, tmp_path: Path) -> None:
         store = FlakyStore(tmp_path / "store", seed=1, rate=0.5)
         world = World(tmp_path, store)
-        world.fetch(world.put("big"))
+        world.fetch(world.put("big"), PATIENT)
         assert store.read_bytes == SIZES["big"]
 
     def test_a_store_that_only_fails(self, tmp_path: Path) -> None:
