@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard.store.parts import Hashing, Part, Record, read_record, split
+from trainyard.store.arriving import Hashing, Part, Record, read_record, split
 
 
 class TestSplit:
