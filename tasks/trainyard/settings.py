@@ -25,7 +25,48 @@ class Settings(BaseSettings):
     """Folder of everything the embedded platform keeps: store, servers, logs, Airflow's files."""
 
     store: str = ""
-    """Where documents, checkpoints and bundles live: a folder. Empty: `store` below the home."""
+    """Where documents, checkpoints and bundles live: a folder or `s3://bucket/prefix`. Empty:
+    `store` below the home."""
+
+    s3_endpoint_url: str = ""
+    """Endpoint of an S3-compatible store, or of a VPC endpoint. Empty: AWS's own for the region."""
+
+    s3_region: str = ""
+    """Region of the bucket. Empty: as boto3 finds it (AWS_REGION, the profile, the instance)."""
+
+    s3_profile: str = ""
+    """Profile of the AWS configuration files. Empty: boto3's usual chain of credentials."""
+
+    s3_addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    """How the bucket is named in requests; many S3-compatible stores know only `path`."""
+
+    s3_kms_key_id: str = ""
+    """KMS key (id, alias or ARN) that encrypts everything we write. Empty: the bucket's default."""
+
+    s3_bucket_key: bool = True
+    """With `s3_kms_key_id`: use an S3 bucket key, which saves most requests to KMS."""
+
+    s3_expected_bucket_owner: str = ""
+    """Account id (12 digits) that must own the bucket; S3 refuses every request otherwise. Empty:
+    not checked."""
+
+    s3_checksum: Literal["CRC64NVME", "SHA256"] = "CRC64NVME"
+    """Checksum that S3 verifies on every upload and part. CRC64NVME costs next to nothing; SHA256
+    is for stores that do not know it yet."""
+
+    s3_part_bytes: int = Field(default=16 << 20, ge=5 << 20, le=1 << 30)
+    """Bytes of one part of an upload; larger where a file would need more than 10,000 parts. What
+    was moved of a part is lost when a process is killed; S3 takes no parts below 5 MiB."""
+
+    s3_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds that a connection may be silent before a request counts as failed."""
+
+    s3_attempts: int = Field(default=5, ge=1, le=20)
+    """Tries of one request before the store counts as unreachable; pauses between grow to 20 s."""
+
+    aws_connection: str = ""
+    """Id of the Airflow connection (type `aws`) whose credentials the steps get in their
+    environment. Empty: the usual chain."""
 
     catalogue: Path = Field(default_factory=lambda: Path.cwd() / "dags" / "models")
     """Folder of the model specs, one `<model>.yaml` each."""
@@ -86,8 +127,13 @@ class Settings(BaseSettings):
 
     @property
     def store_root(self) -> Path:
-        """The folder behind `store`."""
+        """The folder behind `store`, where it is one."""
         return Path(self.store) if self.store else self.home / "store"
+
+    @property
+    def store_name(self) -> str:
+        """`store` as another process can read it, whatever folder that one runs in."""
+        return self.store if "://" in self.store else str(self.store_root.resolve())
 
     @property
     def work_root(self) -> Path:

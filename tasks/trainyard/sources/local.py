@@ -14,6 +14,7 @@ from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
 from trainyard.names import check_revision
 from trainyard.sources.files import WEIGHTS_SUFFIX, inspect_files, unusable
 from trainyard.sources.protocol import ResolvedRevision, SourceFile
+from trainyard.store.transfer import limited
 
 SMALL_BYTES = 1 << 20
 """Weight files below this are hashed whole for the fingerprint."""
@@ -63,6 +64,14 @@ class LocalSource:
                 hint="Only the files of its listing can be read.",
             )
         return _open(self._revision_folder(resolved.revision), path)
+
+    def open_range(self, resolved: ResolvedRevision, path: str, start: int, size: int) -> BinaryIO:
+        """Open a range of one listed file. Raises NotFound, Transient."""
+        stream = self.open(resolved, path)
+        try:
+            return limited(stream, start, size)
+        except OSError as error:
+            raise _unreadable(Path(path), error) from error
 
     def _revision_folder(self, revision: str | None) -> Path:
         revisions = self._revisions()

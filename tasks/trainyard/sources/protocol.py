@@ -40,3 +40,9 @@ class Source(Protocol):
 
     def open(self, resolved: ResolvedRevision, path: str) -> BinaryIO:
         """Open one listed file; the stream can seek. Raises NotFound, Transient."""
+
+    def open_range(self, resolved: ResolvedRevision, path: str, start: int, size: int) -> BinaryIO:
+        """Open `size` bytes of one listed file from the offset `start` (fewer at its end).
+
+        May be called from several threads. Raises NotFound, Transient.
+        """

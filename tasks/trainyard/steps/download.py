@@ -1,17 +1,17 @@
 """Stores the checkpoint of a plan: the files first, the manifest that makes them count last.
 
-A cut download resumes: files that are in the store and equal to the source's are kept. A revision
-is immutable: once its manifest exists, nothing but these very contents is accepted for it, and
-files of it that were lost are stored again from the source.
+A cut download resumes: files that are in the store and equal to the source's are kept, and so is
+what arrived of large ones. A source that fails for a moment is asked again. A revision is
+immutable: once its manifest exists, nothing but these very contents is accepted for it, and files
+of it that were lost are stored again from the source.
 """
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import BinaryIO, TypeVar, cast
+from typing import TypeVar
 
 from rich.filesize import decimal
 
@@ -23,8 +23,10 @@ from trainyard.sources.factory import open_source
 from trainyard.sources.files import read_architecture
 from trainyard.sources.protocol import ResolvedRevision, Source, SourceFile
 from trainyard.steps.context import Progress, StepContext, StepResult
+from trainyard.steps.fetching import Surroundings, ranges_of
 from trainyard.store.documents import create_document, read_document
 from trainyard.store.layout import checkpoint_manifest_key, checkpoint_prefix, plan_key
+from trainyard.store.parts import Ranges, hash_ranges
 from trainyard.store.protocol import Store
 from trainyard.store.transfer import pump
 
@@ -69,6 +71,10 @@ class _Meter:
     def cancel(self) -> None:
         self._cancelled.set()
 
+    def sleep(self, seconds: float) -> None:
+        if self._cancelled.wait(seconds):
+            raise _Cancelled
+
     def add(self, size: int) -> None:
         if self._cancelled.is_set():
             raise _Cancelled
@@ -78,25 +84,8 @@ class _Meter:
             self._done += size
             done = self._done
         self._progress.fraction(
-            done / self._total, f"{decimal(done)} of {decimal(self._total)} done"
+            min(1.0, done / self._total), f"{decimal(done)} of {decimal(self._total)} done"
         )
-
-
-class _Observed(io.RawIOBase):
-    """A stream that tells how many bytes each reading took."""
-
-    def __init__(self, stream: BinaryIO, on_read: Callable[[int], None]) -> None:
-        super().__init__()
-        self._stream = stream
-        self._on_read = on_read
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = self._stream.read(-1 if size is None else size)
-        self._on_read(len(data))
-        return data
 
 
 class _Download:
@@ -178,7 +167,8 @@ class _Download:
         entries = {entry.path: entry for entry in manifest.files}
 
         def compare(file: SourceFile, meter: _Meter) -> None:
-            if self.hash_source(source, resolved, file, meter.add) != entries[file.path].sha256:
+            ranges = self.ranges(source, resolved, file, meter)
+            if hash_ranges(ranges).sha256 != entries[file.path].sha256:
                 raise self.immutable(f"{file.path} in the source differs")
 
         self.in_parallel(resolved.files, compare)
@@ -247,47 +237,31 @@ class _Download:
                 raise error
         return [future.result() for future in futures]
 
-    def hash_source(
-        self,
-        source: Source,
-        resolved: ResolvedRevision,
-        file: SourceFile,
-        on_read: Callable[[int], None],
-    ) -> str:
-        with source.open(resolved, file.path) as stream:
-            return pump(cast(BinaryIO, _Observed(stream, on_read))).sha256
+    def ranges(
+        self, source: Source, resolved: ResolvedRevision, file: SourceFile, meter: _Meter
+    ) -> Ranges:
+        around = Surroundings(
+            on_read=meter.add,
+            sleep=meter.sleep,
+            say=self.context.progress.say,
+            too_short=lambda: self.changed("while it was read"),
+        )
+        return ranges_of(source, resolved, file, around)
 
     def transfer(
         self, source: Source, resolved: ResolvedRevision, file: SourceFile, meter: _Meter
     ) -> FileEntry:
         """Store one file, or find it stored with the same content."""
         key = f"{self.prefix}/{file.path}"
-        sha256 = None
-        if self.store.exists(key):
-            # From an earlier attempt. Reading the source twice is cheaper than storing it twice.
-            sha256 = self.hash_source(source, resolved, file, meter.add)
+        ranges = self.ranges(source, resolved, file, meter)
         try:
-            entry = self.upload(source, resolved, file, meter, sha256)
+            entry = self.store.upload_ranged(key, ranges)
         except Conflict:
-            # That attempt found other content; no manifest names it.
+            # An earlier attempt found other content; no manifest names it.
             self.context.ensure_held()
             self.store.delete(key)
-            entry = self.upload(source, resolved, file, meter, sha256)
-        if entry.size != file.size:
-            raise self.changed("while it was read")
+            entry = self.store.upload_ranged(key, ranges)
         return FileEntry(path=file.path, size=entry.size, sha256=entry.sha256)
-
-    def upload(
-        self,
-        source: Source,
-        resolved: ResolvedRevision,
-        file: SourceFile,
-        meter: _Meter,
-        sha256: str | None,
-    ) -> FileEntry:
-        with source.open(resolved, file.path) as stream:
-            observed = cast(BinaryIO, _Observed(stream, meter.add))
-            return self.store.upload(f"{self.prefix}/{file.path}", observed, sha256=sha256)
 
     def changed(self, when: str) -> TrainyardError:
         return BadInput(

@@ -6,6 +6,8 @@
   with its holder. The version of a key is the sha256 of its content.
 - A temporary file is locked by its writer for as long as the writer lives. One that can be locked
   was left by a crash, and the next writer removes it.
+- A large file grows under a partial name (see `trainyard.store.partial`), which the next attempt
+  goes on with.
 - Stored files of checkpoints and bundles are read-only, because other folders may link to them.
 - Below the root nothing may be a symbolic link.
 """
@@ -14,14 +16,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import io
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO
 
 from trainyard.documents.base import FileEntry
 from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound
@@ -34,8 +35,10 @@ from trainyard.store.disk import (
     sync_folder,
     write_all,
 )
+from trainyard.store.partial import PartialFile
+from trainyard.store.parts import Ranges, hash_ranges
 from trainyard.store.protocol import Entry, Stored
-from trainyard.store.transfer import Content, hash_file, pump
+from trainyard.store.transfer import Content, hash_file, limited, pump
 
 RESERVED = ".trainyard"
 """The folder below the root for temporary files and locks; no key begins with it."""
@@ -137,24 +140,20 @@ class FolderStore:
 
     def open(self, key: str) -> BinaryIO:
         """Open `key` for reading as a stream. Raises NotFound."""
-        return self._open(key, buffering=-1)
-
-    def open_range(self, key: str, start: int, size: int) -> BinaryIO:
-        """Open `size` bytes of `key` from `start` on as a stream. Raises NotFound."""
-        file = self._open(key, buffering=0)
-        with explained("read", Path(file.name)):
-            file.seek(start)
-        return cast(BinaryIO, _Range(file, size))
-
-    def _open(self, key: str, *, buffering: int) -> BinaryIO:
         path = self._path(key)
         try:
-            return path.open("rb", buffering=buffering)
+            return path.open("rb")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise _missing(key, self.url) from None
         except OSError as error:
             with explained("read", path):
                 raise error
+
+    def open_range(self, key: str, start: int, size: int) -> BinaryIO:
+        """Open `size` bytes of `key` from the offset `start`. Raises NotFound."""
+        if start < 0 or size < 0:
+            raise ValueError(f"no range of a file: start {start}, size {size}")
+        return limited(self.open(key), start, size)
 
     def upload(self, key: str, source: BinaryIO, *, sha256: str | None = None) -> FileEntry:
         """Store a stream under `key`. Raises CorruptFile, Conflict, StorageFull."""
@@ -171,13 +170,29 @@ class FolderStore:
 
             content = pump(source, write)
             if sha256 is not None and content.sha256 != sha256:
-                raise CorruptFile(
-                    f"{key} arrived with sha256 {content.sha256}, but {sha256} was announced.",
-                    hint="The source is damaged or changed meanwhile; nothing was kept. Try again.",
-                )
+                raise _announced_other(key, content.sha256, sha256)
             with explained("write", path):
                 os.fsync(descriptor)
                 linked = self._link(temporary, path)
+        if not linked and self._content(path) != content:
+            raise _other_content(key, self.url)
+        return FileEntry(path=key, size=content.size, sha256=content.sha256)
+
+    def upload_ranged(self, key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
+        """Store a file that can be read in ranges. Raises CorruptFile, Conflict, StorageFull."""
+        path = self._path(key)
+        if (found := self._content(path)) is not None:
+            if found.sha256 != (sha256 or hash_ranges(source).sha256):
+                raise _other_content(key, self.url)
+            return FileEntry(path=key, size=found.size, sha256=found.sha256)
+        folder = self._reserved("partial")
+        with explained("write", path), PartialFile.of(folder, key, source) as partial:
+            content = partial.fill(source, mode=_ARTIFACT_MODE)
+            if sha256 is not None and content.sha256 != sha256:
+                partial.discard()
+                raise _announced_other(key, content.sha256, sha256)
+            linked = self._link(partial.path, path)
+            partial.discard()
         if not linked and self._content(path) != content:
             raise _other_content(key, self.url)
         return FileEntry(path=key, size=content.size, sha256=content.sha256)
@@ -285,29 +300,6 @@ class FolderStore:
         sync_folder(folder)
 
 
-class _Range(io.RawIOBase):
-    """At most `size` bytes of an open file from where it stands; closes it."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        super().__init__()
-        self._file = file
-        self._left = size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer)[: self._left]
-        with explained("read", Path(self._file.name)):
-            count: int = cast(io.FileIO, self._file).readinto(view) or 0
-        self._left -= count
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 def _raise_unless_gone(error: OSError) -> None:
     """A folder that vanished has no keys; one that cannot be read must not look empty."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -320,6 +312,13 @@ def _version(data: bytes) -> str:
 
 def _missing(key: str, url: str) -> NotFound:
     return NotFound(f"{key} does not exist in {url}.", hint="Check the name and the store.")
+
+
+def _announced_other(key: str, arrived: str, announced: str) -> CorruptFile:
+    return CorruptFile(
+        f"{key} arrived with sha256 {arrived}, but {announced} was announced.",
+        hint="The source is damaged or changed meanwhile; nothing was kept. Try again.",
+    )
 
 
 def _other_content(key: str, url: str) -> Conflict:

@@ -9,11 +9,12 @@ progress) lets the last writer win.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from trainyard.documents.base import FileEntry
+from trainyard.store.parts import Ranges
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Entry:
 
     key: str
     size: int
+    version: str = field(default="", compare=False)
+    """Its version, where the back end's listing tells it; else empty."""
 
 
 class Store(Protocol):
@@ -73,7 +76,7 @@ class Store(Protocol):
         """Open `key` for reading as a stream. Raises NotFound."""
 
     def open_range(self, key: str, start: int, size: int) -> BinaryIO:
-        """Open `size` bytes of `key` from `start` on as a stream; fewer where the key ends before.
+        """Open `size` bytes of `key` from the offset `start` (fewer at the end of the file).
 
         Raises NotFound.
         """
@@ -84,6 +87,13 @@ class Store(Protocol):
         Returns the entry (its `path` is `key`). With `sha256`, content that differs is refused
         (CorruptFile) and leaves nothing behind. A key that already holds the same content is kept.
         Raises Conflict if it holds other content, StorageFull.
+        """
+
+    def upload_ranged(self, key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
+        """Store a file that can be read in ranges; idempotent, and otherwise as `upload`.
+
+        Parts are moved at the same time and hashed in their order. An upload that was cut is found
+        again: what is there and equal to the source is not moved again.
         """
 
     def local_path(self, key: str) -> Path | None:

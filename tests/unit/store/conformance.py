@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
+import threading
+from collections.abc import Callable
 
 import pytest
 
-from trainyard.documents.base import FileEntry
+from trainyard.documents.base import Document, FileEntry
 from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound
+from trainyard.store.documents import create_document, read_document, update_document
+from trainyard.store.parts import Ranges
 from trainyard.store.protocol import Entry, Store
 from trainyard.store.transfer import CHUNK_BYTES
 
@@ -17,11 +22,36 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+class Counter(Document):
+    """A document that many change."""
+
+    value: int = 0
+
+
 class NeverRead(io.BytesIO):
     """A stream that must not be read."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         raise AssertionError("the source was read")
+
+
+def ranges(data: bytes, identity: str = "one") -> Ranges:
+    """Return a file that can be read in ranges."""
+    return Ranges(len(data), identity, lambda start, size: data[start : start + size])
+
+
+def never_read(start: int, size: int) -> bytes:
+    """Stand for a source that must not be read."""
+    raise AssertionError("the source was read")
+
+
+def content(size: int, seed: int = 0) -> bytes:
+    """Return bytes that look like nothing else."""
+    return random.Random(seed).randbytes(size)
+
+
+PART = 5 << 20
+"""Bytes of a part in these tests, as small as S3 allows."""
 
 
 class StoreConformance:
@@ -44,8 +74,6 @@ class StoreConformance:
             store.read("a/b")
         with pytest.raises(NotFound):
             store.open("a/b")
-        with pytest.raises(NotFound):
-            store.open_range("a/b", 0, 1)
         with pytest.raises(Conflict, match="is gone"):
             store.replace("a", b"x", version="whatever")
         store.delete("a")
@@ -117,6 +145,7 @@ class StoreConformance:
             lambda: store.open(key),
             lambda: store.open_range(key, 0, 1),
             lambda: store.upload(key, NeverRead()),
+            lambda: store.upload_ranged(key, ranges(b"x")),
             lambda: store.local_path(key),
         ):
             with pytest.raises(BadInput, match="would leave its folder"):
@@ -161,32 +190,150 @@ class StoreConformance:
         assert list(store.list("")) == []
 
     @pytest.mark.parametrize(
-        ("start", "size", "wanted"),
+        ("start", "size", "expected"),
         [
             (0, 10, b"0123456789"),
+            (0, 4, b"0123"),
             (3, 4, b"3456"),
-            (8, 5, b"89"),
-            (9, 1, b"9"),
-            (10, 1, b""),
-            (11, 5, b""),
+            (8, 10, b"89"),
+            (10, 5, b""),
+            (20, 5, b""),
+            (2, 0, b""),
         ],
     )
-    def test_a_range_ends_where_the_content_ends(
-        self, store: Store, start: int, size: int, wanted: bytes
-    ) -> None:
-        store.upload("a", io.BytesIO(b"0123456789"))
-        with store.open_range("a", start, size) as stream:
-            assert stream.read() == wanted
-            assert stream.read(1) == b""
+    def test_a_range(self, store: Store, start: int, size: int, expected: bytes) -> None:
+        store.upload("a/b", io.BytesIO(b"0123456789"))
+        with store.open_range("a/b", start, size) as stream:
+            assert stream.read() == expected
+            assert stream.read(5) == b""
 
     def test_a_range_is_read_in_pieces(self, store: Store) -> None:
-        data = bytes(range(256)) * 4096
-        store.upload("a", io.BytesIO(data))
-        pieces = []
-        with store.open_range("a", 1000, 500_000) as stream:
-            while piece := stream.read(65_536):
-                pieces.append(piece)
-        assert b"".join(pieces) == data[1000:501_000]
+        store.upload("a", io.BytesIO(b"0123456789"))
+        with store.open_range("a", 2, 7) as stream:
+            assert [stream.read(3), stream.read(3), stream.read(3)] == [b"234", b"567", b"8"]
+
+    def test_ranges_that_cannot_be(self, store: Store) -> None:
+        for size in (0, 1):
+            with pytest.raises(NotFound):
+                store.open_range("a", 0, size)
+        store.create("a", b"x")
+        for start, size in ((-1, 1), (0, -1)):
+            with pytest.raises(ValueError, match="no range"):
+                store.open_range("a", start, size)
+
+    @pytest.mark.parametrize("size", [0, 1, PART, 2 * PART + 17])
+    def test_a_ranged_upload_hashes_what_it_stores(self, store: Store, size: int) -> None:
+        data = content(size)
+        entry = store.upload_ranged("c/m.safetensors", ranges(data))
+        assert entry == FileEntry(path="c/m.safetensors", size=size, sha256=sha256(data))
+        with store.open("c/m.safetensors") as stream:
+            assert stream.read() == data
+        assert [found.key for found in store.list("")] == ["c/m.safetensors"]
+
+    @pytest.mark.parametrize("size", [3, PART + 3])
+    def test_a_ranged_upload_never_replaces(self, store: Store, size: int) -> None:
+        data = content(size)
+        first = store.upload_ranged("a", ranges(data))
+        assert store.upload_ranged("a", ranges(data)) == first
+        known = Ranges(size, "one", never_read)
+        assert store.upload_ranged("a", known, sha256=sha256(data)) == first
+        for other in (content(size, seed=1), content(size + 1)):
+            with pytest.raises(Conflict, match="other content"):
+                store.upload_ranged("a", ranges(other))
+        with pytest.raises(Conflict, match="other content"):
+            store.upload_ranged("a", known, sha256=sha256(b"two"))
+        assert store.read("a").data == data
+
+    @pytest.mark.parametrize("size", [3, PART + 3])
+    def test_a_ranged_upload_with_the_wrong_hash_leaves_nothing(
+        self, store: Store, size: int
+    ) -> None:
+        with pytest.raises(CorruptFile, match=sha256(b"two")):
+            store.upload_ranged("a", ranges(content(size)), sha256=sha256(b"two"))
+        assert list(store.list("")) == []
+
+    def test_a_ranged_upload_that_failed_goes_on_where_it_was(self, store: Store) -> None:
+        data = content(8 * PART)
+        asked: list[int] = []
+        limit = 5 * PART
+
+        def read(start: int, size: int) -> bytes:
+            if start + size > limit:
+                raise ConnectionResetError
+            asked.append(start)
+            return data[start : start + size]
+
+        with pytest.raises(ConnectionResetError):
+            store.upload_ranged("a", Ranges(len(data), "one", read))
+        assert list(store.list("")) == []
+        limit = len(data)
+        assert store.upload_ranged("a", Ranges(len(data), "one", read)).sha256 == sha256(data)
+        assert store.read("a").data == data
+
+    def test_what_was_left_of_other_content_does_not_count(self, store: Store) -> None:
+        old, new = content(4 * PART), content(4 * PART, seed=1)
+
+        def read(start: int, size: int) -> bytes:
+            if start >= 3 * PART:
+                raise ConnectionResetError
+            return old[start : start + size]
+
+        with pytest.raises(ConnectionResetError):
+            store.upload_ranged("a", Ranges(len(old), "old", read))
+        assert store.upload_ranged("a", ranges(new, "new")).sha256 == sha256(new)
+        assert store.read("a").data == new
+
+    def test_of_64_writers_of_one_document_one_wins(self, store: Store) -> None:
+        outcomes: list[str] = []
+
+        def work(number: int) -> None:
+            try:
+                store.create("a", b"%d" % number)
+                outcomes.append(str(number))
+            except Conflict:
+                outcomes.append("")
+
+        together(64, work)
+        winners = [each for each in outcomes if each]
+        assert len(outcomes) == 64
+        assert len(winners) == 1
+        assert store.read("a").data == winners[0].encode()
+
+    def test_of_64_replacers_of_one_version_one_wins(self, store: Store) -> None:
+        version = store.create("a", b"first")
+        outcomes: list[str] = []
+
+        def work(number: int) -> None:
+            try:
+                store.replace("a", b"%d" % number, version=version)
+                outcomes.append(str(number))
+            except Conflict:
+                outcomes.append("")
+
+        together(64, work)
+        winners = [each for each in outcomes if each]
+        assert len(outcomes) == 64
+        assert len(winners) == 1
+        assert store.read("a").data == winners[0].encode()
+
+    def test_32_writers_of_a_channel_lose_no_update(self, store: Store) -> None:
+        create_document(store, "channels/adder/production.json", Counter())
+
+        def work(number: int) -> None:
+            while True:
+                try:
+                    update_document(
+                        store,
+                        "channels/adder/production.json",
+                        Counter,
+                        lambda c: c.model_copy(update={"value": c.value + 1}),
+                    )
+                    return
+                except Conflict:
+                    continue
+
+        together(32, work)
+        assert read_document(store, "channels/adder/production.json", Counter).value == 32
 
     def test_a_local_path_holds_the_content(self, store: Store) -> None:
         store.upload("a/b", io.BytesIO(b"one"))
@@ -195,3 +342,18 @@ class StoreConformance:
 
     def test_the_url_names_the_store(self, store: Store) -> None:
         assert "://" in store.url
+
+
+def together(count: int, work: Callable[[int], None]) -> None:
+    """Do `work` in threads that begin at the same moment."""
+    barrier = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        barrier.wait()
+        work(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,88 @@
+"""Reads a file of a source in ranges, and tries again when the source fails for now."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from trainyard.errors import TrainyardError, Transient
+from trainyard.sources.protocol import ResolvedRevision, Source, SourceFile
+from trainyard.store.parts import Ranges
+
+READ_BYTES = 1 << 20
+"""Bytes read between two looks at whether the step goes on."""
+
+PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds before each new try of one part; the source counts as failed after the last."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a fetch does beside reading."""
+
+    on_read: Callable[[int], None]
+    """Told the bytes of each reading; may raise to end the fetch."""
+    sleep: Callable[[float], object]
+    """Waits that many seconds; may raise to end the fetch."""
+    say: Callable[[str], None]
+    """Takes a line for people."""
+    too_short: Callable[[], TrainyardError]
+    """Makes the error of a file that ends before its size."""
+
+
+def ranges_of(
+    source: Source, resolved: ResolvedRevision, file: SourceFile, around: Surroundings
+) -> Ranges:
+    """Return one file of a source as the store wants to read it."""
+    return Ranges(
+        size=file.size,
+        identity=f"{resolved.uri}\0{resolved.fingerprint}\0{file.path}",
+        read=partial(_read, source, resolved, file, around),
+    )
+
+
+def _read(
+    source: Source,
+    resolved: ResolvedRevision,
+    file: SourceFile,
+    around: Surroundings,
+    start: int,
+    size: int,
+) -> bytes:
+    """Read a range whole; what arrived before a failure is kept.
+
+    Raises:
+        Transient: the source kept failing.
+        TrainyardError: what the source raises for good, or `too_short`.
+    """
+    pieces: list[bytes] = []
+    have = 0
+    for pause_s in (*PAUSES_S, None):
+        try:
+            while have < size:
+                with source.open_range(resolved, file.path, start + have, size - have) as stream:
+                    before = have
+                    while piece := stream.read(min(READ_BYTES, size - have)):
+                        pieces.append(piece)
+                        have += len(piece)
+                        around.on_read(len(piece))
+                if have == before:
+                    raise around.too_short()
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        except (Transient, OSError) as error:
+            if pause_s is None:
+                raise _failed(file, error) from error
+            around.say(f"{file.path}: {error}; trying again.")
+            around.sleep(random.uniform(0.5, 1.0) * pause_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def _failed(file: SourceFile, error: Exception) -> Transient:
+    if isinstance(error, Transient):
+        return error
+    return Transient(
+        f"Cannot read {file.path} from the source: {error}.",
+        hint="Look at the source and the network, then try again; what arrived is kept.",
+    )

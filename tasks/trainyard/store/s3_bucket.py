@@ -1,0 +1,181 @@
+"""One bucket, spoken to by keys of the store: requests, conditions, what is there.
+
+Methods raise boto3's own errors unless they say otherwise; callers turn them into ours with
+`trainyard.store.s3_errors.explained`, where they know what was tried.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainyard.settings import Settings
+from trainyard.store.s3_checksums import Checksums
+from trainyard.store.s3_client import AwsCredentials, S3Place, make_client
+from trainyard.store.s3_errors import is_missing, is_precondition, is_race
+
+WRITE_TOKEN = "trainyard-write"
+"""Metadata that names one attempt to write a document, so that its writer knows it again."""
+
+CONTENT_SHA256 = "trainyard-sha256"
+"""Metadata with the sha256 of a file, where it was known before the file was sent."""
+
+_RACES = 8
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """What S3 tells about a key without its content."""
+
+    size: int
+    version: str
+    """ETag."""
+    metadata: Mapping[str, str]
+    checksum: str
+    """S3's checksum of the whole, in the algorithm of ours; empty if it keeps none."""
+
+
+def pauses(tries: int) -> Iterator[float]:
+    """Yield growing, random pauses in seconds, one less than `tries`."""
+    for number in range(tries - 1):
+        yield random.uniform(0, min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**number))
+
+
+class Bucket:
+    """The bucket behind a store, with the folder that the store is in."""
+
+    def __init__(self, settings: Settings, credentials: AwsCredentials | None = None) -> None:
+        """Connect at the first request."""
+        self.place = S3Place.parse(settings.store)
+        self.settings = settings
+        self.checksums = Checksums(settings.s3_checksum)
+        self._credentials = credentials
+        self._client: Any = None
+        self._mutex = threading.Lock()
+
+    @property
+    def client(self) -> Any:
+        """The S3 client; made at first use. Raises BadInput."""
+        with self._mutex:
+            if self._client is None:
+                self._client = make_client(self.settings, self._credentials)
+        return self._client
+
+    def name(self, key: str) -> str:
+        """Return the key in the bucket of a key of the store."""
+        return f"{self.place.prefix}/{key}" if self.place.prefix else key
+
+    def url_of(self, key: str) -> str:
+        """Return the whole URL of a key, for people."""
+        return f"{self.place.url}/{key}" if key else self.place.url
+
+    @property
+    def owner(self) -> dict[str, str]:
+        """The part of every request that names the account it expects."""
+        owner = self.settings.s3_expected_bucket_owner
+        return {"ExpectedBucketOwner": owner} if owner else {}
+
+    @property
+    def encryption(self) -> dict[str, Any]:
+        """The part of a new object's request that says how it is encrypted."""
+        if not self.settings.s3_kms_key_id:
+            return {}
+        return {
+            "ServerSideEncryption": "aws:kms",
+            "SSEKMSKeyId": self.settings.s3_kms_key_id,
+            "BucketKeyEnabled": self.settings.s3_bucket_key,
+        }
+
+    def call(self, operation: str, key: str, **parameters: Any) -> dict[str, Any]:
+        """Do one request about one key."""
+        answer: dict[str, Any] = getattr(self.client, operation)(
+            Bucket=self.place.bucket, Key=self.name(key), **self.owner, **parameters
+        )
+        return answer
+
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        **condition: str,
+    ) -> str:
+        """Write a whole object in one request and return its ETag."""
+        answer = self.call(
+            "put_object",
+            key,
+            Body=data,
+            Metadata=dict(metadata or {}),
+            **{self.checksums.field: self.checksums.of(data).text},
+            **self.encryption,
+            **condition,
+        )
+        return str(answer["ETag"])
+
+    def put_if(
+        self, key: str, data: bytes, *, metadata: Mapping[str, str] | None = None, **condition: str
+    ) -> str | None:
+        """Write on a condition (IfNoneMatch, IfMatch) and return the ETag; None if it fails.
+
+        An answer may be lost on the way: the write is then tried again and meets itself. So every
+        write carries a token, and a condition that fails is no failure if what is there has it.
+        """
+        from botocore.exceptions import ClientError
+
+        token = secrets.token_hex(16)
+        carried = {**(metadata or {}), WRITE_TOKEN: token}
+        for pause in (*pauses(_RACES), None):
+            try:
+                return self.put(key, data, metadata=carried, **condition)
+            except ClientError as error:
+                if is_race(error):
+                    if pause is not None:
+                        time.sleep(pause)
+                        continue
+                elif not (is_precondition(error) or is_missing(error)):
+                    raise
+            break
+        found = self.head(key)
+        return found.version if found and found.metadata.get(WRITE_TOKEN) == token else None
+
+    def delete_if(self, key: str, version: str) -> bool:
+        """Delete a key if its ETag is `version`; False if it is another or the key is gone."""
+        from botocore.exceptions import ClientError
+
+        for pause in (*pauses(_RACES), None):
+            try:
+                self.call("delete_object", key, IfMatch=version)
+                return True
+            except ClientError as error:
+                if is_race(error) and pause is not None:
+                    time.sleep(pause)
+                    continue
+                if is_precondition(error) or is_missing(error) or is_race(error):
+                    return False
+                raise
+        return False
+
+    def head(self, key: str) -> Head | None:
+        """Look at a key; None if it does not exist."""
+        from botocore.exceptions import ClientError
+
+        try:
+            answer = self.call("head_object", key, ChecksumMode="ENABLED")
+        except ClientError as error:
+            if is_missing(error):
+                return None
+            raise
+        return Head(
+            size=int(answer["ContentLength"]),
+            version=str(answer["ETag"]),
+            metadata=answer.get("Metadata", {}),
+            checksum=str(answer.get(self.checksums.field, "")),
+        )

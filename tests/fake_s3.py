@@ -1,0 +1,95 @@
+"""A fake of S3 for tests: moto in server mode, behind the proxy that completes and breaks it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.faulty_proxy import FaultyProxy
+
+from trainyard.settings import Settings
+from trainyard.store.s3 import S3Store
+from trainyard.store.s3_probe import RECORD_KEY
+
+FAST = {
+    "s3_addressing_style": "path",
+    "s3_region": "us-east-1",
+    "s3_part_bytes": 5 << 20,
+}
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "fake",
+    "AWS_SECRET_ACCESS_KEY": "fake",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+}
+"""What a client needs; no profile of the developer's is looked at."""
+
+
+class FakeS3:
+    """A running fake."""
+
+    def __init__(self, proxy: FaultyProxy, moto_url: str) -> None:
+        """Use servers that run."""
+        self.proxy = proxy
+        self.moto_url = moto_url
+
+    def new_bucket(self) -> str:
+        """Make a bucket and return its name."""
+        name = f"yard-{secrets.token_hex(6)}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def client(self) -> Any:
+        """Return a client that speaks to the fake itself, past the proxy."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.moto_url,
+            region_name="us-east-1",
+            aws_access_key_id="fake",
+            aws_secret_access_key="fake",
+        )
+
+    def settings(self, home: Path, url: str, **changes: Any) -> Settings:
+        """Return settings for the store at `url`."""
+        values = {"home": home, "store": url, "s3_endpoint_url": self.proxy.url, **FAST, **changes}
+        return Settings(**values)
+
+    def store(
+        self, home: Path, *, prefix: str = "yard", probed: bool = True, **changes: Any
+    ) -> S3Store:
+        """Return an empty store in a new bucket; `probed`: it has shown that conditions hold."""
+        url = f"s3://{self.new_bucket()}/{prefix}".rstrip("/")
+        store = S3Store(self.settings(home, url, **changes))
+        if probed:
+            store.put("a", b"")
+            store.delete("a")
+            self.proxy.reset()
+        return store
+
+
+def record_of(store: S3Store) -> tuple[str, str]:
+    """Return bucket and name of the record that a store was probed."""
+    place = store._bucket.place
+    return place.bucket, store._bucket.name(RECORD_KEY)
+
+
+@contextmanager
+def fake_s3() -> Iterator[FakeS3]:
+    """Run a fake of S3 on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        with FaultyProxy((host, port)) as proxy:
+            yield FakeS3(proxy, f"http://{host}:{port}")
+    finally:
+        server.stop()
