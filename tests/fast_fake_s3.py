@@ -121,9 +121,8 @@ class Connection:
 
     def receive(self, request: Request, path: Path | None) -> int:
         """Take the body of a request, into a file if there is one; return its bytes."""
-        if "aws-chunked" in request.headers.get("content-encoding", ""):
-            pieces = self._chunks()
-        elif request.headers.get("transfer-encoding") == "chunked":
+        encodings = [request.headers.get(f"{of}-encoding", "") for of in ("content", "transfer")]
+        if any("chunked" in encoding for encoding in encodings):
             pieces = self._chunks()
         else:
             pieces = self._exactly(int(request.headers.get("content-length", "0")))
@@ -233,9 +232,7 @@ class Server:
         if wanted is not None and wanted != stored.etag:
             self._error(connection, "412 Precondition Failed", "PreconditionFailed", head=head)
             return
-        self._send(
-            connection, request, stored, {"ETag": stored.etag, **stored.headers}, head=head
-        )
+        self._send(connection, request, stored, {"ETag": stored.etag, **stored.headers}, head=head)
 
     def _send(
         self,
@@ -318,7 +315,9 @@ class Server:
                 self._error(connection, "412 Precondition Failed", "PreconditionFailed")
                 return
             segments = [
-                segment for number in sorted(upload.parts) for segment in upload.parts[number].segments
+                segment
+                for number in sorted(upload.parts)
+                for segment in upload.parts[number].segments
             ]
             made = self.objects[key] = Stored(segments, upload.headers)
             del self.uploads[request.query["uploadId"]]
