@@ -36,8 +36,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.unit import yard
 
@@ -50,6 +49,7 @@ from trainyard.settings import Settings
 from trainyard.signing import sign_release, signing_key
 from trainyard.store.layout import bundle_manifest_key, checkpoint_manifest_key, release_key
 
+ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 BUCKET = "yard"
 GOAL_RATIO = 1.5
