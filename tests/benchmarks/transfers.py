@@ -469,14 +469,18 @@ def limits(folder: Path, short: bool) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="64 MiB and 100 files, once")
+    parser.add_argument("--share", type=float, default=1.0, help="of the full size")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None, help="where the files go")
     parser.add_argument("--json", type=Path, default=None, help="also write the figures there")
     arguments = parser.parse_args()
-    workloads = [Workload("1 x 2 GiB", 1, 2048 * MIB), Workload("2,000 x 1 MiB", 2000, MIB)]
+    size_mib, count = round(2048 * arguments.share), round(2000 * arguments.share)
     if arguments.short:
-        arguments.repeat = 1
-        workloads = [Workload("1 x 64 MiB", 1, 64 * MIB), Workload("100 x 1 MiB", 100, MIB)]
+        arguments.repeat, size_mib, count = 1, 64, 100
+    workloads = [
+        Workload(f"1 x {size_mib:,} MiB", 1, size_mib * MIB),
+        Workload(f"{count:,} x 1 MiB", count, MIB),
+    ]
     figures: dict[str, object] = {}
     with tempfile.TemporaryDirectory(prefix="transfers-", dir=arguments.folder) as name:
         folder = Path(name)
