@@ -12,6 +12,7 @@ from tests.faulty_proxy import FaultyProxy
 
 from trainyard.settings import Settings
 from trainyard.store.s3 import S3Store
+from trainyard.store.s3_client import AwsCredentials, make_client
 from trainyard.store.s3_probe import RECORD_KEY
 
 FAST = {
@@ -37,24 +38,20 @@ class FakeS3:
         """Use servers that run."""
         self.proxy = proxy
         self.moto_url = moto_url
+        self.client = self._client(moto_url)
+        """A client that speaks to the fake itself, past the proxy."""
+        self._through_proxy = self._client(proxy.url)
 
     def new_bucket(self) -> str:
         """Make a bucket and return its name."""
         name = f"yard-{secrets.token_hex(6)}"
-        self.client().create_bucket(Bucket=name)
+        self.client.create_bucket(Bucket=name)
         return name
 
-    def client(self) -> Any:
-        """Return a client that speaks to the fake itself, past the proxy."""
-        import boto3
-
-        return boto3.client(
-            "s3",
-            endpoint_url=self.moto_url,
-            region_name="us-east-1",
-            aws_access_key_id="fake",
-            aws_secret_access_key="fake",
-        )
+    @staticmethod
+    def _client(url: str) -> Any:
+        settings = Settings(store="s3://bucket", s3_endpoint_url=url, **FAST)
+        return make_client(settings, AwsCredentials("fake", "fake"))
 
     def settings(self, home: Path, url: str, **changes: Any) -> Settings:
         """Return settings for the store at `url`."""
@@ -64,13 +61,16 @@ class FakeS3:
     def store(
         self, home: Path, *, prefix: str = "yard", probed: bool = True, **changes: Any
     ) -> S3Store:
-        """Return an empty store in a new bucket; `probed`: it has shown that conditions hold."""
+        """Return an empty store in a new bucket.
+
+        `probed`: it is taken for one that has shown that its conditions hold. Making a client takes
+        botocore half a second, so stores without settings of their own share one.
+        """
         url = f"s3://{self.new_bucket()}/{prefix}".rstrip("/")
         store = S3Store(self.settings(home, url, **changes))
-        if probed:
-            store.put("a", b"")
-            store.delete("a")
-            self.proxy.reset()
+        store._probed = probed
+        if not changes:
+            store._bucket._client = self._through_proxy
         return store
 
 

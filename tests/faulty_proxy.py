@@ -8,6 +8,7 @@ adds what S3 promises beyond that:
 - requests that change one key are decided one after the other;
 - the checksum of an upload is compared with its body (`BadDigest`), that of a part with what the
   completion says (`InvalidPart`), that of the whole with its parts (`BadDigest`);
+- a part of an upload that was ended is refused (`NoSuchUpload`; the fake breaks down);
 - a listing of parts tells their checksums;
 - an expected bucket owner that is another is refused.
 """
@@ -66,6 +67,11 @@ class Request:
         return self.method == "PUT" and not self.is_part
 
     @property
+    def begins_upload(self) -> bool:
+        """Does it begin a multipart upload?"""
+        return self.method == "POST" and "uploads" in self.query
+
+    @property
     def is_complete(self) -> bool:
         """Does it end a multipart upload?"""
         return self.method == "POST" and "uploadId" in self.query
@@ -101,14 +107,22 @@ class Fault:
     """The true answer is cut after so many bytes of its body."""
     silent: bool = False
     """Nothing is answered until the client gives up."""
+    flip: bool = False
+    """A bit of the request's body is flipped on the way; nothing else happens."""
     hits: int = 0
+
+    @property
+    def is_before(self) -> bool:
+        """Does it happen before the request is done?"""
+        return self.cut_after is None and not self.done_all_the_same and not self.flip
 
 
 @dataclass
 class RealSemantics:
     """What S3 promises and the fake does not do."""
 
-    atomic: bool = True
+    ignored: list[tuple[Callable[[Request], bool], str]] = field(default_factory=list)
+    """Headers that some requests lose, as if the store did not know them."""
     _mutex: threading.Lock = field(default_factory=threading.Lock)
     _keys: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     _parts: dict[tuple[str, int], tuple[str, str, int]] = field(default_factory=dict)
@@ -117,7 +131,7 @@ class RealSemantics:
     @contextmanager
     def in_turn(self, request: Request) -> Iterator[None]:
         """Let one request at a time change a key."""
-        if not self.atomic or request.method not in {"PUT", "POST", "DELETE"} or request.is_part:
+        if request.method not in {"PUT", "POST", "DELETE"} or request.is_part:
             yield
             return
         with self._mutex:
@@ -145,6 +159,8 @@ class RealSemantics:
     def note(self, request: Request, answer: Answer) -> Answer:
         """Remember a part's checksum; tell it when parts are listed."""
         upload = request.query.get("uploadId", "")
+        if request.is_part and answer.status == 500:
+            return Answer.error(404, "NoSuchUpload")
         if request.is_part and answer.status == 200:
             for algorithm in ("crc64nvme", "sha256"):
                 said = request.headers.get(f"x-amz-checksum-{algorithm}")
@@ -223,9 +239,7 @@ class FaultyProxy:
         class Handler(_Handler):
             world = proxy
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
     @property
@@ -245,7 +259,7 @@ class FaultyProxy:
             self.faults.clear()
             self.requests.clear()
             self.part_bytes.clear()
-            self.semantics.atomic = True
+            self.semantics.ignored.clear()
 
     def __enter__(self) -> FaultyProxy:
         """Start."""
@@ -263,12 +277,15 @@ class FaultyProxy:
         """Return the answer (None: none at all) and after how many bytes it is cut."""
         fault = self._fault(request)
         if fault is not None and fault.silent:
-            self._stopping.wait(_FOREVER_S if fault.cut_after is None else 0)
+            self._stopping.wait(_FOREVER_S)
             return None, None
-        if fault is not None and fault.cut_after is None and not fault.done_all_the_same:
+        if fault is not None and fault.is_before:
             return fault.answer, None
+        if fault is not None and fault.flip:
+            body = bytes([request.body[0] ^ 1]) + request.body[1:]
+            request = Request(request.method, request.target, request.headers, body)
         answer = self._forward(request)
-        if fault is None:
+        if fault is None or fault.flip:
             return answer, None
         return (answer, fault.cut_after) if fault.cut_after is not None else (fault.answer, None)
 
@@ -289,7 +306,8 @@ class FaultyProxy:
                 return objection
             connection = http.client.HTTPConnection(*self.upstream, timeout=60)
             try:
-                headers = {n: v for n, v in request.headers.items() if n not in _HOP}
+                lost = {name for when, name in self.semantics.ignored if when(request)}
+                headers = {n: v for n, v in request.headers.items() if n not in _HOP | lost}
                 connection.request(request.method, request.target, request.body, headers)
                 response = connection.getresponse()
                 answer = Answer(response.status, dict(response.getheaders()), response.read())
@@ -299,6 +317,13 @@ class FaultyProxy:
             with self._mutex:
                 self.part_bytes[request.path] += len(request.body)
         return self.semantics.note(request, answer)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    # Many clients connect at the same moment.
+    request_queue_size = 256
 
 
 class _Handler(BaseHTTPRequestHandler):

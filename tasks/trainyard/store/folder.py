@@ -186,12 +186,13 @@ class FolderStore:
                 raise _other_content(key, self.url)
             return FileEntry(path=key, size=found.size, sha256=found.sha256)
         folder = self._reserved("partial")
-        with explained("write", path), PartialFile.of(folder, key, source) as partial:
+        with PartialFile.of(folder, key, source) as partial:
             content = partial.fill(source, mode=_ARTIFACT_MODE)
             if sha256 is not None and content.sha256 != sha256:
                 partial.discard()
                 raise _announced_other(key, content.sha256, sha256)
-            linked = self._link(partial.path, path)
+            with explained("write", path):
+                linked = self._link(partial.path, path)
             partial.discard()
         if not linked and self._content(path) != content:
             raise _other_content(key, self.url)

@@ -18,7 +18,7 @@ from types import TracebackType
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trainyard.store.disk import write_all
+from trainyard.store.disk import explained, write_all
 from trainyard.store.parts import PART_BYTES, Part, Ranges, in_order, parts_of
 from trainyard.store.transfer import CHUNK_BYTES, Content
 
@@ -50,14 +50,15 @@ class PartialFile:
         """Open what an earlier attempt at the same content left in `folder`, or begin.
 
         Raises:
-            OSError: it cannot be opened.
+            BadInput, StorageFull, Transient: it cannot be opened.
         """
         _sweep(folder)
         name = hashlib.sha256(f"{key}\0{source.identity}\0{source.size}".encode()).hexdigest()
         number = 0
         while True:
             path = folder / f"{name}-{number}.part"
-            descriptor = _open_locked(path)
+            with explained("write", path):
+                descriptor = _open_locked(path)
             if descriptor is not None:
                 return cls(path, descriptor)
             number += 1
@@ -70,12 +71,13 @@ class PartialFile:
             mode: rights that the whole file gets, as far as the umask allows.
 
         Raises:
-            OSError: the disk cannot be written.
+            BadInput, StorageFull, Transient: the disk cannot be written.
             Exception: whatever reading the source raises.
         """
-        sha256, have = self._beginning(source.size)
-        os.ftruncate(self._descriptor, have)
-        os.lseek(self._descriptor, have, os.SEEK_SET)
+        with explained("read", self.path):
+            sha256, have = self._beginning(source.size)
+            os.ftruncate(self._descriptor, have)
+            os.lseek(self._descriptor, have, os.SEEK_SET)
 
         def read(part: Part) -> bytes:
             return source.read(have + part.start, part.size)
@@ -84,13 +86,15 @@ class PartialFile:
         done = have
         with closing(in_order(parts, read, size_of=lambda part: part.size)) as arriving:
             for data in arriving:
-                write_all(self._descriptor, data)
                 sha256.update(data)
                 done += len(data)
-                if len(parts) > 1:
-                    self._note(_Record(size=done, sha256=sha256.copy().hexdigest()))
-        os.fchmod(self._descriptor, os.fstat(self._descriptor).st_mode & mode)
-        os.fsync(self._descriptor)
+                with explained("write", self.path):
+                    write_all(self._descriptor, data)
+                    if len(parts) > 1:
+                        self._note(_Record(size=done, sha256=sha256.copy().hexdigest()))
+        with explained("write", self.path):
+            os.fchmod(self._descriptor, os.fstat(self._descriptor).st_mode & mode)
+            os.fsync(self._descriptor)
         return Content(size=done, sha256=sha256.hexdigest())
 
     def discard(self) -> None:

@@ -27,11 +27,11 @@ from trainyard.names import check_relative_path
 from trainyard.settings import Settings
 from trainyard.store.parts import Ranges
 from trainyard.store.protocol import Entry, Stored
-from trainyard.store.s3_bucket import CONTENT_SHA256, Bucket, Head, pauses
+from trainyard.store.s3_bucket import CONTENT_SHA256, Bucket, ConditionFailed, Head, pauses
 from trainyard.store.s3_client import AwsCredentials
 from trainyard.store.s3_errors import explained
 from trainyard.store.s3_multipart import (
-    ConditionFailed,
+    KeyTaken,
     MultipartUpload,
     Sent,
     UploadGone,
@@ -92,22 +92,22 @@ class S3Store:
         """Write `key`, which must not exist. Raises Conflict."""
         self._check(key)
         with self._writing(key):
-            version = self._bucket.put_if(key, data, IfNoneMatch="*")
-        if version is None:
-            raise Conflict(
-                f"{key} exists already in {self.url}.",
-                hint="Stored documents are never replaced; read what is there.",
-            )
-        return version
+            try:
+                return self._bucket.put_if(key, data, IfNoneMatch="*")
+            except ConditionFailed as failed:
+                raise Conflict(
+                    f"{key} exists already in {self.url}.",
+                    hint="Stored documents are never replaced; read what is there.",
+                ) from failed
 
     def replace(self, key: str, data: bytes, *, version: str) -> str:
         """Replace `key` if its version still is `version`. Raises Conflict."""
         self._check(key)
         with self._writing(key):
-            new = self._bucket.put_if(key, data, IfMatch=_condition(version))
-        if new is None:
-            raise self._changed(key)
-        return new
+            try:
+                return self._bucket.put_if(key, data, IfMatch=_condition(version))
+            except ConditionFailed as failed:
+                raise self._changed(key, failed) from failed
 
     def put(self, key: str, data: bytes) -> str:
         """Write `key` whatever it held; the last writer wins."""
@@ -122,9 +122,10 @@ class S3Store:
             if version is None:
                 self._bucket.call("delete_object", key)
                 return
-            deleted = self._bucket.delete_if(key, _condition(version))
-        if not deleted:
-            raise self._changed(key)
+            try:
+                self._bucket.delete_if(key, _condition(version))
+            except ConditionFailed as failed:
+                raise self._changed(key, failed) from failed
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the keys below the folder `prefix` (empty: all), sorted."""
@@ -139,7 +140,7 @@ class S3Store:
                 for found in page.get("Contents", []):
                     key = found["Key"][skip:]
                     # A name that ends with a slash is a folder that a console made.
-                    if not key.endswith("/") and not key.startswith(f"{RESERVED}/"):
+                    if key and not key.endswith("/") and not key.startswith(f"{RESERVED}/"):
                         yield Entry(key=key, size=found["Size"], version=found["ETag"])
 
     def open(self, key: str) -> BinaryIO:
@@ -168,9 +169,9 @@ class S3Store:
                 sent, parts = upload.send_stream(first, source)
                 self._demand(key, sent.content, sha256)
                 upload.complete(sent, parts)
-            except ConditionFailed as failed:
+            except KeyTaken as taken:
                 upload.abort()
-                return self._kept_if_equal(key, failed.sent)
+                return self._kept_if_equal(key, taken.sent)
             except UploadGone as gone:
                 raise self._interrupted(key) from gone
             except BaseException:
@@ -212,9 +213,9 @@ class S3Store:
         try:
             self._demand(key, sent.content, sha256)
             upload.complete(sent, parts)
-        except ConditionFailed as failed:
+        except KeyTaken as taken:
             upload.abort()
-            return self._kept_if_equal(key, failed.sent)
+            return self._kept_if_equal(key, taken.sent)
         except (CorruptFile, UploadGone):
             upload.abort()
             raise
@@ -226,8 +227,9 @@ class S3Store:
         self._demand(key, content, sha256)
         with self._writing(key):
             metadata = {CONTENT_SHA256: content.sha256}
-            made = self._bucket.put_if(key, data, metadata=metadata, IfNoneMatch="*")
-            if made is None:
+            try:
+                self._bucket.put_if(key, data, metadata=metadata, IfNoneMatch="*")
+            except ConditionFailed:
                 checksum = self._bucket.checksums.of(data).text
                 return self._kept_if_equal(key, Sent(content, checksum))
         return _entry(key, content)
@@ -300,8 +302,8 @@ class S3Store:
                 hint="The source is damaged or changed meanwhile; nothing was kept. Try again.",
             )
 
-    def _changed(self, key: str) -> Conflict:
-        what = "was changed by somebody else" if self._head(key) else "is gone"
+    def _changed(self, key: str, failed: ConditionFailed) -> Conflict:
+        what = "is gone" if failed.gone else "was changed by somebody else"
         return Conflict(f"{key} {what} in {self.url}.", hint="Read it again and repeat the change.")
 
     def _other_content(self, key: str) -> Conflict:

@@ -10,14 +10,16 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from trainyard.settings import Settings
 from trainyard.store.s3_checksums import Checksums
 from trainyard.store.s3_client import AwsCredentials, S3Place, make_client
-from trainyard.store.s3_errors import is_missing, is_precondition, is_race
+from trainyard.store.s3_errors import is_missing, is_precondition, is_race, retries_of
+
+ResultT = TypeVar("ResultT")
 
 WRITE_TOKEN = "trainyard-write"
 """Metadata that names one attempt to write a document, so that its writer knows it again."""
@@ -40,6 +42,17 @@ class Head:
     metadata: Mapping[str, str]
     checksum: str
     """S3's checksum of the whole, in the algorithm of ours; empty if it keeps none."""
+
+
+class ConditionFailed(Exception):
+    """S3 refused a write because of its condition."""
+
+    def __init__(self, *, gone: bool, retried: bool) -> None:
+        super().__init__()
+        self.gone = gone
+        """Is there no such key?"""
+        self.retried = retried
+        """Was it not the first try, so that an earlier one may have been done?"""
 
 
 def pauses(tries: int) -> Iterator[float]:
@@ -122,46 +135,38 @@ class Bucket:
 
     def put_if(
         self, key: str, data: bytes, *, metadata: Mapping[str, str] | None = None, **condition: str
-    ) -> str | None:
-        """Write on a condition (IfNoneMatch, IfMatch) and return the ETag; None if it fails.
+    ) -> str:
+        """Write on a condition (IfNoneMatch, IfMatch) and return the ETag.
 
-        An answer may be lost on the way: the write is then tried again and meets itself. So every
-        write carries a token, and a condition that fails is no failure if what is there has it.
+        An answer may be lost on the way: botocore then tries the write again, and it meets itself.
+        So every write carries a token, and a condition that failed after a retry is no failure if
+        what is there has it.
+
+        Raises:
+            ConditionFailed: the condition does not hold.
         """
-        from botocore.exceptions import ClientError
-
         token = secrets.token_hex(16)
         carried = {**(metadata or {}), WRITE_TOKEN: token}
-        for pause in (*pauses(_RACES), None):
-            try:
-                return self.put(key, data, metadata=carried, **condition)
-            except ClientError as error:
-                if is_race(error):
-                    if pause is not None:
-                        time.sleep(pause)
-                        continue
-                elif not (is_precondition(error) or is_missing(error)):
-                    raise
-            break
-        found = self.head(key)
-        return found.version if found and found.metadata.get(WRITE_TOKEN) == token else None
+        try:
+            return _decided(lambda: self.put(key, data, metadata=carried, **condition))
+        except ConditionFailed as failed:
+            found = self.head(key) if failed.retried else None
+            if found is not None and found.metadata.get(WRITE_TOKEN) == token:
+                return found.version
+            raise
 
-    def delete_if(self, key: str, version: str) -> bool:
-        """Delete a key if its ETag is `version`; False if it is another or the key is gone."""
-        from botocore.exceptions import ClientError
+    def delete_if(self, key: str, version: str) -> None:
+        """Delete a key if its ETag is `version`.
 
-        for pause in (*pauses(_RACES), None):
-            try:
-                self.call("delete_object", key, IfMatch=version)
-                return True
-            except ClientError as error:
-                if is_race(error) and pause is not None:
-                    time.sleep(pause)
-                    continue
-                if is_precondition(error) or is_missing(error) or is_race(error):
-                    return False
+        Raises:
+            ConditionFailed: it is another, or the key is gone.
+        """
+        try:
+            _decided(lambda: self.call("delete_object", key, IfMatch=version))
+        except ConditionFailed as failed:
+            # Gone after a try whose answer was lost: by our own hand.
+            if not (failed.gone and failed.retried):
                 raise
-        return False
 
     def head(self, key: str) -> Head | None:
         """Look at a key; None if it does not exist."""
@@ -179,3 +184,26 @@ class Bucket:
             metadata=answer.get("Metadata", {}),
             checksum=str(answer.get(self.checksums.field, "")),
         )
+
+
+def _decided(write: Callable[[], ResultT]) -> ResultT:
+    """Do a conditional write until S3 decides it: a race with another write decides nothing.
+
+    Raises:
+        ConditionFailed: the condition does not hold, or others kept coming in between.
+    """
+    from botocore.exceptions import ClientError
+
+    for pause in (*pauses(_RACES), None):
+        try:
+            return write()
+        except ClientError as error:
+            if is_race(error) and pause is not None:
+                time.sleep(pause)
+            elif is_race(error) or is_precondition(error) or is_missing(error):
+                raise ConditionFailed(
+                    gone=is_missing(error), retried=retries_of(error) > 0
+                ) from error
+            else:
+                raise
+    raise AssertionError("the last try returns or raises")

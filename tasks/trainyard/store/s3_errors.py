@@ -55,6 +55,12 @@ def status_of(error: Exception) -> int:
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
+def retries_of(error: Exception) -> int:
+    """Return how often botocore had tried again before it got this answer."""
+    response: dict[str, Any] = getattr(error, "response", None) or {}
+    return int(response.get("ResponseMetadata", {}).get("RetryAttempts", 0))
+
+
 def is_missing(error: Exception) -> bool:
     """Does the key (not the bucket) not exist?"""
     return code_of(error) in _MISSING

@@ -55,7 +55,7 @@ class UploadGone(Exception):
     """The upload was ended by somebody else, or S3 wants it to be made anew."""
 
 
-class ConditionFailed(Exception):
+class KeyTaken(Exception):
     """The key was made by somebody else meanwhile; carries what we would have stored."""
 
     def __init__(self, sent: Sent) -> None:
@@ -129,7 +129,7 @@ class MultipartUpload:
         """Make the key of the parts.
 
         Raises:
-            ConditionFailed: it exists.
+            KeyTaken: it exists.
             UploadGone: the upload does not, or S3 wants another.
         """
         from botocore.exceptions import ClientError
@@ -147,10 +147,10 @@ class MultipartUpload:
             )
         except ClientError as error:
             if is_precondition(error):
-                raise ConditionFailed(sent) from error
+                raise KeyTaken(sent) from error
             if code_of(error) == "NoSuchUpload":
                 # Perhaps ended by ourselves: the answer to an earlier try may have been lost.
-                raise ConditionFailed(sent) from error
+                raise KeyTaken(sent) from error
             if is_race(error) or code_of(error) == "InvalidPart":
                 raise UploadGone from error
             raise

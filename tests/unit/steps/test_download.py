@@ -10,7 +10,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 from tests.unit import yard
@@ -28,6 +28,7 @@ from trainyard.steps.download import download
 from trainyard.store.documents import read_document
 from trainyard.store.folder import FolderStore
 from trainyard.store.layout import checkpoint_manifest_key, plan_key
+from trainyard.store.parts import Ranges
 from trainyard.store.transfer import hash_file
 
 PREFIX = "checkpoints/adder/v1"
@@ -42,12 +43,12 @@ class CountingStore(FolderStore):
         self.uploaded: list[str] = []
         self.before_upload: dict[str, Exception] = {}
 
-    def upload(self, key: str, source: BinaryIO, *, sha256: str | None = None) -> FileEntry:
+    def upload_ranged(self, key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
         if (error := self.before_upload.get(key)) is not None:
             raise error
         if not self.exists(key):
             self.uploaded.append(key)
-        return super().upload(key, source, sha256=sha256)
+        return super().upload_ranged(key, source, sha256=sha256)
 
 
 class Site:
@@ -260,14 +261,14 @@ class TestCut:
     def test_an_error_in_one_file_ends_the_others(self, site: Site) -> None:
         reading = threading.Event()
         cancelled = threading.Event()
-        really = site.store.upload
+        really = site.store.upload_ranged
 
-        def upload(key: str, source: BinaryIO, *, sha256: str | None = None) -> FileEntry:
+        def upload(key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
             if key.endswith("model.safetensors"):
                 reading.set()
                 try:
                     while True:
-                        source.read(1)
+                        source.read(0, 1)
                 except Exception:
                     cancelled.set()
                     raise
@@ -276,7 +277,7 @@ class TestCut:
                 raise Transient("cut")
             return really(key, source, sha256=sha256)
 
-        site.store.upload = upload  # type: ignore[method-assign]
+        site.store.upload_ranged = upload  # type: ignore[method-assign]
         with pytest.raises(Transient, match="cut"):
             download(site.plan(), site.context)
         assert cancelled.is_set()
@@ -302,10 +303,10 @@ class TestChanges:
     @pytest.mark.parametrize("how", ["same size", "longer"])
     def test_a_source_that_changes_while_it_is_read(self, site: Site, how: str) -> None:
         plan = site.plan()
-        really = site.store.upload
+        really = site.store.upload_ranged
         done = threading.Event()
 
-        def upload(key: str, source: BinaryIO, *, sha256: str | None = None) -> FileEntry:
+        def upload(key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
             entry = really(key, source, sha256=sha256)
             if not done.is_set():
                 done.set()
@@ -313,7 +314,7 @@ class TestChanges:
                 (site.model / "tokenizer.json").write_text(text)
             return entry
 
-        site.store.upload = upload  # type: ignore[method-assign]
+        site.store.upload_ranged = upload  # type: ignore[method-assign]
         with pytest.raises(BadInput, match="changed while it was read"):
             download(plan, site.context)
         assert not site.store.exists(KEY)
@@ -365,7 +366,8 @@ print(calls)
 
 
 def run_and_kill(home: Path, at: int) -> subprocess.CompletedProcess[str]:
-    env: dict[str, Any] = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    env: dict[str, Any] = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(
         [sys.executable, "-c", KILLED, str(home), str(at)],
         env=env,

@@ -20,7 +20,7 @@ def test_a_folder_may_be_named_in_several_ways(tmp_path: Path, form: str) -> Non
     assert (tmp_path / "elsewhere" / "a").exists()
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/prefix", "https://x/y", "file://host/x", "file://"])
+@pytest.mark.parametrize("url", ["gs://bucket/prefix", "https://x/y", "file://host/x", "file://"])
 def test_other_kinds_are_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(BadInput, match="TRAINYARD_STORE names a store of kind"):
         open_store(Settings(home=tmp_path, store=url))

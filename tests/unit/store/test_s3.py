@@ -1,12 +1,30 @@
 from __future__ import annotations
 
+import io
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.fake_s3 import FakeS3
-from tests.unit.store.conformance import StoreConformance
+from tests.faulty_proxy import Answer, Request
+from tests.unit.store.conformance import (
+    PART,
+    StoreConformance,
+    content,
+    ranges,
+    sha256,
+    together,
+)
 
+from trainyard.errors import BadInput, Conflict, NotFound, StorageFull, Transient
+from trainyard.settings import Settings
 from trainyard.store.s3 import S3Store
+from trainyard.store.s3_client import AwsCredentials, S3Place
+
+BUSY = Answer.error(503, "SlowDown")
+RACE = Answer.error(409, "ConditionalRequestConflict")
 
 
 @pytest.fixture
@@ -14,5 +32,550 @@ def store(s3: FakeS3, tmp_path: Path) -> S3Store:
     return s3.store(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither botocore's pauses nor ours: a test waits for nothing."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+    monkeypatch.setattr("trainyard.store.s3_bucket._LONGEST_PAUSE_S", 0.001)
+
+
+def is_get(request: Request) -> bool:
+    return request.method == "GET"
+
+
+def is_write(request: Request) -> bool:
+    return request.is_write
+
+
 class TestConformance(StoreConformance):
     pass
+
+
+class TestConformanceAtTheTopOfABucket(StoreConformance):
+    @pytest.fixture
+    def store(self, s3: FakeS3, tmp_path: Path) -> S3Store:
+        return s3.store(tmp_path, prefix="")
+
+    # What many writers do does not depend on the prefix.
+    test_of_64_writers_of_one_document_one_wins = None  # type: ignore[assignment]
+    test_of_64_replacers_of_one_version_one_wins = None  # type: ignore[assignment]
+    test_32_writers_of_a_channel_lose_no_update = None  # type: ignore[assignment]
+
+
+class TestConformanceWithSha256(StoreConformance):
+    @pytest.fixture
+    def store(self, s3: FakeS3, tmp_path: Path) -> S3Store:
+        return s3.store(tmp_path, s3_checksum="SHA256")
+
+    test_of_64_writers_of_one_document_one_wins = None  # type: ignore[assignment]
+    test_of_64_replacers_of_one_version_one_wins = None  # type: ignore[assignment]
+    test_32_writers_of_a_channel_lose_no_update = None  # type: ignore[assignment]
+
+
+@pytest.mark.aws
+class TestConformanceOfARealBucket(StoreConformance):
+    """Against the bucket and prefix of TRAINYARD_TEST_S3_URL; what it makes there is removed."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Iterator[S3Store]:
+        # Set by whoever runs this; conftest clears it like all TRAINYARD_* for the other tests.
+        url = os.environ.get("REAL_TRAINYARD_TEST_S3_URL", "")
+        if not url:
+            pytest.skip("TRAINYARD_TEST_S3_URL names no bucket")
+        store = S3Store(
+            Settings(home=tmp_path, store=f"{url.rstrip('/')}/{tmp_path.name}", s3_part_bytes=PART)
+        )
+        yield store
+        for entry in store.list(""):
+            store.delete(entry.key)
+
+
+class TestPlace:
+    @pytest.mark.parametrize(
+        ("url", "place", "again"),
+        [
+            ("s3://bucket", S3Place("bucket", ""), "s3://bucket"),
+            ("s3://my.bucket-1/", S3Place("my.bucket-1", ""), "s3://my.bucket-1"),
+            ("s3://bucket/a/b/", S3Place("bucket", "a/b"), "s3://bucket/a/b"),
+        ],
+    )
+    def test_urls(self, url: str, place: S3Place, again: str) -> None:
+        assert S3Place.parse(url) == place
+        assert place.url == again
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "s3://",
+            "s3:///x",
+            "s3://Bucket/x",
+            "s3://key:secret@bucket/x",
+            "s3://bucket:9000/x",
+            "s3://bucket/x?region=y",
+            "s3://bucket/../x",
+            "s3://bucket/a//b",
+        ],
+    )
+    def test_what_is_no_place(self, url: str, tmp_path: Path) -> None:
+        with pytest.raises(BadInput):
+            S3Store(Settings(home=tmp_path, store=url))
+
+    def test_nothing_is_asked_of_a_store_that_is_only_opened(
+        self, s3: FakeS3, tmp_path: Path
+    ) -> None:
+        s3.proxy.reset()
+        S3Store(s3.settings(tmp_path, "s3://nothing"))
+        assert s3.proxy.requests == []
+
+    def test_secrets_are_not_shown(self) -> None:
+        assert "hush" not in repr(AwsCredentials("id", "hush-key", "hush-token"))
+
+
+class TestObjects:
+    def test_keys_are_names_below_the_prefix(self, s3: FakeS3, store: S3Store) -> None:
+        store.create("a/b.json", b"one")
+        bucket = store._bucket.place.bucket
+        found = s3.client.get_object(Bucket=bucket, Key="yard/a/b.json")
+        assert found["Body"].read() == b"one"
+
+    def test_what_is_not_ours_is_not_listed(self, s3: FakeS3, store: S3Store) -> None:
+        bucket = store._bucket.place.bucket
+        for name in ("yard/", "yard/folder/", "yard/.trainyard/x", "yardling", "other/x"):
+            s3.client.put_object(Bucket=bucket, Key=name, Body=b"")
+        version = store.create("a", b"")
+        assert [(found.key, found.version) for found in store.list("")] == [("a", version)]
+
+    def test_its_own_folder_has_no_keys(self, store: S3Store) -> None:
+        for key in (".trainyard", ".trainyard/probe/x"):
+            with pytest.raises(BadInput, match="store's own folder"):
+                store.create(key, b"")
+
+    def test_a_name_that_is_too_long(self, store: S3Store) -> None:
+        with pytest.raises(BadInput, match="too long"):
+            store.create("ä" * 520, b"")
+
+    def test_a_version_that_would_match_anything_matches_nothing(self, store: S3Store) -> None:
+        store.create("a", b"one")
+        for version in ("", "*"):
+            with pytest.raises(Conflict):
+                store.replace("a", b"two", version=version)
+            with pytest.raises(Conflict):
+                store.delete("a", version=version)
+        assert store.read("a").data == b"one"
+
+    def test_everything_is_encrypted_as_told(self, s3: FakeS3, tmp_path: Path) -> None:
+        store = s3.store(tmp_path, s3_kms_key_id="alias/yard")
+        store.create("document", b"x")
+        store.upload("small", io.BytesIO(b"x"))
+        store.upload_ranged("large", ranges(content(PART + 1)))
+        for key in ("document", "small", "large"):
+            found = s3.client.head_object(Bucket=store._bucket.place.bucket, Key=f"yard/{key}")
+            assert found["ServerSideEncryption"] == "aws:kms"
+            assert found["SSEKMSKeyId"] == "alias/yard"
+        begun = [r for r in s3.proxy.requests if r.is_write or r.begins_upload]
+        name = "x-amz-server-side-encryption-bucket-key-enabled"
+        assert [r.headers[name].lower() for r in begun] == ["true"] * 3
+
+    def test_every_byte_is_sent_with_a_checksum(self, s3: FakeS3, store: S3Store) -> None:
+        store.create("document", b"x")
+        store.upload_ranged("large", ranges(content(2 * PART)))
+        sent = [r for r in s3.proxy.requests if r.method == "PUT"]
+        assert len(sent) == 3
+        assert all("x-amz-checksum-crc64nvme" in r.headers for r in sent)
+
+    def test_a_store_of_another_account_is_refused(self, s3: FakeS3, tmp_path: Path) -> None:
+        store = s3.store(tmp_path, s3_expected_bucket_owner="999999999999")
+        for call in (
+            lambda: store.read("a"),
+            lambda: store.put("a", b""),
+            lambda: list(store.list("")),
+            lambda: store.upload_ranged("a", ranges(content(PART + 1))),
+        ):
+            with pytest.raises(BadInput, match="TRAINYARD_S3_EXPECTED_BUCKET_OWNER"):
+                call()
+
+
+class TestLostAnswers:
+    """A write is done, but its answer does not arrive; botocore tries again and meets it."""
+
+    @pytest.mark.parametrize("answer", [BUSY, None])
+    def test_a_create_knows_its_own_work(
+        self, s3: FakeS3, store: S3Store, answer: Answer | None
+    ) -> None:
+        fault = s3.proxy.fail(is_write, answer=answer, done_all_the_same=True)
+        version = store.create("a", b"one")
+        assert fault.hits == 1
+        assert store.read("a").version == version
+
+    def test_and_that_of_others(self, s3: FakeS3, store: S3Store) -> None:
+        store.create("a", b"theirs")
+        s3.proxy.fail(is_write, answer=BUSY)
+        with pytest.raises(Conflict):
+            store.create("a", b"ours")
+        assert store.read("a").data == b"theirs"
+
+    def test_a_replace_knows_its_own_work(self, s3: FakeS3, store: S3Store) -> None:
+        first = store.create("a", b"one")
+        s3.proxy.fail(is_write, answer=BUSY, done_all_the_same=True)
+        second = store.replace("a", b"two", version=first)
+        assert store.read("a").version == second
+
+    def test_a_delete_knows_its_own_work(self, s3: FakeS3, store: S3Store) -> None:
+        version = store.create("a", b"one")
+        s3.proxy.fail(lambda r: r.method == "DELETE", answer=BUSY, done_all_the_same=True)
+        store.delete("a", version=version)
+        assert not store.exists("a")
+
+    def test_a_small_upload_knows_its_own_work(self, s3: FakeS3, store: S3Store) -> None:
+        s3.proxy.fail(is_write, answer=BUSY, done_all_the_same=True)
+        assert store.upload("a", io.BytesIO(b"one")).sha256 == sha256(b"one")
+
+    @pytest.mark.parametrize("answer", [BUSY, None])
+    def test_the_end_of_a_large_upload_knows_its_own_work(
+        self, s3: FakeS3, store: S3Store, answer: Answer | None
+    ) -> None:
+        data = content(2 * PART)
+        fault = s3.proxy.fail(
+            lambda r: r.is_complete, answer=answer, done_all_the_same=True, times=1
+        )
+        assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+        assert fault.hits == 1
+        assert store.read("a").data == data
+
+
+class TestStorms:
+    def test_a_short_one_is_sat_out(self, s3: FakeS3, store: S3Store) -> None:
+        for status, code in ((503, "SlowDown"), (500, "InternalError")):
+            s3.proxy.fail(lambda r: True, answer=Answer.error(status, code), times=2)
+        version = store.create("a", b"one")
+        assert store.read("a").version == version
+
+    @pytest.mark.parametrize("status", [500, 503])
+    def test_a_long_one_is_transient_and_changes_nothing(
+        self, s3: FakeS3, store: S3Store, status: int
+    ) -> None:
+        version = store.create("a", b"one")
+        storm = s3.proxy.fail(lambda r: True, answer=Answer.error(status, "SlowDown"), times=10_000)
+        calls: list[Callable[[], object]] = [
+            lambda: store.read("a"),
+            lambda: store.exists("a"),
+            lambda: store.create("b", b""),
+            lambda: store.replace("a", b"", version=version),
+            lambda: store.put("a", b""),
+            lambda: store.delete("a"),
+            lambda: store.open("a"),
+            lambda: list(store.list("")),
+            lambda: store.upload("b", io.BytesIO(b"x")),
+            lambda: store.upload_ranged("b", ranges(content(PART + 1))),
+        ]
+        for call in calls:
+            before = storm.hits
+            with pytest.raises(Transient, match=rf"S3 says (SlowDown|{status})"):
+                call()
+            assert 0 < storm.hits - before <= 30
+        s3.proxy.faults.clear()
+        assert [(each.key, each.version) for each in store.list("")] == [("a", version)]
+
+    def test_parts_that_fail_are_sent_again(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(6 * PART)
+        s3.proxy.fail(lambda r: r.is_part, answer=BUSY, times=4)
+        s3.proxy.fail(lambda r: r.is_part, times=3)
+        assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+
+    def test_a_full_store_says_so(self, s3: FakeS3, store: S3Store) -> None:
+        full = Answer.error(507, "XMinioStorageFull")
+        s3.proxy.fail(is_write, answer=full, times=100)
+        with pytest.raises(StorageFull, match="Make room"):
+            store.put("a", b"x")
+
+
+class TestRaces:
+    def test_a_race_is_tried_again(self, s3: FakeS3, store: S3Store) -> None:
+        races = s3.proxy.fail(is_write, answer=RACE, times=3)
+        version = store.create("a", b"one")
+        races.hits = 0
+        version = store.replace("a", b"two", version=version)
+        assert store.read("a").version == version
+        s3.proxy.fail(lambda r: r.method == "DELETE", answer=RACE, times=3)
+        store.delete("a", version=version)
+        assert not store.exists("a")
+
+    def test_one_without_end_is_a_conflict(self, s3: FakeS3, store: S3Store) -> None:
+        version = store.create("a", b"one")
+        s3.proxy.fail(lambda r: r.method in {"PUT", "DELETE"}, answer=RACE, times=10_000)
+        for call in (
+            lambda: store.create("b", b""),
+            lambda: store.replace("a", b"two", version=version),
+            lambda: store.delete("a", version=version),
+        ):
+            with pytest.raises(Conflict):
+                call()
+        assert store.read("a").data == b"one"
+
+    def test_a_large_upload_whose_end_met_another_begins_anew(
+        self, s3: FakeS3, store: S3Store
+    ) -> None:
+        data = content(2 * PART)
+        s3.proxy.fail(lambda r: r.is_complete, answer=RACE)
+        assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+        begun = [r for r in s3.proxy.requests if r.begins_upload]
+        assert len(begun) == 2
+
+    def test_an_upload_that_somebody_ended_begins_anew(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(4 * PART)
+        ended: list[str] = []
+
+        def read(start: int, size: int) -> bytes:
+            if start >= 2 * PART and not ended:
+                place = {"Bucket": store._bucket.place.bucket}
+                for each in s3.client.list_multipart_uploads(**place)["Uploads"]:
+                    ended.append(each["UploadId"])
+                    s3.client.abort_multipart_upload(
+                        **place, Key=each["Key"], UploadId=each["UploadId"]
+                    )
+            return data[start : start + size]
+
+        from trainyard.store.parts import Ranges
+
+        assert store.upload_ranged("a", Ranges(len(data), "a", read)).sha256 == sha256(data)
+        assert ended
+        assert store.read("a").data == data
+
+    def test_of_many_that_store_one_large_file_all_end_with_it(
+        self, s3: FakeS3, store: S3Store
+    ) -> None:
+        data = content(3 * PART)
+        found: list[str] = []
+        together(4, lambda number: found.append(store.upload_ranged("a", ranges(data)).sha256))
+        assert found == [sha256(data)] * 4
+        assert store.read("a").data == data
+
+
+class TestCutAnswers:
+    def test_a_document_is_read_again(self, s3: FakeS3, store: S3Store) -> None:
+        store.create("a", b"x" * 1000)
+        s3.proxy.fail(is_get, cut_after=500, times=3)
+        assert store.read("a").data == b"x" * 1000
+
+    def test_but_not_for_ever(self, s3: FakeS3, store: S3Store) -> None:
+        store.create("a", b"x" * 1000)
+        cuts = s3.proxy.fail(is_get, cut_after=500, times=1000)
+        with pytest.raises(Transient):
+            store.read("a")
+        assert cuts.hits == store._bucket.settings.s3_attempts
+
+    def test_a_stream_goes_on_where_it_was_cut(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(3_000_000)
+        store.upload("a", io.BytesIO(data))
+        s3.proxy.reset()
+        s3.proxy.fail(is_get, cut_after=1_000_000, times=2)
+        with store.open("a") as stream:
+            assert stream.read() == data
+        asked = [r.headers.get("range", "") for r in s3.proxy.requests]
+        assert asked == ["", "bytes=1000000-", "bytes=2000000-"]
+
+    def test_so_does_a_range(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(3_000_000)
+        store.upload("a", io.BytesIO(data))
+        s3.proxy.reset()
+        s3.proxy.fail(is_get, cut_after=500_000)
+        with store.open_range("a", 1_000_000, 1_000_000) as stream:
+            assert stream.read() == data[1_000_000:2_000_000]
+        asked = [r.headers["range"] for r in s3.proxy.requests]
+        assert asked == ["bytes=1000000-1999999", "bytes=1500000-1999999"]
+
+    def test_a_stream_that_gets_nowhere_ends(self, s3: FakeS3, store: S3Store) -> None:
+        store.upload("a", io.BytesIO(content(1_000_000)))
+        s3.proxy.fail(is_get, cut_after=0, times=1000)
+        with store.open("a") as stream, pytest.raises(Transient, match="Cannot read"):
+            stream.read()
+
+    def test_what_took_its_place_meanwhile_is_not_mixed_in(
+        self, s3: FakeS3, store: S3Store
+    ) -> None:
+        store.put("a", content(2_000_000))
+        s3.proxy.fail(is_get, cut_after=1_000_000)
+        with store.open("a") as stream:
+            store.put("a", content(2_000_000, seed=1))
+            with pytest.raises(Conflict, match="changed by somebody else"):
+                stream.read()
+
+    def test_a_stream_whose_file_is_removed_meanwhile(self, s3: FakeS3, store: S3Store) -> None:
+        store.put("a", content(2_000_000))
+        s3.proxy.fail(is_get, cut_after=1_000_000)
+        with store.open("a") as stream:
+            store.delete("a")
+            with pytest.raises(NotFound):
+                stream.read()
+
+
+class TestSilence:
+    @pytest.fixture
+    def store(self, s3: FakeS3, tmp_path: Path) -> S3Store:
+        return s3.store(tmp_path, s3_timeout_s=0.3, s3_attempts=2)
+
+    def test_a_request_that_is_not_answered_is_given_up(self, s3: FakeS3, store: S3Store) -> None:
+        store.create("a", b"one")
+        s3.proxy.fail(lambda r: True, silent=True, times=1000)
+        for call in (
+            lambda: store.read("a"),
+            lambda: store.put("a", b""),
+            lambda: list(store.list("")),
+            lambda: store.upload_ranged("b", ranges(content(PART + 1))),
+        ):
+            with pytest.raises(Transient, match="Check the network"):
+                call()
+
+    def test_one_silence_is_sat_out(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(PART + 1)
+        s3.proxy.fail(lambda r: r.is_part, silent=True)
+        assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+
+    def test_nobody_there(self, s3: FakeS3, tmp_path: Path) -> None:
+        nowhere = s3.settings(
+            tmp_path, "s3://bucket", s3_endpoint_url="http://127.0.0.1:9", s3_attempts=2
+        )
+        with pytest.raises(Transient, match="Check the network and the endpoint"):
+            S3Store(nowhere).read("a")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("status", "code", "hint"),
+        [
+            (403, "AccessDenied", "Give the role or user the S3 actions"),
+            (403, "InvalidAccessKeyId", "Check the credentials"),
+            (403, "SignatureDoesNotMatch", "Check the credentials"),
+            (403, "RequestTimeTooSkewed", "Set the clock"),
+            (400, "KMS.NotFoundException", "TRAINYARD_S3_KMS_KEY_ID"),
+            (400, "AuthorizationHeaderMalformed", "TRAINYARD_S3_REGION"),
+            (404, "NoSuchBucket", "Correct TRAINYARD_STORE"),
+            (400, "Surprise", "docs/store.md"),
+        ],
+    )
+    def test_are_bad_input_with_a_hint(
+        self, s3: FakeS3, store: S3Store, status: int, code: str, hint: str
+    ) -> None:
+        s3.proxy.fail(lambda r: True, answer=Answer.error(status, code), times=1000)
+        calls: list[Callable[[], Any]] = [
+            lambda: store.read("a"),
+            lambda: store.create("a", b""),
+            lambda: store.open("a"),
+            lambda: list(store.list("")),
+            lambda: store.upload("a", io.BytesIO(content(PART + 1))),
+        ]
+        for call in calls:
+            with pytest.raises(BadInput, match=f"S3 says {code} .*{hint}") as raised:
+                call()
+            assert not isinstance(raised.value, NotFound)
+
+    def test_a_look_that_is_forbidden_is_no_absence(self, s3: FakeS3, store: S3Store) -> None:
+        s3.proxy.fail(lambda r: r.method == "HEAD", answer=Answer(403, {}, b""))
+        with pytest.raises(BadInput, match="Give the role or user"):
+            store.exists("a")
+
+    def test_credentials_that_ran_out_are_worth_another_try(
+        self, s3: FakeS3, store: S3Store
+    ) -> None:
+        s3.proxy.fail(lambda r: True, answer=Answer.error(400, "ExpiredToken"), times=100)
+        with pytest.raises(Transient, match="ran out"):
+            store.read("a")
+
+    def test_no_credentials(
+        self, s3: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(BadInput, match=r"Unable to locate credentials.*TRAINYARD_AWS_CONN"):
+            S3Store(s3.settings(tmp_path, "s3://bucket")).read("a")
+
+    def test_no_such_profile(self, s3: FakeS3, tmp_path: Path) -> None:
+        settings = s3.settings(tmp_path, "s3://bucket", s3_profile="nobody")
+        with pytest.raises(BadInput, match="nobody"):
+            S3Store(settings).read("a")
+
+    def test_an_endpoint_that_is_none(self, s3: FakeS3, tmp_path: Path) -> None:
+        settings = s3.settings(tmp_path, "s3://bucket", s3_endpoint_url="over there")
+        with pytest.raises(BadInput, match="TRAINYARD_S3_ENDPOINT_URL"):
+            S3Store(settings).read("a")
+
+    def test_a_bit_that_was_flipped_on_the_way_is_noticed(self, s3: FakeS3, store: S3Store) -> None:
+        s3.proxy.fail(lambda r: r.is_part or r.is_write, flip=True, times=2)
+        with pytest.raises(Transient, match="BadDigest"):
+            store.create("a", b"one")
+        data = content(2 * PART)
+        with pytest.raises(Transient, match="BadDigest"):
+            store.upload_ranged("b", ranges(data))
+        assert list(store.list("")) == []
+        assert store.upload_ranged("b", ranges(data)).sha256 == sha256(data)
+
+
+class TestResume:
+    def cut(self, store: S3Store, data: bytes, at: int) -> None:
+        from trainyard.store.parts import Ranges
+
+        def read(start: int, size: int) -> bytes:
+            if start >= at:
+                raise ConnectionResetError
+            return data[start : start + size]
+
+        with pytest.raises(ConnectionResetError):
+            store.upload_ranged("a", Ranges(len(data), "a", read))
+
+    def test_only_what_is_missing_is_moved(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(8 * PART + 5)
+        self.cut(store, data, 6 * PART)
+        assert s3.proxy.part_bytes[f"/{store._bucket.place.bucket}/yard/a"] == 6 * PART
+        s3.proxy.reset()
+        assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+        assert s3.proxy.part_bytes[f"/{store._bucket.place.bucket}/yard/a"] == 2 * PART + 5
+        assert store.read("a").data == data
+
+    def test_a_part_with_other_content_is_moved_again(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(4 * PART)
+        self.cut(store, data, 3 * PART)
+        self.cut(store, content(PART, seed=1) + data[PART:], PART)
+        s3.proxy.reset()
+        assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+        assert s3.proxy.part_bytes[f"/{store._bucket.place.bucket}/yard/a"] == 2 * PART
+        assert store.read("a").data == data
+
+    def test_parts_of_another_size_do_not_count(
+        self, s3: FakeS3, store: S3Store, tmp_path: Path
+    ) -> None:
+        data = content(4 * PART)
+        self.cut(store, data, 3 * PART)
+        wider = S3Store(s3.settings(tmp_path, store.url, s3_part_bytes=PART + 1))
+        wider._probed = True
+        assert wider.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+        assert store.read("a").data == data
+
+    def test_another_algorithm_begins_anew(
+        self, s3: FakeS3, store: S3Store, tmp_path: Path
+    ) -> None:
+        data = content(3 * PART)
+        self.cut(store, data, 2 * PART)
+        other = S3Store(s3.settings(tmp_path, store.url, s3_checksum="SHA256"))
+        other._probed = True
+        assert other.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+
+    def test_a_stored_file_is_compared_without_reading_it_back(
+        self, s3: FakeS3, store: S3Store
+    ) -> None:
+        data = content(2 * PART)
+        store.upload_ranged("a", ranges(data))
+        s3.proxy.reset()
+        assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+        assert {r.method for r in s3.proxy.requests} == {"HEAD"}
+
+    def test_a_stream_that_failed_leaves_no_upload(self, s3: FakeS3, store: S3Store) -> None:
+        class Breaks(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                if self.tell() >= 2 * PART:
+                    raise ConnectionResetError
+                return super().read(size)
+
+        with pytest.raises(ConnectionResetError):
+            store.upload("a", Breaks(content(3 * PART)))
+        bucket = store._bucket.place.bucket
+        assert not s3.client.list_multipart_uploads(Bucket=bucket).get("Uploads")
