@@ -26,8 +26,8 @@ from typing import BinaryIO
 
 from trainyard.documents.base import FileEntry
 from trainyard.errors import CorruptFile, StorageFull, TrainyardError, Transient
-from trainyard.store.disk import explained, write_at
 from trainyard.store.arriving import PART_BYTES, Hashing, Part, Record, split
+from trainyard.store.disk import explained, write_at
 from trainyard.store.protocol import Store
 
 _POLL_S = 0.05
