@@ -192,6 +192,10 @@ class Server:
             connection.receive(request, None)
             connection.respond("200 OK")
             return
+        if request.path.startswith("/_forget"):
+            self._forget()
+            connection.respond("200 OK")
+            return
         if request.path.startswith("/hub/"):
             self._hub(connection, request)
             return
@@ -208,6 +212,16 @@ class Server:
             "DELETE": self._delete,
         }[request.method]
         act(connection, request, key)
+
+    def _forget(self) -> None:
+        """Remove all that was brought since the start."""
+        with self.mutex:
+            for key, stored in list(self.objects.items()):
+                if all(path.parent == self.bodies for path, _ in stored.segments):
+                    del self.objects[key]
+            self.uploads.clear()
+            for path in self.bodies.iterdir():
+                path.unlink()
 
     def _error(self, connection: Connection, status: str, code: str, *, head: bool = False) -> None:
         body = f"{_XML}<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import resource
@@ -39,6 +40,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.unit import yard
+from tests.unit.sources.model_files import write_model
 
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry
@@ -52,6 +54,7 @@ from trainyard.store.layout import bundle_manifest_key, checkpoint_manifest_key,
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 BUCKET = "yard"
+REPOSITORY = "yard/adder"
 GOAL_RATIO = 1.5
 GOAL_MEMORY_MIB = 512
 
@@ -96,6 +99,37 @@ with manager() as transfers:
         futures.append(transfers.download("yard", key, str(path)))
     for future in futures:
         future.result()
+"""
+
+
+SNAPSHOT = """
+import sys
+from huggingface_hub import snapshot_download
+snapshot_download("yard/adder", local_dir=sys.argv[1])
+"""
+
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from tests.unit import yard
+from trainyard.settings import get_settings
+from trainyard.sources.files import read_architecture
+from trainyard.sources.factory import open_source
+from trainyard.steps.context import StepContext
+from trainyard.steps.download import download
+from trainyard.store.factory import open_store
+
+settings = get_settings()
+spec = yard.spec(source={"kind": "huggingface", "repo": "yard/adder"})
+source = open_source(spec.source, base=settings.catalogue, settings=settings)
+resolved = source.resolve(None)
+plan = yard.plan(model_spec=spec, revision=resolved.revision).model_copy(
+    update={
+        "source_fingerprint": resolved.fingerprint,
+        "architecture_digest": read_architecture(source, resolved).digest,
+    }
+)
+download(plan, StepContext(settings, open_store(settings), yard.Silent(), Path(sys.argv[1])))
 """
 
 
@@ -150,6 +184,7 @@ class World:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_ENDPOINT": f"{self.endpoint}/hub",
             "HF_HOME": str(self.folder / "hf"),
+            "TRAINYARD_HUB_ENDPOINT": f"{self.endpoint}/hub",
             "TRAINYARD_HOME": str(self.settings.home),
             "TRAINYARD_STORE": self.settings.store,
             "TRAINYARD_NODE_CACHE": str(self.settings.node_cache),
@@ -164,22 +199,26 @@ class World:
         return "checkpoints/adder/v1/"
 
     def seed(self) -> None:
-        """Write the files of a signed release into what the server begins with."""
+        """Write a signed release into what the server begins with, and its model into the Hub."""
         seed = self.folder / "fake" / "seed" / BUCKET
+        hub = self.folder / "fake" / "hub" / REPOSITORY
         files = []
-        block = bytearray(os.urandom(min(self.workload.size, 8 * MIB)))
+        hub.mkdir(parents=True)
+        (seed / self.prefix).mkdir(parents=True)
+        index = {}
         for number in range(self.workload.count):
-            name = f"model-{number:05}.safetensors"
+            tensor = f"layers.{number}.weight"
+            name = f"model-{number + 1:05}-of-{self.workload.count:05}.safetensors"
+            index[tensor] = name
             path = seed / self.prefix / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sha256 = hashlib.sha256()
-            with path.open("wb") as file:
-                for start in range(0, self.workload.size, len(block)):
-                    block[:16] = number.to_bytes(8, "big") + start.to_bytes(8, "big")
-                    piece = block[: self.workload.size - start]
-                    sha256.update(piece)
-                    file.write(piece)
-            files.append(FileEntry(path=name, size=self.workload.size, sha256=sha256.hexdigest()))
+            sha256 = _write_safetensors(path, tensor, self.workload.size)
+            (hub / name).hardlink_to(path)
+            files.append(FileEntry(path=name, size=self.workload.size, sha256=sha256))
+        write_model(hub)
+        (hub / "model.safetensors").unlink()
+        (hub / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": index})
+        )
         self._seed_documents(seed, tuple(files))
 
     def _seed_documents(self, seed: Path, files: tuple[FileEntry, ...]) -> None:
@@ -260,6 +299,28 @@ class World:
             server.wait()
 
 
+def _write_safetensors(path: Path, tensor: str, size: int) -> str:
+    """Write a file of `size` bytes with one tensor, and return its sha256."""
+    for length in range(size, 0, -1):
+        header = json.dumps(
+            {tensor: {"dtype": "U8", "shape": [length], "data_offsets": [0, length]}}
+        ).encode()
+        if len(header) + 8 + length <= size:
+            header = header.ljust(size - 8 - length)
+            break
+    block = bytearray(os.urandom(min(length, 8 * MIB)))
+    head = len(header).to_bytes(8, "little") + header
+    sha256 = hashlib.sha256(head)
+    with path.open("wb") as file:
+        file.write(head)
+        for start in range(0, length, len(block)):
+            block[:8] = start.to_bytes(8, "big")
+            piece = block[: length - start]
+            sha256.update(piece)
+            file.write(piece)
+    return sha256.hexdigest()
+
+
 def measured(argv: list[str], env: dict[str, str], cwd: Path) -> Run:
     """Run a program and return how long it took and how much memory it needed at most."""
     peak = 0
@@ -338,13 +399,65 @@ def store_to_node(world: World, aws: str) -> dict[str, Callable[[Path], Run]]:
     }
 
 
+def source_to_store(world: World, aws: str) -> dict[str, Callable[[Path], Run]]:
+    """Return what brings the model from the Hub into the store, by name; ours is the first."""
+
+    def run(argv: list[str]) -> Run:
+        return measured(argv, world.environment, world.folder)
+
+    def copied(dest: Path) -> Run:
+        snapshot = run([sys.executable, "-c", SNAPSHOT, str(world.folder / "snapshot")])
+        upload = run(
+            [
+                aws,
+                "s3",
+                "cp",
+                "--recursive",
+                "--only-show-errors",
+                "--exclude=.cache/*",
+                str(world.folder / "snapshot"),
+                f"s3://{BUCKET}/copied/{time.monotonic_ns()}/",
+            ]
+        )
+        return Run(
+            snapshot.seconds + upload.seconds,
+            max(snapshot.memory_mib, upload.memory_mib),
+            snapshot.cpu_s + upload.cpu_s,
+        )
+
+    return {
+        "trainyard download": lambda dest: run([sys.executable, "-c", DOWNLOAD, str(dest)]),
+        "snapshot_download, then aws s3 cp": copied,
+    }
+
+
+def forget_uploads(world: World) -> None:
+    """Remove from the server's store what was brought there."""
+    with socket.create_connection(("127.0.0.1", world.port)) as sock:
+        sock.sendall(b"POST /_forget HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+        sock.recv(65536)
+
+
+def stored_bytes(world: World) -> int:
+    """Return the bytes that were brought into the server's store."""
+    return sum(path.stat().st_size for path in (world.folder / "fake" / "bodies").iterdir())
+
+
 def clean(world: World) -> None:
     """Forget what a run has brought; what is not on the disk yet never gets there."""
     for name in ("dest", "cache", "hf", "snapshot"):
         shutil.rmtree(world.folder / name, ignore_errors=True)
 
 
-def check(world: World, dest: Path) -> None:
+def check_store(world: World, dest: Path) -> None:
+    """Raise unless the store got the model; then let it forget it."""
+    if stored_bytes(world) < world.workload.bytes:
+        raise RuntimeError(f"only {stored_bytes(world)} bytes arrived in the store")
+    forget_uploads(world)
+
+
+def check_node(world: World, dest: Path) -> None:
+    """Raise unless the checkpoint is in the folder."""
     files = list(dest.rglob("*.safetensors"))
     sizes = {path.stat().st_size for path in files}
     if len(files) != world.workload.count or sizes != {world.workload.size}:
@@ -396,7 +509,7 @@ def write_rate(folder: Path, size: int, *, flush: bool) -> float:
 
 def server_rate(world: World) -> float:
     """Return MiB/s that the server sends to clients that do nothing with it."""
-    key = f"/{BUCKET}/{world.prefix}model-00000.safetensors"
+    key = f"/{BUCKET}/{world.prefix}model-00001-of-{world.workload.count:05}.safetensors"
     local = threading.local()
 
     def work() -> int:
@@ -420,7 +533,12 @@ def server_rate(world: World) -> float:
 
 
 def compare(
-    world: World, contenders: dict[str, Callable[[Path], Run]], repeat: int, limit: float
+    world: World,
+    what: str,
+    contenders: dict[str, Callable[[Path], Run]],
+    check: Callable[[World, Path], None],
+    repeat: int,
+    limit: float,
 ) -> dict[str, object]:
     """Run everybody in turn, print a row each, and return ours against the best of the others."""
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
@@ -437,7 +555,7 @@ def compare(
     ours, *others = contenders
     best = min(others, key=lambda name: seconds[name])
     mib = world.workload.bytes / MIB
-    print(f"\n{world.workload.name}, {mib:,.0f} MiB, median of {repeat}:")
+    print(f"\n{what}: {world.workload.name}, {mib:,.0f} MiB, median of {repeat}:")
     for name in contenders:
         print(
             f"  {name:36} {seconds[name]:7.2f} s {mib / seconds[name]:7.0f} MiB/s"
@@ -490,11 +608,15 @@ def main() -> None:
             world = World(folder, workload)
             world.seed()
             with world.serving():
-                print(f"\nThe server by itself: {server_rate(world):,.0f} MiB/s", end="")
-                contenders = store_to_node(world, aws)
-                figures[f"store to node, {workload.name}"] = compare(
-                    world, contenders, arguments.repeat, limit
-                )
+                print(f"\nThe server by itself: {server_rate(world):,.0f} MiB/s")
+                parts = [("store to node", store_to_node, check_node)]
+                # Needs the Hub as a source.
+                if importlib.util.find_spec("trainyard.sources.hub"):
+                    parts.append(("source to store", source_to_store, check_store))
+                for what, contenders, check in parts:
+                    figures[f"{what}, {workload.name}"] = compare(
+                        world, what, contenders(world, aws), check, arguments.repeat, limit
+                    )
             shutil.rmtree(world.folder)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2))
