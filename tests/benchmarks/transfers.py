@@ -1,6 +1,6 @@
 """How fast files come from the store to a node, and from a source into the store, beside others.
 
-    python tests/benchmarks/transfers.py [--short] [--repeat 3] [--folder FOLDER] [--only PART]
+    python tests/benchmarks/transfers.py [--short] [--share 1] [--repeat 3] [--folder FOLDER]
 
 One file of 2 GiB and 2,000 files of 1 MiB over loopback. The server is a fake S3 (and Hub) that
 sends with sendfile(2); what it can do by itself is measured in the same run, and so are this
@@ -106,6 +106,25 @@ SNAPSHOT = """
 import sys
 from huggingface_hub import snapshot_download
 snapshot_download("yard/adder", local_dir=sys.argv[1])
+"""
+
+UPLOAD = """
+import sys
+from pathlib import Path
+import boto3
+from boto3.s3.transfer import TransferConfig
+from s3transfer.manager import TransferManager
+
+root, prefix = Path(sys.argv[1]), sys.argv[2]
+client = boto3.session.Session().client("s3")
+with TransferManager(client, TransferConfig()) as transfers:
+    futures = [
+        transfers.upload(str(path), "yard", prefix + path.relative_to(root).as_posix())
+        for path in root.rglob("*")
+        if path.is_file() and ".cache" not in path.parts
+    ]
+    for future in futures:
+        future.result()
 """
 
 DOWNLOAD = """
@@ -370,65 +389,62 @@ def aws_cli(folder: Path) -> str:
     return str(environment / "bin" / "aws")
 
 
-def store_to_node(world: World, aws: str) -> dict[str, Callable[[Path], Run]]:
-    """Return what brings the checkpoint to a folder, by name; ours is the first."""
+Contenders = dict[str, Callable[[Path], Run]]
+"""By name; ours is the first."""
 
-    def run(argv: list[str]) -> Run:
-        return measured(argv, world.environment, world.folder)
+
+def store_to_node(world: World, aws: str | None) -> Contenders:
+    """Return what brings the checkpoint to a folder."""
+
+    def run(*argv: str | Path) -> Run:
+        return measured([str(word) for word in argv], world.environment, world.folder)
 
     def boto3(dest: Path, kind: str) -> Run:
-        return run([sys.executable, "-c", BOTO3, world.endpoint, world.prefix, str(dest), kind])
+        return run(sys.executable, "-c", BOTO3, world.endpoint, world.prefix, dest, kind)
 
-    return {
+    found: Contenders = {
         "trainyard materialize": lambda dest: run(
-            [sys.executable, "-m", "trainyard", "materialize", world.release_id, str(dest)]
-        ),
-        "aws s3 cp --recursive": lambda dest: run(
-            [
-                aws,
-                "s3",
-                "cp",
-                "--recursive",
-                "--only-show-errors",
-                f"s3://{BUCKET}/{world.prefix}",
-                str(dest),
-            ]
+            sys.executable, "-m", "trainyard", "materialize", world.release_id, dest
         ),
         "boto3 (s3transfer)": lambda dest: boto3(dest, "classic"),
         "boto3 with CRT": lambda dest: boto3(dest, "crt"),
     }
-
-
-def source_to_store(world: World, aws: str) -> dict[str, Callable[[Path], Run]]:
-    """Return what brings the model from the Hub into the store, by name; ours is the first."""
-
-    def run(argv: list[str]) -> Run:
-        return measured(argv, world.environment, world.folder)
-
-    def copied(dest: Path) -> Run:
-        snapshot = run([sys.executable, "-c", SNAPSHOT, str(world.folder / "snapshot")])
-        upload = run(
-            [
-                aws,
-                "s3",
-                "cp",
-                "--recursive",
-                "--only-show-errors",
-                "--exclude=.cache/*",
-                str(world.folder / "snapshot"),
-                f"s3://{BUCKET}/copied/{time.monotonic_ns()}/",
-            ]
+    if aws:
+        place = f"s3://{BUCKET}/{world.prefix}"
+        found["aws s3 cp --recursive"] = lambda dest: run(
+            aws, "s3", "cp", "--recursive", "--only-show-errors", place, dest
         )
+    return found
+
+
+def source_to_store(world: World, aws: str | None) -> Contenders:
+    """Return what brings the model from the Hub into the store."""
+    snapshot = world.folder / "snapshot"
+
+    def run(*argv: str | Path) -> Run:
+        return measured([str(word) for word in argv], world.environment, world.folder)
+
+    def then(*argv: str | Path) -> Run:
+        """Fetch the model, then store it."""
+        first, second = run(sys.executable, "-c", SNAPSHOT, snapshot), run(*argv)
         return Run(
-            snapshot.seconds + upload.seconds,
-            max(snapshot.memory_mib, upload.memory_mib),
-            snapshot.cpu_s + upload.cpu_s,
+            first.seconds + second.seconds,
+            max(first.memory_mib, second.memory_mib),
+            first.cpu_s + second.cpu_s,
         )
 
-    return {
-        "trainyard download": lambda dest: run([sys.executable, "-c", DOWNLOAD, str(dest)]),
-        "snapshot_download, then aws s3 cp": copied,
+    found: Contenders = {
+        "trainyard download": lambda dest: run(sys.executable, "-c", DOWNLOAD, dest),
+        "snapshot_download, then boto3": lambda dest: then(
+            sys.executable, "-c", UPLOAD, snapshot, "copied/"
+        ),
     }
+    if aws:
+        options = ("--recursive", "--only-show-errors", "--exclude=.cache/*")
+        found["snapshot_download, then aws s3 cp"] = lambda dest: then(
+            aws, "s3", "cp", *options, snapshot, f"s3://{BUCKET}/copied/"
+        )
+    return found
 
 
 def forget_uploads(world: World) -> None:
@@ -535,7 +551,7 @@ def server_rate(world: World) -> float:
 def compare(
     world: World,
     what: str,
-    contenders: dict[str, Callable[[Path], Run]],
+    contenders: Contenders,
     check: Callable[[World, Path], None],
     repeat: int,
     limit: float,
@@ -586,15 +602,16 @@ def limits(folder: Path, short: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="64 MiB and 100 files, once")
+    parser.add_argument("--short", action="store_true", help="64 MiB and 62 files, once")
     parser.add_argument("--share", type=float, default=1.0, help="of the full size")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None, help="where the files go")
+    parser.add_argument("--without-aws", action="store_true", help="leave the AWS CLI out")
     parser.add_argument("--json", type=Path, default=None, help="also write the figures there")
     arguments = parser.parse_args()
-    size_mib, count = round(2048 * arguments.share), round(2000 * arguments.share)
     if arguments.short:
-        arguments.repeat, size_mib, count = 1, 64, 100
+        arguments.repeat, arguments.share = 1, min(arguments.share, 1 / 32)
+    size_mib, count = round(2048 * arguments.share), round(2000 * arguments.share)
     workloads = [
         Workload(f"1 x {size_mib:,} MiB", 1, size_mib * MIB),
         Workload(f"{count:,} x 1 MiB", count, MIB),
@@ -602,7 +619,7 @@ def main() -> None:
     figures: dict[str, object] = {}
     with tempfile.TemporaryDirectory(prefix="transfers-", dir=arguments.folder) as name:
         folder = Path(name)
-        aws = aws_cli(folder)
+        aws = None if arguments.without_aws else aws_cli(folder)
         limit = limits(folder, arguments.short)
         for workload in workloads:
             world = World(folder, workload)

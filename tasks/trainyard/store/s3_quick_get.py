@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import quote
 
@@ -29,6 +30,43 @@ class QuickAnswer:
     """The ETag."""
     body: Any
     """A stream; closing it gives its connection back."""
+
+
+class _Body:
+    """A body that goes from the connection straight into the caller's memory.
+
+    urllib3 itself would read it into memory of its own first, and copy it.
+    """
+
+    def __init__(self, response: Any, source: HTTPResponse, size: int) -> None:
+        self._response = response
+        self._source = source
+        self._left = size
+
+    @classmethod
+    def of(cls, response: Any) -> Any:
+        """Return the body of urllib3's response; the response itself if it is of another kind."""
+        source = getattr(response, "_fp", None)
+        if not isinstance(source, HTTPResponse) or source.chunked or source.length is None:
+            return response
+        return cls(response, source, source.length)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as there are bytes. Raises OSError if they end too early."""
+        if not self._left:
+            return 0
+        count = self._source.readinto(memoryview(buffer)[: self._left])
+        if not count:
+            raise ConnectionResetError(f"{self._left} bytes are missing of an answer")
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        """Give the connection back if it can be used again; else end it."""
+        if self._left:
+            self._response.close()
+        else:
+            self._response.release_conn()
 
 
 class QuickReader:
@@ -67,7 +105,7 @@ class QuickReader:
             self._failures += answer.status_code not in {404, 416, 500, 503}
             return None
         self._failures = 0
-        return QuickAnswer(answer.headers["ETag"], answer.raw)
+        return QuickAnswer(answer.headers["ETag"], _Body.of(answer.raw))
 
     def _send(self, name: str, headers: dict[str, str]) -> Any:
         from botocore.auth import S3SigV4Auth
