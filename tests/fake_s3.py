@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,18 @@ FAST = {
     "s3_region": "us-east-1",
     "s3_part_bytes": 5 << 20,
 }
+
+MOTO = """
+import sys
+from moto.server import ThreadedMotoServer
+
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+# Its input ends with the process that started it.
+sys.stdin.read()
+server.stop()
+"""
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "fake",
@@ -83,13 +97,18 @@ def record_of(store: S3Store) -> tuple[str, str]:
 @contextmanager
 def fake_s3() -> Iterator[FakeS3]:
     """Run a fake of S3 on loopback."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        with FaultyProxy((host, port)) as proxy:
-            yield FakeS3(proxy, f"http://{host}:{port}")
-    finally:
-        server.stop()
+    server = subprocess.Popen(
+        [sys.executable, "-c", MOTO],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with server:
+        assert server.stdout is not None
+        try:
+            port = int(server.stdout.readline())
+            with FaultyProxy(("127.0.0.1", port)) as proxy:
+                yield FakeS3(proxy, f"http://127.0.0.1:{port}")
+        finally:
+            server.kill()

@@ -79,10 +79,10 @@ class EnsurePromotionOperator(BaseOperator):
         from trainyard.rollout.channel_store import read_channel
         from trainyard.settings import get_settings
         from trainyard.spec.loader import load_environments
-        from trainyard.store.factory import open_store
+        from trainyard_airflow.aws_connection import open_task_store
 
         settings = get_settings()
-        store = open_store(settings)
+        store = open_task_store(settings)
         environment = load_environments(settings.environments).environments[self.environment]
         release = release_of_plan(store, self.plan_id, environment.target, settings)
         channel = read_channel(store, release.model, self.environment)

@@ -18,10 +18,10 @@ def plan_targets(plan_id: str) -> list[str]:
     from trainyard.settings import get_settings
     from trainyard.steps.plan import explain
     from trainyard.store.documents import read_document
-    from trainyard.store.factory import open_store
     from trainyard.store.layout import plan_key
+    from trainyard_airflow.aws_connection import open_task_store
 
-    plan = read_document(open_store(get_settings()), plan_key(plan_id), Plan)
+    plan = read_document(open_task_store(get_settings()), plan_key(plan_id), Plan)
     for row in explain(plan):
         log.info("%s", row)
     return [planned.target.name for planned in plan.targets]
@@ -37,11 +37,11 @@ def collect_releases(plan_id: str) -> dict[str, str]:
     from trainyard.releases import published_by_plan
     from trainyard.settings import get_settings
     from trainyard.store.documents import read_document
-    from trainyard.store.factory import open_store
     from trainyard.store.layout import plan_key
+    from trainyard_airflow.aws_connection import open_task_store
 
     settings = get_settings()
-    store = open_store(settings)
+    store = open_task_store(settings)
     plan = read_document(store, plan_key(plan_id), Plan)
     releases = published_by_plan(store, plan, settings)
     missing = [

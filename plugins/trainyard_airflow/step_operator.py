@@ -63,13 +63,13 @@ class StepOperator(BaseOperator):
         """Run the step, log what it prints, and raise what its exit code means."""
         from trainyard.settings import get_settings
         from trainyard.steps.status import read_status
-        from trainyard.store.factory import open_store
+        from trainyard_airflow.aws_connection import open_task_store
 
         if self.target:
             context["target"] = self.target  # type: ignore[typeddict-unknown-key]
         settings = get_settings()
         exit_code = self._run(self.command(settings.serving_interpreter), context)
-        status = read_status(open_store(settings), self.plan_id, self.status_name, self.target)
+        status = read_status(open_task_store(settings), self.plan_id, self.status_name, self.target)
         if exit_code == 0 and status is not None and status.output_key:
             return status.output_key
         if status is not None and status.state == "failed":
@@ -89,8 +89,11 @@ class StepOperator(BaseOperator):
     def _run(self, command: list[str], context: Context) -> int:
         from trainyard.platform.environment import base_environment, trainyard_environment
         from trainyard.settings import get_settings
+        from trainyard_airflow.aws_connection import connection_environment
 
-        env = base_environment() | trainyard_environment(get_settings())
+        settings = get_settings()
+        env = base_environment() | trainyard_environment(settings)
+        env |= connection_environment(settings)
         env["TRAINYARD_DAG_RUN"] = f"{context['dag'].dag_id}/{context['run_id']}"
         env["TRAINYARD_REQUESTED_BY"] = requested_by(context)
         self.log.info("Running: %s", " ".join(command))

@@ -30,6 +30,27 @@ PASSED_ON = (
 """Variables of the caller that components get. Anything else (credentials, PYTHON* switches such as
 PYTHONDONTWRITEBYTECODE, which makes every start of vLLM tens of seconds slower) stays outside."""
 
+AWS_PASSED_ON = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_CA_BUNDLE",
+    "AWS_CONFIG_FILE",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_DEFAULT_REGION",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+)
+"""Variables by which boto3 finds credentials; only for those who open a store in S3."""
+
 
 def base_environment() -> dict[str, str]:
     """Return the caller's variables that every component gets."""
@@ -39,17 +60,24 @@ def base_environment() -> dict[str, str]:
 
 
 def trainyard_environment(settings: Settings) -> dict[str, str]:
-    """Return `settings` as TRAINYARD_* variables with absolute paths."""
+    """Return `settings` as TRAINYARD_* variables with absolute paths, and what the store needs."""
     env = {name: value for name, value in os.environ.items() if name.startswith("TRAINYARD_")}
     env |= {
         "TRAINYARD_HOME": str(settings.home.resolve()),
-        "TRAINYARD_STORE": str(settings.store_root.resolve()),
+        "TRAINYARD_STORE": settings.store_name,
         "TRAINYARD_CATALOGUE": str(settings.catalogue.resolve()),
         "TRAINYARD_ENVIRONMENTS": str(settings.environments.resolve()),
         # Not resolved: a virtual environment's interpreter is a link, and the link is what counts.
         "TRAINYARD_SERVE_PYTHON": str(settings.serving_interpreter.absolute()),
     }
-    return env
+    return env | aws_environment(settings)
+
+
+def aws_environment(settings: Settings) -> dict[str, str]:
+    """Return the caller's variables that boto3 finds credentials by, where the store needs them."""
+    if not settings.store.startswith("s3://"):
+        return {}
+    return {name: os.environ[name] for name in AWS_PASSED_ON if name in os.environ}
 
 
 def airflow_program() -> str:

@@ -68,20 +68,24 @@ class ChannelReader:
     def channels(self) -> list[Channel]:
         """Return the channels; one that cannot be read now is returned as it was last seen."""
         try:
-            keys = [e.key for e in self._store.list("channels") if e.key.endswith(".json")]
+            found = {
+                entry.key: entry.version
+                for entry in self._store.list("channels")
+                if entry.key.endswith(".json")
+            }
         except (TrainyardError, OSError) as error:
             log.warning("The store cannot list its channels: %s", error)
-            keys = list(self._seen)
-        self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
-        for key in keys:
+            found = dict.fromkeys(self._seen, "")
+        self._seen = {key: seen for key, seen in self._seen.items() if key in found}
+        for key, version in found.items():
             try:
-                self._look_at(key)
+                self._look_at(key, version)
             except (TrainyardError, OSError) as error:
                 log.warning("%s cannot be read: %s", key, error)
         return [channel for _, channel in self._seen.values()]
 
-    def _look_at(self, key: str) -> None:
-        mark = self._mark(key)
+    def _look_at(self, key: str, listed_version: str) -> None:
+        mark = listed_version or self._mark(key)
         known = self._seen.get(key)
         if known is not None and mark is not None and known[0] == mark:
             return

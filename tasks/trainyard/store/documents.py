@@ -18,7 +18,7 @@ DocumentT = TypeVar("DocumentT", bound=Document)
 
 _NOT_SUBSTANCE = {"created_at", "provenance"}
 _UPDATE_ATTEMPTS = 30
-_LONGEST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 1.0
 
 
 def substance(document: Document) -> bytes:

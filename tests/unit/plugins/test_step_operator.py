@@ -231,6 +231,25 @@ class TestSurroundings:
         assert "AWS_SECRET_ACCESS_KEY" not in environment
         assert "PYTHONDONTWRITEBYTECODE" not in environment
 
+    def test_credentials_of_a_connection_are_in_its_environment_only(
+        self, yard: Yard, tell: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from structlog.testing import capture_logs
+
+        value = {"conn_type": "aws", "login": "AKIAEXAMPLE", "password": "hush-hush"}
+        monkeypatch.setenv("AIRFLOW_CONN_YARD_AWS", json.dumps(value))
+        monkeypatch.setenv("TRAINYARD_AWS_CONNECTION", "yard_aws")
+        get_settings.cache_clear()
+        tell(status=status("done", output_key="k"))
+        with capture_logs() as log:
+            operator().execute(make_context())
+        environment = heard(yard)["environment"]
+        assert environment["AWS_ACCESS_KEY_ID"] == "AKIAEXAMPLE"
+        assert environment["AWS_SECRET_ACCESS_KEY"] == "hush-hush"
+        assert "hush-hush" not in json.dumps(heard(yard)["argv"])
+        assert "hush-hush" not in repr(log)
+        assert not any("AIRFLOW_CONN" in name for name in environment)
+
     def test_nobody_known_asked(self, yard: Yard, tell: Callable[..., None]) -> None:
         tell(status=status("done", output_key="k"))
         operator().execute(make_context(user=None))
