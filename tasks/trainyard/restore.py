@@ -1,7 +1,8 @@
 """`trainyard materialize`: a release from the store, through the node cache, to a server's folder.
 
-The signature of the release and the digests of its manifests are checked whether they come from the
-store or, when it cannot be reached, from the node cache; so are the files.
+Documents are written once, so copies of them in the node cache are as good as those in the store:
+signature and digests are checked wherever they come from, and so are the files. A release that was
+here needs no store to start again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Protocol
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest
 from trainyard.documents.channel import Channel
 from trainyard.documents.release import Release
-from trainyard.errors import BadInput, Transient
+from trainyard.errors import BadInput, NotFound, Transient
 from trainyard.materialize import (
     DEFAULT_MEANS,
     Materialized,
@@ -70,7 +71,7 @@ class Restored:
     over_limit_bytes: int
     """Bytes by which the node cache had to grow beyond its limit."""
     store_problem: str
-    """Why the store could not be read; empty if it could."""
+    """Why documents could not be read from the store; empty if they could, or need not be."""
 
 
 def open_cache(settings: Settings) -> NodeCache:
@@ -125,9 +126,7 @@ def restore_release(
         release = load_release(store, model, release_id, settings)
         return _restore(store, release, manifests_of(store, release), dest, watcher, means)
     cache = open_cache(settings)
-    documents = RememberedDocuments(store, cache.documents)
-    release = load_release(documents, model, release_id, settings)
-    manifests = manifests_of(documents, release)
+    documents, release, manifests = _documents(store, cache, model, release_id, settings)
     wanted = CachedRelease(
         release_id=release_id,
         model=model,
@@ -138,7 +137,8 @@ def restore_release(
     cache.remember(wanted)
     if pin_owner:
         cache.pin(Pin(release_id=release_id, owner=pin_owner, since=datetime.now(UTC)))
-    if documents.problem is None:
+    # A store that is down takes minutes to say so: it is not asked for what can wait.
+    if documents.asked or (documents.problem is None and cache.is_tight(wanted)):
         follow_channels(store, cache)
     with cache.use(wanted) as over_bytes:
         if over_bytes:
@@ -151,6 +151,23 @@ def restore_release(
         restored = _restore(store, release, manifests, dest, watcher, replace(means, cache=cache))
     problem = str(documents.problem or "")
     return replace(restored, over_limit_bytes=over_bytes, store_problem=problem)
+
+
+def _documents(
+    store: Store, cache: NodeCache, model: str, release_id: str, settings: Settings
+) -> tuple[RememberedDocuments, Release, tuple[CheckpointManifest, BundleManifest]]:
+    """Return a release and its manifests, from their copies where these are good."""
+    try:
+        documents = RememberedDocuments(store, cache.documents, copies_first=True)
+        release = load_release(documents, model, release_id, settings)
+        return documents, release, manifests_of(documents, release)
+    except BadInput as error:
+        if not documents.keys or isinstance(error, NotFound):
+            raise
+        log.warning("A copy in the node cache %s is not good: %s", cache.root, error)
+    documents = RememberedDocuments(store, cache.documents)
+    release = load_release(documents, model, release_id, settings)
+    return documents, release, manifests_of(documents, release)
 
 
 def _restore(

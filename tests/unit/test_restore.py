@@ -262,7 +262,9 @@ class TestDamage:
             world.restore(release)
 
     @pytest.mark.parametrize("what", ["checkpoint", "bundle", "release"])
-    def test_a_changed_copy_of_a_document_is_refused(self, world: World, what: str) -> None:
+    def test_a_changed_copy_of_a_document_is_refused_or_mended(
+        self, world: World, what: str
+    ) -> None:
         release = world.publish("v1")
         world.restore(release)
         key = {
@@ -279,6 +281,10 @@ class TestDamage:
         world.store.down = True
         with pytest.raises(BadInput, match=r"contradicts itself|does not match its signature"):
             world.restore(release, "two")
+        world.store.down = False
+        check(world.restore(release, "two"))
+        world.store.down = True
+        check(world.restore(release, "three"))
 
 
 class TestStoreDown:
@@ -287,15 +293,25 @@ class TestStoreDown:
         world.restore(release, pin_owner="stable")
         world.leave()
         world.store.down = True
-        restored = world.restore(release, "two")
-        check(restored)
-        assert "Connection refused" in restored.store_problem
+        world.store.asked.clear()
+        check(world.restore(release, "two"))
+        assert world.store.asked == []
 
     def test_the_same_folder_is_used_again(self, world: World) -> None:
         release = world.publish("v1")
         world.restore(release)
         world.store.down = True
         check(world.restore(release))
+
+    def test_without_a_copy_of_a_document_the_store_is_needed(self, world: World) -> None:
+        release = world.publish("v1")
+        world.restore(release)
+        (open_cache(world.settings).documents / bundle_manifest_key("key")).unlink()
+        world.store.down = True
+        with pytest.raises(Transient, match="Connection refused"):
+            world.restore(release, "two")
+        world.store.down = False
+        check(world.restore(release, "two"))
 
     def test_one_that_was_not_says_what_is_wrong_with_the_store(self, world: World) -> None:
         release = world.publish("v1")

@@ -162,6 +162,14 @@ class NodeCache:
             policy=policy,
         )
 
+    def is_tight(self, release: CachedRelease) -> bool:
+        """Tell whether something would have to go for a release."""
+        if self._limit_bytes is None:
+            return False
+        state = self.state()
+        missing = {name: size for name, size in release.files.items() if name not in state.sizes}
+        return state.bytes + sum(missing.values()) > self._limit_bytes
+
     def discard(self, sha256: str) -> None:
         """Remove a damaged file."""
         path = self.path(sha256)

@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 class RememberedDocuments(FolderStore):
     """Reads documents from the store and keeps copies; reads the copies while the store fails.
 
+    With `copies_first`, the store is asked for what there is no copy of only: what was here once is
+    then read at once, while a store that is down takes minutes to be sure of it.
+
     Only for reading, and only for documents that are written once, such as releases and manifests,
     whose signatures and digests the reader checks: a copy of another kind could be out of date.
 
@@ -23,11 +26,14 @@ class RememberedDocuments(FolderStore):
     wrong credentials included: a server that ran yesterday must start today.
     """
 
-    def __init__(self, store: Store, root: Path) -> None:
+    def __init__(self, store: Store, root: Path, *, copies_first: bool = False) -> None:
         """Remember below `root` what is read from `store`."""
         super().__init__(root)
         self._store = store
+        self._copies_first = copies_first
         self._read: list[str] = []
+        self.asked = False
+        """Did the store answer?"""
         self.problem: Transient | BadInput | None = None
         """Why the store could not be read, if it could not."""
 
@@ -43,17 +49,25 @@ class RememberedDocuments(FolderStore):
 
     def read(self, key: str) -> Stored:
         """Return the content of `key`, from the copy if the store fails. Raises as the store."""
-        stored = self._fresh(key) if self.problem is None else None
-        if stored is None:
-            try:
-                stored = super().read(key)
-            except NotFound:
-                assert self.problem is not None
-                raise self.problem from None
-        elif not super().exists(key) or super().read(key).data != stored.data:
-            super().put(key, stored.data)
         self._read.append(key)
-        return stored
+        copy = self._copy(key)
+        if copy is not None and self._copies_first:
+            return copy
+        stored = self._fresh(key) if self.problem is None else None
+        if stored is not None:
+            if copy is None or copy.data != stored.data:
+                super().put(key, stored.data)
+            return stored
+        if copy is None:
+            assert self.problem is not None
+            raise self.problem
+        return copy
+
+    def _copy(self, key: str) -> Stored | None:
+        try:
+            return super().read(key)
+        except NotFound:
+            return None
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the keys below `prefix`, those of the copies if the store fails."""
@@ -67,7 +81,9 @@ class RememberedDocuments(FolderStore):
 
     def _fresh(self, key: str) -> Stored | None:
         try:
-            return self._store.read(key)
+            stored = self._store.read(key)
+            self.asked = True
+            return stored
         except (NotFound, CorruptFile):
             raise
         except (Transient, BadInput) as error:
