@@ -344,6 +344,8 @@ class _Fetch:
                 if len(parts) > 1:
                     record = Record(path.with_name(f"{path.name}.parts"), size, part_bytes)
                     here = record.read()
+                if os.fstat(descriptor).st_size != size:
+                    here = frozenset()
                 if not here:
                     os.ftruncate(descriptor, 0)
                 if record is not None:
@@ -363,10 +365,15 @@ class _Fetch:
             path,
             descriptor,
             record,
-            Hashing(parts, here, lambda room, at: os.preadv(descriptor, [room], at)),
+            Hashing(parts, here, lambda room, at: self._read_back(descriptor, room, at)),
             deque(part for part in parts if part.index not in here),
             resumed=bool(here),
         )
+
+    def _read_back(self, descriptor: int, room: memoryview, at: int) -> int:
+        """Read what is here to hash it; a store that waits meanwhile is not to blame."""
+        self._moved_at = monotonic()
+        return os.preadv(descriptor, [room], at)
 
     def _bring(self, file: _File, part: Part, chunk: memoryview, scratch: memoryview) -> None:
         """Move one part, going on where a failed try stopped."""
