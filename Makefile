@@ -51,7 +51,8 @@ demo: setup ## Run a whole release on this machine: train, compile, gate, canary
 
 .PHONY: test
 test: setup check ## Run the checks, then the unit, integration and end-to-end tests
-	@$(RUN)/pytest
+	@$(RUN)/pytest --numprocesses 2 --dist worksteal tests/unit tests/integration
+	@$(RUN)/pytest tests/e2e
 
 .PHONY: soak
 soak: setup ## Run the long tests and the benchmarks, and print their figures

@@ -12,6 +12,8 @@ from hypothesis import settings
 
 for name in [name for name in os.environ if name.startswith(("TRAINYARD_", "AIRFLOW_"))]:
     del os.environ[name]
+# Whoever runs the tests may have set it (pytest's own workers do); consoles would keep that width.
+os.environ.pop("COLUMNS", None)
 
 # Airflow reads its home once, when it is first imported, and writes into it.
 _airflow_home = tempfile.mkdtemp(prefix="trainyard-tests-airflow-")

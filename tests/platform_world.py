@@ -52,6 +52,8 @@ RELEASE = "neuron_release"
 PROMOTE = f"neuron_promote__{ENVIRONMENT}"
 ROLLBACK = f"neuron_rollback__{ENVIRONMENT}"
 ENDED = {"success", "failed"}
+PATIENCE_S = 900.0
+"""Seconds to wait for a run: nobody asserts that it is quick, only that it ends."""
 
 needs_everything = pytest.mark.skipif(
     not SERVE_PYTHON.exists(), reason="needs the serving environment: `make setup`"
@@ -137,7 +139,7 @@ class Platform:
             assert self.training.poll() in (None, 0), self.training_log.read_text()[-2000:]
             return all((self.models / revision).exists() for revision in revisions)
 
-        wait_for(ready, f"the training of {', '.join(revisions)}", timeout_s=300)
+        wait_for(ready, f"the training of {', '.join(revisions)}", timeout_s=PATIENCE_S)
 
     @property
     def models(self) -> Path:
@@ -208,7 +210,7 @@ class Platform:
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("TRAINYARD_HOME") == home:
                     found[process.pid] = process
-        return [p for p in found.values() if p.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in found.values() if _lives(process)]
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -292,7 +294,18 @@ class Platform:
             overrides=dict(overrides or {}),
         )
 
-    def ended(self, dag_id: str, run_id: str, *, timeout_s: float = 420) -> str:
+    def published(self, run_id: str, *, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until a run of the release DAG has published its release."""
+
+        def publication() -> bool:
+            state = self.api.run_state(RELEASE, run_id)
+            assert state not in ENDED, self.describe(RELEASE, run_id)
+            status = self.statuses(run_id).get("publish")
+            return status is not None and status.state == "done"
+
+        wait_for(publication, f"the publication by {run_id}", timeout_s=timeout_s)
+
+    def ended(self, dag_id: str, run_id: str, *, timeout_s: float = PATIENCE_S) -> str:
         """Wait for the end of a run and return its state."""
         api = self.api
 
@@ -385,6 +398,13 @@ class Watch:
                 f"{channel.candidate.release_id} has {weight} % while the lease is {lease} "
                 f"(guard {route.guard}, generation {channel.generation})"
             )
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def note(line: str) -> None:

@@ -42,6 +42,8 @@ class Tag(StrEnum):
     ROLLBACK = "rollback"
     TRAFFIC = "traffic"
     """It moves production traffic."""
+    STORE = "store"
+    """It looks after the store."""
 
 
 def catalogue_models() -> list[str]:

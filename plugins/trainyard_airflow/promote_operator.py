@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.triggers.external_task import DagStateTrigger
 from airflow.sdk import BaseOperator, Context
@@ -11,6 +11,9 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow.utils.state import DagRunState
 
 from trainyard_airflow.exceptions import StepRefused
+
+if TYPE_CHECKING:
+    from trainyard.documents.channel import Channel
 
 FINAL = (DagRunState.SUCCESS, DagRunState.FAILED)
 REMEMBERED = "promote_run_id"
@@ -46,17 +49,17 @@ class EnsurePromotionOperator(BaseOperator):
 
         if self.environment not in (context["params"]["environments"] or ()):
             raise AirflowSkipException(f"This release was not asked for {self.environment}.")
-        release_id, model, generation = self._subject()
+        release_id, channel = self._subject()
         memory = context["task_state_store"]
         remembered = memory.get(REMEMBERED)
         run_id = str(remembered or "")
         if not run_id or run_state(self.promote_dag_id, run_id) in (None, "failed"):
-            run_id = f"promote__{release_id}__g{generation}"
+            run_id = self._run_id(release_id, channel)
             memory.set(REMEMBERED, run_id)
             started = start_run(
                 self.promote_dag_id,
                 run_id,
-                {"model": model, "release": release_id},
+                {"model": channel.model, "release": release_id},
                 note=f"Started by {context['dag'].dag_id} {context['run_id']}",
             )
             self.log.info("%s run %s", "Started" if started else "Found", run_id)
@@ -73,8 +76,26 @@ class EnsurePromotionOperator(BaseOperator):
             kwargs={"run_id": run_id, "release_id": release_id},
         )
 
-    def _subject(self) -> tuple[str, str, int]:
-        """Return release id, model and the channel's generation."""
+    def _run_id(self, release_id: str, channel: Channel) -> str:
+        """Return the id of the run for the channel as it is.
+
+        A run of that id which succeeded, while the channel still is of the same generation and
+        serves something else, promoted in a channel of the same name that is gone: a store that was
+        emptied or replaced under the same Airflow. It is no answer to this request.
+        """
+        from trainyard_airflow.dag_runs import run_state
+
+        first = run_id = f"promote__{release_id}__g{channel.generation}"
+        if channel.stable is not None and channel.stable.release_id == release_id:
+            return run_id
+        number = 1
+        while run_state(self.promote_dag_id, run_id) == "success":
+            number += 1
+            run_id = f"{first}__{number}"
+        return run_id
+
+    def _subject(self) -> tuple[str, Channel]:
+        """Return the release that the plan published, and the channel that it is to go to."""
         from trainyard.releases import release_of_plan
         from trainyard.rollout.channel_store import read_channel
         from trainyard.settings import get_settings
@@ -85,8 +106,7 @@ class EnsurePromotionOperator(BaseOperator):
         store = open_task_store(settings)
         environment = load_environments(settings.environments).environments[self.environment]
         release = release_of_plan(store, self.plan_id, environment.target, settings)
-        channel = read_channel(store, release.model, self.environment)
-        return release.release_id, release.model, channel.generation
+        return release.release_id, read_channel(store, release.model, self.environment)
 
     def finish(self, context: Context, event: Any, run_id: str, release_id: str) -> str:
         """Fail with a pointer to the promotion's own log unless it succeeded."""

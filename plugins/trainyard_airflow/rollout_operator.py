@@ -9,6 +9,7 @@ from airflow.sdk import BaseOperator, Context
 from airflow.triggers.base import StartTriggerArgs
 
 from trainyard_airflow.exceptions import StepRefused
+from trainyard_airflow.identity import requested_by
 from trainyard_airflow.requests import refuse_unknown_keys
 
 Kind = Literal["promote", "rollback"]
@@ -63,10 +64,29 @@ class RolloutOperator(BaseOperator):
 
     def finish(self, context: Context, event: dict[str, str]) -> str:
         """Report the outcome."""
+        self._note_requester(context)
         if event["outcome"] != "promoted":
             raise StepRefused(event["message"])
         self.log.info("%s", event["message"])
         return event["message"]
+
+    def _note_requester(self, context: Context) -> None:
+        """Write down who asked. Airflow tells that to workers, but not to its triggerer."""
+        from trainyard.errors import TrainyardError
+        from trainyard.settings import get_settings
+        from trainyard.wiring import open_rollout
+
+        who = requested_by(context)
+        try:
+            open_rollout(get_settings()).note_requester(
+                model=context["params"]["model"],
+                environment=self.environment,
+                run_id=f"{context['dag'].dag_id}/{context['run_id']}",
+                who=who,
+            )
+        except TrainyardError as error:
+            # The rollout is over; its outcome matters more than the name of who asked.
+            self.log.warning("That %s asked for it could not be written down: %s", who, error)
 
 
 class VerifyReleaseOperator(BaseOperator):

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from trainyard import __version__
+from trainyard.cli_store import store_app
+from trainyard.console import err, out
+from trainyard.console import fail as _fail
+from trainyard.console import say as _say
+from trainyard.console import settings as _settings
+from trainyard.console import show as _show
 from trainyard.errors import BadInput, NotFound, TrainyardError
 from trainyard.names import check_name
-from trainyard.settings import Settings, get_settings
+from trainyard.settings import Settings
 from trainyard.steps.context import StepContext, StepResult
 
 app = typer.Typer(
@@ -38,9 +43,7 @@ LOOK = "Look at things"
 PLATFORM = "The platform on this machine"
 
 app.add_typer(node_cache, name="node-cache", rich_help_panel=PLATFORM)
-
-out = Console(emoji=False)
-err = Console(stderr=True, emoji=False)
+app.add_typer(store_app, name="store", rich_help_panel=LOOK)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
 TargetOption = Annotated[
@@ -57,40 +60,6 @@ ModelArgument = Annotated[str, typer.Argument(help="Name of the model.", show_de
 EnvironmentArgument = Annotated[
     str, typer.Argument(help="Name of the environment.", show_default=False)
 ]
-
-
-def _fail(error: TrainyardError) -> NoReturn:
-    err.print(f"[bold red]Error:[/] {escape(error.message)}", highlight=False, soft_wrap=True)
-    if error.hint:
-        err.print(f"[bold]What to do:[/] {escape(error.hint)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(error.exit_code)
-
-
-def _say(line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _show(what: RenderableType) -> None:
-    """Print a table; square brackets in its cells are text."""
-    out.print(what, markup=False, highlight=False)
-
-
-def _settings() -> Settings:
-    """Return the settings, or end with a message that names the variables that are wrong."""
-    from pydantic import ValidationError
-
-    try:
-        return get_settings()
-    except ValidationError as error:
-        problems = "; ".join(
-            f"TRAINYARD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()
-        )
-        _fail(
-            BadInput(
-                f"The environment has wrong settings: {problems}.",
-                hint="Correct or unset these variables.",
-            )
-        )
 
 
 def _version(wanted: bool) -> None:
@@ -266,6 +235,36 @@ def publish(
     )
 
 
+@app.command("import-bundle", rich_help_panel=STEPS)
+def import_bundle(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="The server's cache root, or a compiled model's folder.", show_default=False
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Name of the model.", show_default=False)],
+    target: TargetOption,
+    revision: Annotated[str, typer.Option(help="Revision of the source.")] = "",
+    die_with_parent: DieWithParentOption = False,
+) -> None:
+    """Store what was compiled before as the bundle of a target, checked as a compile is."""
+    from trainyard.steps.import_bundle import import_bundle as step
+
+    try:
+        check_name(model, "Model")
+        check_name(target, "Target")
+    except BadInput as error:
+        _fail(error)
+    _run(
+        "import-bundle",
+        f"{model}-import",
+        target,
+        die_with_parent,
+        lambda c: step(folder, model=model, target=target, revision=revision or None, context=c),
+    )
+
+
 # --- Look -------------------------------------------------------------------------------------
 
 
@@ -276,7 +275,7 @@ def check(
     ],
 ) -> None:
     """Check model specs and environment files; name every problem with its line and remedy."""
-    from trainyard.steps.plan import check_files_with_lanes
+    from trainyard.steps.plan import check_files_with_lanes, warnings_of_files
 
     problems = check_files_with_lanes(files)
     for problem in problems:
@@ -289,6 +288,8 @@ def check(
         noun = "problem" if len(problems) == 1 else "problems"
         err.print(f"[bold red]{len(problems)} {noun}.[/]")
         raise typer.Exit(BadInput.exit_code)
+    for warning in warnings_of_files(files):
+        err.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     _say(f"{len(files)} file{'s' if len(files) != 1 else ''}: no problems.")
 
 
@@ -384,6 +385,40 @@ def status(plan_id: Annotated[str, typer.Argument(help="Id of a plan.")]) -> Non
     except TrainyardError as error:
         _fail(error)
     _show(status_table(found))
+
+
+@app.command(rich_help_panel=LOOK)
+def explain(
+    left: Annotated[
+        str,
+        typer.Argument(
+            help="Compile key (or its first digits), release id, or plan id; PLAN/TARGET if the "
+            "plan has several targets.",
+            show_default=False,
+        ),
+    ],
+    right: Annotated[str, typer.Argument(help="Another one.", show_default=False)],
+) -> None:
+    """Say which fields make two compile keys, releases or plans differ, and what follows."""
+    from trainyard.explain import explain as compare
+    from trainyard.explain import find_identity
+    from trainyard.reports.difference import difference_table
+    from trainyard.store.factory import open_store
+
+    try:
+        store = open_store(_settings())
+        ours, theirs = find_identity(store, left), find_identity(store, right)
+    except TrainyardError as error:
+        _fail(error)
+    found = compare(ours, theirs)
+    rows = [
+        *(("code", each) for each in found.code),
+        *(("serving", each) for each in found.serving),
+        *(("weights", each) for each in found.checkpoint),
+    ]
+    if rows:
+        _show(difference_table(ours.name, theirs.name, rows))
+    _say(found.consequence)
 
 
 # --- Platform ---------------------------------------------------------------------------------

@@ -104,7 +104,8 @@ def resolve_release(store: Store, model: str, text: str) -> str:
         if releases:
             return releases[0].release_id
         raise NotFound(
-            f"Model {model} has no release yet.", hint=f"Make one: `trainyard release {model}`."
+            f"Model {model} has no release yet.",
+            hint="Make one: trigger the DAG neuron_release with this model.",
         )
     ids = release_ids(store, model)
     if text in ids:

@@ -119,6 +119,29 @@ class Settings(BaseSettings):
     """Base64 of the 32-byte Ed25519 seed that signs releases. Empty means a key file below the
     home, made at first use."""
 
+    gc_grace_s: float = Field(default=3 * 86400.0, ge=0)
+    """Seconds for which everything in the store is kept after its last change; longer than any step
+    takes, so that no work in progress can be taken for a left-over."""
+
+    gc_keep_releases_s: float = Field(default=30 * 86400.0, ge=0)
+    """Seconds for which a release is kept with all it names, though no channel has it: as long as
+    somebody may still want to promote it."""
+
+    gc_keep_plans_s: float = Field(default=14 * 86400.0, ge=0)
+    """Seconds for which a plan protects what its steps read or make, after the last of them wrote
+    anything: as long as somebody may still want to clear a failed task and go on."""
+
+    gc_keep_rollouts_s: float = Field(default=90 * 86400.0, ge=0)
+    """Seconds for which the log of a rollout is kept; that of a promotion or a rejection is kept
+    for good."""
+
+    gc_keep_previous: int = Field(default=3, ge=1)
+    """Earlier stable releases of a channel that stay in the store for a rollback. Those whose
+    servers are still warm stay as well."""
+
+    gc_pause_s: float = Field(default=60.0, ge=0)
+    """Seconds between the two looks of garbage collection: only what nobody needed at both goes."""
+
     requested_by: str = ""
     """Who asked for the work, for provenance; the DAGs set it to the user of the run."""
 

@@ -114,12 +114,7 @@ def platform() -> Iterator[Platform]:
 
 def prepare(platform: Platform) -> None:
     """Publish two releases unless they exist, make one of them stable, and let clients come."""
-    if platform.channel.in_progress:
-        wait_for(
-            lambda: not platform.channel.in_progress,
-            "the end of an earlier rollout",
-            timeout_s=ENDED_WITHIN_S,
-        )
+    wait_for_idle(platform)
     published = {release.revision for release in list_releases(platform.store, MODEL)}
     stamp = int(time.time())
     for revision in sorted({"r1", "r2"} - published):
@@ -135,6 +130,15 @@ def prepare(platform: Platform) -> None:
     platform.start_traffic(REQUESTS_PER_S)
 
 
+def wait_for_idle(platform: Platform) -> None:
+    """Wait until no rollout is under way."""
+    wait_for(
+        lambda: not platform.channel.in_progress,
+        "the end of an earlier rollout",
+        timeout_s=ENDED_WITHIN_S,
+    )
+
+
 def release_ids(platform: Platform) -> list[str]:
     """The releases of r1 and r2 as the spec serves them."""
     found = {r.revision: r.release_id for r in list_releases(platform.store, MODEL)}
@@ -145,7 +149,11 @@ def release_ids(platform: Platform) -> list[str]:
 
 
 def promote_the_other(platform: Platform, name: str) -> tuple[str, int]:
-    """Start a rollout of the release that is not stable; returns its run and its number."""
+    """Start a rollout of the release that is not stable; returns its run and its number.
+
+    One that a failed test left behind is waited for first.
+    """
+    wait_for_idle(platform)
     (other,) = set(release_ids(platform)) - {platform.stable}
     before = platform.channel.rollout
     number = before.number + 1 if before else 1
@@ -310,7 +318,8 @@ def test_supervisor(platform: Platform, rows: list[Row]) -> None:
     def kill() -> Callable[[], bool]:
         victim = supervisor()
         os.kill(victim.pid, signal.SIGKILL)
-        # Whoever finds it dead starts it again.
+        # It holds its lock until the system has taken it apart; then whoever wants starts it again.
+        victim.wait(timeout=60)
         up(platform.settings, note)
         return lambda: supervisor() != victim and healthy(platform)
 

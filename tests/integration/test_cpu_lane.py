@@ -111,6 +111,7 @@ def server(
         cache_dir=cache_dir,
         served_model_name="adder",
         port=port,
+        cache_only=True,
     )
     before = LANE.snapshot(cache_dir)
     process = ServerProcess.start(

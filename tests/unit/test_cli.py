@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from tests.unit.yard import MOMENT, Yard
+from tests.unit.yard import MOMENT, Yard, plan
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
@@ -144,8 +145,12 @@ class TestErrors:
             (["channel", "adder", "../x"], "Environment '../x' is not a valid name."),
             (["status", "adder-none"], "No step of a plan adder-none has begun."),
             (["status", "../x"], "Plan id '../x' is not valid."),
+            (["explain", "adder-none", "abcdef"], "no compile key, release or plan 'adder-none'"),
             (["download", "--plan", "adder-none"], "adder-none.json does not exist"),
             (["compile", "--plan", "adder-none", "--target", "cpu"], "does not exist"),
+            (["import-bundle", "x", "--model", "../x", "--target", "cpu"], "Model '../x' is not"),
+            (["import-bundle", "x", "--model", "adder", "--target", "../x"], "Target '../x' is"),
+            (["import-bundle", "x", "--model", "adder", "--target", "cpu"], "no folder x"),
         ],
     )
     def test_bad_input_exits_with_10_and_leaves_no_documents(
@@ -195,6 +200,38 @@ class TestCheck:
         assert re.search(r"^    \S.*cpu.*\.$", result.stderr, re.MULTILINE)
         assert re.search(r"^\d+ problems?\.$", result.stderr, re.MULTILINE)
 
+    def neuron_file(self, tmp_path: Path, config: str) -> Path:
+        path = tmp_path / "adder.yaml"
+        shipped = REPOSITORY / "dags" / "models"
+        shutil.copytree(shipped / "adder", tmp_path / "adder")
+        target = (
+            "targets:\n  - name: trn2\n    lane: neuron-native\n    instance: trn2.48xlarge\n"
+            "    max_model_len: 256\n    max_num_batched_tokens: 256\n    max_num_seqs: 8\n"
+            f"    neuron:\n      sdk: 2.32.0\n    native:\n      {config}\n\ngates:"
+        )
+        text = (shipped / "adder.yaml").read_text()
+        path.write_text(re.sub(r"targets:.*?gates:", target, text, flags=re.DOTALL))
+        return path
+
+    def test_what_a_lane_lets_pass_is_a_warning(self, yard: Yard, tmp_path: Path) -> None:
+        path = self.neuron_file(tmp_path, "extra_neuron_config: {num_seq_buckets: [8]}")
+        result = run("check", str(path))
+        assert (result.exit_code, result.stdout) == (0, "1 file: no problems.\n")
+        assert f"Warning: {path}: target trn2: extra_neuron_config.num_seq_buckets" in result.stderr
+
+    def test_a_misspelt_key_of_a_plugin_is_refused(self, yard: Yard, tmp_path: Path) -> None:
+        path = self.neuron_file(tmp_path, "neuron_config: {num_seq_buckets: [8]}")
+        result = run("check", str(path))
+        assert result.exit_code == 10
+        assert "targets[0].native.neuron_config.num_seq_buckets: There is no key" in result.stderr
+        assert "Did you mean num_seqs_buckets?" in result.stderr
+
+    def test_a_rule_of_a_neuron_lane_is_kept(self, yard: Yard, tmp_path: Path) -> None:
+        path = self.neuron_file(tmp_path, "neuron_config: {num_seqs_buckets: [4]}")
+        result = run("check", str(path))
+        assert result.exit_code == 10
+        assert "The largest of num_seqs_buckets must be max_num_seqs (8)" in result.stderr
+
     def test_a_file_that_is_missing_is_named(self, yard: Yard) -> None:
         result = run("check", "nowhere.yaml")
         assert result.exit_code == 10
@@ -239,6 +276,31 @@ class TestTables:
         result = run("releases", "adder")
         assert result.exit_code == 0
         assert "Release" in result.stdout
+
+
+class TestExplain:
+    def test_the_fields_that_differ_and_what_follows(
+        self, yard: Yard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        for name, dtype in (("one", "bfloat16"), ("two", TRICKY)):
+            made = plan(f"adder-{name}")
+            target = made.targets[0].model_copy(update={"key_inputs": {"dtype": dtype}})
+            yard.keep_plan(made.model_copy(update={"targets": (target,)}))
+
+        result = run("explain", "adder-one", "adder-two")
+
+        assert result.exit_code == 0
+        assert "plan adder-one/cpu" in result.stdout
+        assert re.search(r"^code +dtype +bfloat16 +", result.stdout, re.MULTILINE)
+        assert TRICKY in result.stdout
+        assert "number format inside the graph" in result.stdout
+        assert "compiled anew" in result.stdout
+
+    def test_what_is_the_same_is_the_same(self, yard: Yard) -> None:
+        yard.keep_plan(plan("adder-one"))
+        result = run("explain", "adder-one", "adder-one")
+        assert (result.exit_code, result.stdout) == (0, "Nothing differs.\n")
 
 
 def test_the_schemas_are_printed_as_json(yard: Yard) -> None:

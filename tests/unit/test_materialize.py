@@ -3,6 +3,9 @@ from __future__ import annotations
 import errno
 import io
 import os
+import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +14,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import pytest
+from tests.fake_neuron import NativeCache
 from tests.unit import yard
 
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry
 from trainyard.documents.release import Release
 from trainyard.errors import BadInput, CorruptFile, NotFound, StorageFull
-from trainyard.materialize import Materialized, Means, materialize_files, materialize_release
+from trainyard.materialize import (
+    Materialized,
+    Means,
+    materialize_bundle,
+    materialize_files,
+    materialize_release,
+)
 from trainyard.store.documents import create_document
 from trainyard.store.folder import FolderStore
 from trainyard.store.layout import bundle_manifest_key, checkpoint_manifest_key
@@ -327,6 +337,44 @@ def test_two_restores_of_one_folder_take_turns(tmp_path: Path) -> None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
     assert found(dest) in (CONTENT, OTHER)
+
+
+class TestNeuronBundle:
+    def test_one_flipped_byte_in_any_file_is_found_and_named(
+        self, store: FolderStore, tmp_path: Path
+    ) -> None:
+        cache = NativeCache(tmp_path / "cache")
+        for number in range(2):
+            cache.compile(number)
+        cache.kernel()
+        content = {path: data for path, data in found(cache.root).items() if data}
+        files = put_files(store, content, "bundles/key")
+        manifest = BundleManifest(
+            compile_key="key",
+            lane="neuron-native",
+            key_inputs={},
+            files=files,
+            digest=files_digest(files),
+            toolchain={},
+            compile_s=1.0,
+        )
+        assert found(materialize_bundle(store, manifest, tmp_path / "whole")) == content
+        chance = random.Random(7)
+        for path, data in content.items():
+            stored = store.root / "bundles" / "key" / path
+            stored.chmod(0o644)
+            # In a NEFF: once in the header, once in what the header says nothing about.
+            for part in (range(min(556, len(data))), range(len(data))):
+                damaged = bytearray(data)
+                damaged[chance.choice(part)] ^= 1 << chance.randrange(8)
+                stored.write_bytes(damaged)
+                # An empty folder: a file that was restored whole before would not be read again.
+                shutil.rmtree(tmp_path / "server", ignore_errors=True)
+                with pytest.raises(CorruptFile, match=f"bundles/key/{re.escape(path)} in file:"):
+                    materialize_bundle(store, manifest, tmp_path / "server" / "cache")
+                assert not (tmp_path / "server" / "cache.restored.json").exists()
+            stored.write_bytes(data)
+        assert found(materialize_bundle(store, manifest, tmp_path / "server" / "cache")) == content
 
 
 BUNDLE = {"inductor/code.so": b"code", "inductor/.hidden": b"h"}

@@ -124,11 +124,10 @@ def _figures(metric: MetricVerdict) -> str:
         values = f"{candidate:.1%} (stable {stable:.1%})"
     if metric.outcome != "UNDECIDED":
         return f"{metric.metric} {values} {metric.outcome.replace('_', '-').lower()}"
-    evidence = max(
-        metric.harm_evidence / metric.harm_threshold,
-        metric.promote_evidence / metric.promote_threshold,
-    )
-    return f"{metric.metric} {values} {max(0.0, evidence):.0%} sure"
+    harm = metric.harm_evidence / metric.harm_threshold
+    quality = metric.promote_evidence / metric.promote_threshold
+    share, what = max((harm, "harm"), (quality, "quality"))
+    return f"{metric.metric} {values} {min(max(share, 0.0), 1.0):.0%} of a proof of {what}"
 
 
 def describe_ending(narrator: Narrator) -> tuple[str, str, str]:
@@ -152,4 +151,24 @@ def describe_ending(narrator: Narrator) -> tuple[str, str, str]:
         "rolled_back": "rolled back",
         "withdrawn": "withdrawn",
     }
-    return release_id, endings.get(rollout.outcome or "", "unfinished"), rollout.reason
+    why = rollout.reason
+    if rollout.verdict is not None:
+        why = f"{why} {_evidence(rollout.verdict)}".strip()
+    return release_id, endings.get(rollout.outcome or "", "unfinished"), why
+
+
+def _evidence(verdict: Verdict) -> str:
+    """Return in one sentence what a verdict rests on: evidence, looks, exposed requests."""
+    if verdict.outcome == "HARM":
+        shown = [
+            f"{one.metric} {one.harm_evidence:.1f} (needed {one.harm_threshold:.1f})"
+            for one in verdict.metrics
+            if one.outcome == "HARM"
+        ]
+    else:
+        shown = [
+            f"{one.metric} {one.promote_evidence:.1f} (needed {one.promote_threshold:.1f})"
+            for one in verdict.metrics
+        ]
+    evidence = f"Evidence: {', '.join(shown)}; " if shown else ""
+    return f"{evidence}{verdict.looks} looks, {verdict.exposed_requests} requests exposed."

@@ -32,7 +32,7 @@ from trainyard.store.factory import open_store
 from trainyard.store.protocol import Store
 from trainyard.wiring import open_rollout
 
-REQUESTS_PER_S = 8.0
+REQUESTS_PER_S = 5.0
 ACT_TIMEOUT_S = 900.0
 POLL_S = 1.0
 
@@ -168,7 +168,7 @@ class Demo:
     def _clear_stage(self) -> None:
         """Archive the channel of an earlier run, so that this one starts with a first release."""
         channel = read_channel(self.store, MODEL, ENVIRONMENT)
-        if channel.generation == 0:
+        if channel.stable is None and channel.rollout is None:
             return
         if channel.in_progress and channel.rollout is not None:
             self.say(f"Ending the rollout of {channel.rollout.release_id} that was cut off.")

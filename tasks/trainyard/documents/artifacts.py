@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from trainyard.canonical import digest
-from trainyard.documents.base import Document, FileEntry
+from trainyard.documents.base import Document, FileEntry, Frozen
 
 
 def files_digest(files: Iterable[FileEntry]) -> str:
@@ -35,6 +35,24 @@ class CheckpointManifest(Document):
     """Elements of all tensors."""
 
 
+class NeffRecord(Frozen):
+    """What the header of one NEFF of a bundle says."""
+
+    path: str
+    """In the bundle."""
+    name: str
+    uuid: str
+    """32 hex digits."""
+    version: str
+    """NEFF version, such as `2.0`."""
+    lnc_size: int
+    """Physical cores in one logical core; 0: not recorded."""
+    feature_bits: str
+    """Features that a runtime must have, in hex as the runtime prints them."""
+    build_version: str
+    """The compiler's own tag."""
+
+
 class BundleManifest(Document):
     """`bundles/<compile key>/manifest.json`: what a compiler made for a target."""
 
@@ -46,9 +64,17 @@ class BundleManifest(Document):
     digest: str
     """As for checkpoints."""
     toolchain: dict[str, str]
-    compile_s: float
-    """Seconds from the server's start until it was ready, with empty caches."""
+    compile_s: float | None
+    """Seconds from the server's start until it was ready, with empty caches. None: imported."""
     engine_init_s: float | None = None
     """Seconds that the engine itself reported."""
     dropped: tuple[str, ...] = Field(default=())
     """Cache entries that were left out (failed, locked, half-written), each with the reason."""
+    neffs: tuple[NeffRecord, ...] = ()
+    """One for each NEFF file, sorted by path. NEFFs inside a `model.pt` are not listed."""
+    recorded_versions: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Versions that the compiled code itself names, by package."""
+    compiled_on: dict[str, Any] = Field(default_factory=dict)
+    """The machine that compiled: processor, cores, memory, kernel. Empty: imported."""
+    imported_from: str = ""
+    """Where it was brought in from, by whom on which machine. Empty: compiled here."""

@@ -58,12 +58,29 @@ class CpuLane:
         """Return every rule of the lane that `target` breaks, each with the remedy."""
         return tuple(_problems(target))
 
+    def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
+        """Return nothing: the lane has no setting that works and surprises."""
+        return ()
+
+    def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
+        """Return nothing: vLLM itself says what it cannot serve."""
+        return ()
+
     def toolchain(self, python: Path) -> dict[str, str]:
         """Return the versions and processor features that compiled code depends on."""
         return read_toolchain(python)
 
+    def toolchain_problems(self, target: Target, toolchain: Mapping[str, str]) -> Sequence[str]:
+        """Return nothing: a target of this lane asks for no versions."""
+        return ()
+
     def key_inputs(
-        self, target: Target, *, architecture_digest: str, toolchain: Mapping[str, str]
+        self,
+        target: Target,
+        *,
+        architecture_digest: str,
+        toolchain: Mapping[str, str],
+        draft_architecture_digest: str = "",
     ) -> dict[str, Any]:
         """Return what changes the compiled code.
 
@@ -99,8 +116,13 @@ class CpuLane:
         cache_dir: Path,
         served_model_name: str,
         port: int,
+        cache_only: bool,
     ) -> ServerCommand:
-        """Return the command that serves `model_dir` on loopback with `cache_dir` as its caches."""
+        """Return the command that serves `model_dir` on loopback with `cache_dir` as its caches.
+
+        vLLM has no switch that forbids compiling on a CPU: `cache_only` changes nothing, and
+        `prove_start` finds out.
+        """
         argv = [
             str(python.absolute()),
             "-P",  # The working folder holds no modules.
@@ -144,12 +166,21 @@ class CpuLane:
         }
         return ServerCommand(argv=tuple(argv), env=env)
 
+    def start_timeout_s(self, *, cache_only: bool) -> float:
+        """Return nothing: the settings are made for this lane."""
+        return 0.0
+
     def stage(self, log: str) -> str:
         """Return what a starting server does now, from its log."""
         return next((words for mark, words in _STAGES if mark in log), "starting Python")
 
-    def capture(self, cache_dir: Path) -> tuple[Sequence[Path], Sequence[str]]:
-        """Return the files of a bundle (relative to `cache_dir`) and what was dropped and why."""
+    def capture(
+        self, cache_dir: Path, target: Target | None = None
+    ) -> tuple[Sequence[Path], Sequence[str]]:
+        """Return the files of a bundle (relative to `cache_dir`) and what was dropped and why.
+
+        TorchInductor's files do not say what they were compiled for: `target` changes nothing.
+        """
         kept: list[Path] = []
         dropped: list[str] = []
         for path in _files(cache_dir / _INDUCTOR):

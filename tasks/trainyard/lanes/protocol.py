@@ -42,16 +42,36 @@ class Lane(Protocol):
     def problems(self, target: Target) -> Sequence[str]:
         """Return every rule of the lane that `target` breaks, each with the remedy."""
 
+    def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
+        """Return what is allowed but should be known, each as sentences.
+
+        `config` is the model's config.json, as far as it is known.
+        """
+
+    def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
+        """Return what the lane cannot do with a model of this config.json, with the remedy."""
+
     def toolchain(self, python: Path) -> dict[str, str]:
         """Return the versions that go into the compile key, as seen by the serving interpreter.
 
         Raises BadInput if the serving environment lacks them.
         """
 
+    def toolchain_problems(self, target: Target, toolchain: Mapping[str, str]) -> Sequence[str]:
+        """Return where `toolchain` is not the one that `target` asks for, with the remedy."""
+
     def key_inputs(
-        self, target: Target, *, architecture_digest: str, toolchain: Mapping[str, str]
+        self,
+        target: Target,
+        *,
+        architecture_digest: str,
+        toolchain: Mapping[str, str],
+        draft_architecture_digest: str = "",
     ) -> dict[str, Any]:
-        """Return everything that changes the compiled code and nothing that does not."""
+        """Return everything that changes the compiled code and nothing that does not.
+
+        `trainyard.identity` has the table of all fields.
+        """
 
     def serving_settings(self, target: Target, *, served_model_name: str) -> dict[str, Any]:
         """Return the serving settings that the compile key leaves out."""
@@ -65,19 +85,27 @@ class Lane(Protocol):
         cache_dir: Path,
         served_model_name: str,
         port: int,
+        cache_only: bool,
     ) -> ServerCommand:
         """Return the command that serves `model_dir` on loopback with `cache_dir` as its caches.
 
-        The same command compiles (empty `cache_dir`) and serves (restored `cache_dir`).
+        The same command compiles (empty `cache_dir`) and serves (restored `cache_dir`), but for
+        `cache_only`: with it the start must fail rather than compile, where the lane can do that.
         """
+
+    def start_timeout_s(self, *, cache_only: bool) -> float:
+        """Return how many seconds a start may take at least, whatever the settings say."""
 
     def stage(self, log: str) -> str:
         """Return what a starting server does now, in a few words, from its log so far."""
 
-    def capture(self, cache_dir: Path) -> tuple[Sequence[Path], Sequence[str]]:
+    def capture(
+        self, cache_dir: Path, target: Target | None = None
+    ) -> tuple[Sequence[Path], Sequence[str]]:
         """Return the files of a bundle (relative to `cache_dir`) and what was dropped and why.
 
-        Raises Refused if the caches hold no complete result of a compiler.
+        With `target`, code that was compiled for another one does not count, as far as the code
+        tells. Raises Refused if the caches hold no complete result of a compiler.
         """
 
     def snapshot(self, cache_dir: Path) -> frozenset[str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from trainyard.errors import BadInput
 from trainyard.lanes.cpu import CpuLane
+from trainyard.lanes.neuron_native import NativeLane
+from trainyard.lanes.neuron_nxdi import NxdiLane
 from trainyard.lanes.protocol import Lane
 
-_LANES: dict[str, Lane] = {lane.name: lane for lane in (CpuLane(),)}
+_ALL: tuple[Lane, ...] = (CpuLane(), NativeLane(), NxdiLane())
+_LANES: dict[str, Lane] = {lane.name: lane for lane in _ALL}
 
 
 def get_lane(name: str) -> Lane:

@@ -11,10 +11,10 @@ import psutil
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, memory, kernel and the load of this machine.
+    """Return processor, cores, memory, kernel, Neuron driver and the load of this machine.
 
-    `load_1min` is the number of processes that wanted to run over the last minute: figures that
-    were measured beside other work say so.
+    `neuron_driver` is empty where there is none. `load_1min` is the number of processes that wanted
+    to run over the last minute: figures that were measured beside other work say so.
     """
     return {
         "processor": _processor_name(),
@@ -24,9 +24,18 @@ def describe_machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "machine": platform.machine(),
         "kernel": f"{platform.system()} {platform.release()}",
+        "neuron_driver": _neuron_driver(),
         "host": platform.node(),
         "load_1min": round(os.getloadavg()[0], 2),
     }
+
+
+def _neuron_driver(version: Path = Path("/sys/module/neuron/version")) -> str:
+    """Return the version that the kernel module of the Neuron devices says it has."""
+    try:
+        return version.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def _processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

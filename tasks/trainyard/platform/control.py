@@ -105,6 +105,7 @@ def _wait_until_healthy(settings: Settings, paths: PlatformPaths, say: Say) -> A
     while time.monotonic() < deadline:
         running = is_running(paths)
         if seen_running and not running:
+            missing = "the supervisor"
             break
         seen_running = seen_running or running
         missing = _missing_part(settings) if running else "the supervisor"

@@ -26,6 +26,8 @@ from trainyard.rollout.events import (
 )
 from trainyard.rollout.observe import server_seen
 from trainyard.serving.protocol import ServerStatus
+from trainyard.store.collection import demand_not_collected
+from trainyard.store.layout import release_key
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,8 @@ def _carry_out(
         case ReleaseLease():
             deps.lease.release(environment, model, holder=lease_holder(channel))
         case DeployServers(release_id=release_id, replicas=replicas):
+            # The channel names the release by now; who collects it has seen that, or is seen here.
+            demand_not_collected(deps.store, release_key(model, release_id))
             deps.host.deploy(environment, deps.release(model, release_id), replicas)
         case RemoveServers(release_id=release_id):
             deps.host.remove(environment, release_id)

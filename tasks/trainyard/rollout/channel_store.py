@@ -91,28 +91,30 @@ def list_channels(store: Store, *, model: str = "") -> tuple[Channel, ...]:
 
 
 def reset_channel(store: Store, model: str, environment: str) -> str:
-    """Move the channel to the archive, so that the next rollout is a first one.
+    """Copy the channel to the archive and empty it, so that the next rollout is a first one.
 
-    Its servers are not touched. Doing it twice is the same as once.
+    Its generation goes on counting: ids of runs are made of it and must not come again. Its servers
+    are not touched. Doing it twice is the same as once.
 
     Returns:
-        The key in the archive; empty if there was no channel.
+        The key in the archive; empty if there was nothing in the channel.
 
     Raises:
         Busy: a rollout is under way.
     """
     channel, version = read_for_change(store, model, environment)
-    if version is None:
+    if version is None or (channel.stable is None and channel.rollout is None):
         return ""
     if channel.in_progress:
         assert channel.rollout is not None
         raise Busy(
             f"Rollout {channel.rollout.number} of {channel.rollout.release_id} is under way in "
             f"{environment}.",
-            hint="End it first: `trainyard abort`, or mark its task as failed.",
+            hint="End it first: mark the task `rollout` of its run in Airflow as failed.",
         )
     content = short(digest(channel.model_dump(mode="json", by_alias=True)))
     key = f"{ARCHIVE}/{model}/{environment}/{channel.generation:06d}-{content}.json"
     create_document(store, key, channel)
-    store.delete(channel_key(model, environment), version=version)
+    empty = Channel(model=model, environment=environment, generation=channel.generation + 1)
+    write_channel(store, empty, version=version)
     return key

@@ -38,6 +38,7 @@ from trainyard.rollout.events import (
     DriverClaimed,
     Event,
     OutcomeNoted,
+    RequesterNoted,
     RolloutRequested,
 )
 from trainyard.rollout.observe import observe, seconds_to_next_slot
@@ -415,6 +416,22 @@ def abort(
                 hint="To leave a release that is stable already, roll back.",
             )
         return step(channel, AbortRequested(reason, who), now)[0]
+
+    return change_channel(deps.store, model, environment, change)
+
+
+def note_requester(
+    deps: RolloutDeps, model: str, environment: str, *, run_id: str, who: str
+) -> Channel:
+    """Write down who asked for the rollout of `run_id`, if it began without that. Idempotent.
+
+    A rollout of another run is left as it is.
+    """
+
+    def change(channel: Channel) -> Channel:
+        if channel.rollout is None or channel.rollout.driver.run_id != run_id:
+            return channel
+        return step(channel, RequesterNoted(who), deps.now())[0]
 
     return change_channel(deps.store, model, environment, change)
 

@@ -130,6 +130,13 @@ class OutcomeNoted:
 
 
 @dataclass(frozen=True)
+class RequesterNoted:
+    """It became known who asked for the rollout."""
+
+    who: str
+
+
+@dataclass(frozen=True)
 class TimePassed:
     """Nothing happened but time."""
 
@@ -145,6 +152,7 @@ Event = (
     | ControllerLost
     | AbortRequested
     | OutcomeNoted
+    | RequesterNoted
     | TimePassed
 )
 

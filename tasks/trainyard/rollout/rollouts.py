@@ -17,6 +17,7 @@ from trainyard.rollout.driver import (
     drive,
     ending_of,
     goes_on,
+    note_requester,
     plan_for,
     request_rollback,
     settle,
@@ -149,6 +150,10 @@ class Rollouts:
     ) -> Settled:
         """End whatever `run_id` has left unfinished, and tell how its rollout ended."""
         return settle(self.deps, model, environment, run_id=run_id, release_id=release_id)
+
+    def note_requester(self, *, model: str, environment: str, run_id: str, who: str) -> Channel:
+        """Write down who asked for the rollout of `run_id`, if it began without that."""
+        return note_requester(self.deps, model, environment, run_id=run_id, who=who)
 
     def abort(self, *, model: str, environment: str, reason: str, who: str = "") -> Channel:
         """End the rollout under way. Raises NotFound if there is none."""

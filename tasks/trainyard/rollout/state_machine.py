@@ -85,6 +85,7 @@ from trainyard.rollout.events import (
     ReleaseLease,
     RemoveServers,
     RenewLease,
+    RequesterNoted,
     RolloutRequested,
     RouteSeen,
     ServersSeen,
@@ -272,6 +273,14 @@ def _outcome_noted(channel: Channel, event: OutcomeNoted, now: datetime) -> Chan
     if channel.rollout is None or channel.in_progress:
         return channel
     return _with(channel, settled=True)
+
+
+def _requester_noted(channel: Channel, event: RequesterNoted, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or rollout.requested_by or not event.who:
+        return channel
+    changed = _with(channel, requested_by=event.who)
+    return _noted(changed, now, "requester", release_id=rollout.release_id, who=event.who)
 
 
 # --- servers --------------------------------------------------------------------------------------
@@ -1066,5 +1075,6 @@ _HANDLERS: dict[type, Callable[[Channel, Any, datetime], Channel]] = {
     ControllerLost: _controller_lost,
     AbortRequested: _abort,
     OutcomeNoted: _outcome_noted,
+    RequesterNoted: _requester_noted,
     TimePassed: _time_passed,
 }

@@ -9,6 +9,7 @@ from trainyard.documents.evidence import MetricVerdict, Verdict
 
 _LINES = {
     "rollout_started": "rollout of {release} started ({kind})",
+    "requester": "rollout of {release}",
     "driver": "{run_id} drives the rollout now",
     "deployed": "{release} is deployed (ready servers: {servers})",
     "warmed": "{server} answered {requests} warm-up requests",

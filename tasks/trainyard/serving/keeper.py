@@ -181,6 +181,7 @@ class Keeper:
             cache_dir=files.cache_dir,
             served_model_name=release.served_model_name,
             port=port,
+            cache_only=True,
         )
         self._process = ServerProcess.start(
             command.argv, command.env, port=port, log_path=self._log_path, detached=True

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from trainyard.names import NAME_PATTERN, REVISION_PATTERN
+from trainyard.spec.neuron import NativeSettings, NeuronSettings, NxdiSettings
+from trainyard.spec.part import SpecPart as SpecPart
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Revision = Annotated[str, StringConstraints(pattern=REVISION_PATTERN)]
@@ -19,12 +21,6 @@ TaskName = Annotated[str, StringConstraints(pattern=TASK_NAME_PATTERN)]
 """Names of accuracy tasks: what lm-evaluation-harness calls them, underscores included."""
 SERVED_NAME_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9._:/@-]{0,199})?$"
 INSTANCE_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,49}$"
-
-
-class SpecPart(BaseModel):
-    """A part of a spec: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class LocalSource(SpecPart):
@@ -69,6 +65,12 @@ class Target(SpecPart):
     """Memory for the KV cache, in GiB. Used by lane `cpu`."""
     enable_prefix_caching: bool = True
     """Reuse the KV cache of shared prompt prefixes."""
+    neuron: NeuronSettings | None = None
+    """What both Neuron lanes need to know; only, and always, on those."""
+    native: NativeSettings | None = None
+    """More settings of lane `neuron-native`; only there."""
+    nxdi: NxdiSettings | None = None
+    """More settings of lane `neuron-nxdi`; only there."""
 
 
 class AccuracyTask(SpecPart):

@@ -22,7 +22,8 @@ def apply_overrides(target: Target, overrides: Mapping[str, Any]) -> Target:
 
     Args:
         target: as in the spec.
-        overrides: values by setting, with JSON's types.
+        overrides: values by setting, with JSON's types. Of a setting that has settings of its own,
+            such as `neuron`, only those named change.
 
     Raises:
         BadInput: a key does not exist or may not change, or a value is not possible; the message
@@ -40,12 +41,12 @@ def apply_overrides(target: Target, overrides: Mapping[str, Any]) -> Target:
     changes = {key: value for key, value in overrides.items() if key in possible}
     changed = target
     try:
-        merged = json.dumps(target.model_dump(mode="json") | changes, allow_nan=False)
+        merged = json.dumps(_merged(target.model_dump(mode="json"), changes), allow_nan=False)
         changed = Target.model_validate_json(merged, strict=True)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             location, message, remedy = say(detail, Target)
-            problems.append(f"{location[0]}: {message} {remedy}")
+            problems.append(f"{'.'.join(map(str, location))}: {message} {remedy}")
     except (TypeError, ValueError) as error:
         raise BadInput(
             f"The overrides are not plain JSON values: {error}.",
@@ -59,3 +60,15 @@ def apply_overrides(target: Target, overrides: Mapping[str, Any]) -> Target:
     if problems:
         raise BadInput(f"The overrides do not fit target {target.name}: {' '.join(problems)}")
     return changed
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` with `changes` in place, also inside the mappings that both have."""
+    merged = dict(values)
+    for key, change in changes.items():
+        current = merged.get(key)
+        if isinstance(change, Mapping) and isinstance(current, Mapping):
+            merged[key] = _merged(current, change)
+        else:
+            merged[key] = change
+    return merged

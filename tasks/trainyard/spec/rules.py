@@ -34,6 +34,13 @@ from trainyard.spec.yaml_source import Location
 GENEROSITY: tuple[Capacity, ...] = ("single", "replace", "surge")
 """Capacity rules from the least to the most generous."""
 
+LANE_PARTS: Mapping[str, tuple[str, ...]] = {
+    "neuron": ("neuron-native", "neuron-nxdi"),
+    "native": ("neuron-native",),
+    "nxdi": ("neuron-nxdi",),
+}
+"""Keys of a target that only some lanes have."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -114,6 +121,20 @@ def target_findings(target: Target) -> Iterator[Finding]:
                 ("block_size",),
                 f"block_size {size} is more than max_model_len {length}.",
                 f"Give at most {length}, or leave it out for the lane's default.",
+            )
+    yield from _lane_part_findings(target)
+
+
+def _lane_part_findings(target: Target) -> Iterator[Finding]:
+    """Yield the parts of a target that belong to another lane."""
+    if not known(target, "lane"):
+        return
+    for part, lanes in LANE_PARTS.items():
+        if known(target, part) and getattr(target, part) is not None and target.lane not in lanes:
+            yield Finding(
+                (part,),
+                f"{part} is for lane {' and '.join(lanes)}, and this target's is {target.lane}.",
+                f"Remove {part}, or change the lane.",
             )
 
 

@@ -16,6 +16,7 @@ from trainyard.spec.model import (
     TASK_NAME_PATTERN,
     SpecPart,
 )
+from trainyard.spec.neuron import FLAG_PATTERN, IMAGE_PATTERN, SDK_PATTERN
 from trainyard.spec.yaml_source import Location
 
 _PATTERNS = {
@@ -25,6 +26,9 @@ _PATTERNS = {
     TASK_NAME_PATTERN: "Use 1 to 100 letters, digits, dots, hyphens and underscores.",
     SERVED_NAME_PATTERN: "Use letters, digits and . _ : / @ -, starting with a letter or digit.",
     INSTANCE_PATTERN: "Write `local` or the instance type, such as `trn2.48xlarge`.",
+    SDK_PATTERN: "Write all three numbers of the AWS Neuron SDK, such as `2.32.0`.",
+    IMAGE_PATTERN: "Write registry, repository and tag or digest of a container image.",
+    FLAG_PATTERN: "Write one flag of neuronx-cc, such as `--auto-cast=none`.",
 }
 
 _TYPES = {

@@ -16,9 +16,11 @@ from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, fi
 from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.plan import Plan, PlannedTarget
 from trainyard.errors import BadInput, Conflict, NotFound
+from trainyard.lanes.bundle_facts import neff_records, recorded_versions
 from trainyard.lanes.protocol import Lane
 from trainyard.lanes.registry import get_lane
 from trainyard.materialize import materialize_checkpoint
+from trainyard.measure.machine import describe_machine
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.lane_server import ask, check_toolchain, lane_server
 from trainyard.store.documents import create_document, read_document
@@ -47,7 +49,7 @@ def compile_bundle(plan: Plan, target_name: str, context: StepContext) -> StepRe
     """
     planned = planned_target(plan, target_name)
     key = bundle_manifest_key(planned.compile_key)
-    stored = _stored_bundle(context.store, key, planned.compile_key)
+    stored = stored_bundle(context.store, key, planned.compile_key)
     if stored is not None:
         return _result(key, stored, reused=True)
     lane = get_lane(planned.target.lane)
@@ -69,7 +71,7 @@ def planned_target(plan: Plan, name: str) -> PlannedTarget:
         ) from error
 
 
-def _stored_bundle(store: Store, key: str, compile_key: str) -> BundleManifest | None:
+def stored_bundle(store: Store, key: str, compile_key: str) -> BundleManifest | None:
     """Return the manifest of a complete stored bundle, None if there is no manifest.
 
     Sizes are compared here; contents are checked whenever the bundle is restored.
@@ -111,12 +113,14 @@ def _compile(
         model_dir=model_dir,
         cache_dir=cache_dir,
         served_model_name=name,
+        cache_only=False,
     ) as server:
         ask(server, name)
         log = server.process.log_text()
-    files, dropped = lane.capture(cache_dir)
+    files, dropped = lane.capture(cache_dir, planned.target)
     context.progress.say(f"Storing {len(files)} files; {len(dropped)} were dropped.")
-    entries = _store_files(context, planned.compile_key, cache_dir, files)
+    entries = store_files(context, planned.compile_key, cache_dir, files)
+    neffs, versions = neff_records(cache_dir, files), recorded_versions(cache_dir, files)
     shutil.rmtree(cache_dir, ignore_errors=True)
     start = lane.prove_start(log=log, before=frozenset(), after=frozenset(), bundle=None)
     return BundleManifest(
@@ -130,10 +134,13 @@ def _compile(
         compile_s=round(server.ready_s, 2),
         engine_init_s=start.engine_init_s,
         dropped=tuple(dropped),
+        neffs=neffs,
+        recorded_versions=versions,
+        compiled_on=describe_machine(),
     )
 
 
-def _store_files(
+def store_files(
     context: StepContext, compile_key: str, cache_dir: Path, files: Sequence[Path]
 ) -> tuple[FileEntry, ...]:
     """Store the bundle's files and return their entries, sorted by path.
@@ -170,7 +177,7 @@ def _result(key: str, manifest: BundleManifest, *, reused: bool) -> StepResult:
         reused=reused,
         message=f"A bundle with this compile key is stored already: {what}."
         if reused
-        else f"Compiled in {manifest.compile_s:.0f} s: {what}.",
+        else f"Compiled in {manifest.compile_s or 0:.0f} s: {what}.",
         detail={
             "compile_key": manifest.compile_key,
             "digest": manifest.digest,

@@ -62,10 +62,12 @@ def lane_server(
     model_dir: Path,
     cache_dir: Path,
     served_model_name: str,
+    cache_only: bool,
 ) -> Iterator[RunningServer]:
     """Start the lane's server, yield it once it answers, and stop all of it in the end.
 
-    If it fails, the end of its log goes to the step's own log.
+    With `cache_only` the start fails rather than compiles, where the lane can do that. If it fails,
+    the end of its log goes to the step's own log.
 
     Raises:
         Refused, OutOfCapacity, StorageFull, Transient: it did not start.
@@ -79,13 +81,14 @@ def lane_server(
             cache_dir=cache_dir,
             served_model_name=served_model_name,
             port=port,
+            cache_only=cache_only,
         )
         process = ServerProcess.start(
             command.argv, command.env, port=port, log_path=context.work_dir / "server.log"
         )
         try:
             try:
-                ready_s = _wait(lane, process, context)
+                ready_s = _wait(lane, process, context, cache_only=cache_only)
             except PortTaken:
                 if attempt == _PORTS_TO_TRY:
                     raise
@@ -130,7 +133,7 @@ def ask(server: RunningServer, served_model_name: str) -> None:
         )
 
 
-def _wait(lane: Lane, process: ServerProcess, context: StepContext) -> float:
+def _wait(lane: Lane, process: ServerProcess, context: StepContext, *, cache_only: bool) -> float:
     told = ""
 
     def tell(_seconds: float, _line: str) -> None:
@@ -140,4 +143,7 @@ def _wait(lane: Lane, process: ServerProcess, context: StepContext) -> float:
             told = stage
             context.progress.say(f"Server: {stage}.")
 
-    return process.wait_healthy(context.settings.server_start_timeout_s, tell)
+    timeout_s = max(
+        context.settings.server_start_timeout_s, lane.start_timeout_s(cache_only=cache_only)
+    )
+    return process.wait_healthy(timeout_s, tell)

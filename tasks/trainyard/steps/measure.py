@@ -93,6 +93,7 @@ def _measure(plan: Plan, planned: PlannedTarget, lane: Lane, context: StepContex
             model_dir=model_dir,
             cache_dir=cache_dir,
             served_model_name=name,
+            cache_only=True,
         ) as server:
             ask(server, name)
             proof = _prove(lane, server, cache_dir, before, bundle)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainyard.canonical import digest
 from trainyard.documents.artifacts import CheckpointManifest
@@ -49,7 +50,14 @@ from trainyard.store.layout import (
 )
 from trainyard.store.protocol import Store
 
-__all__ = ["StepLine", "check_files_with_lanes", "explain", "lane_rules", "plan"]
+__all__ = [
+    "StepLine",
+    "check_files_with_lanes",
+    "explain",
+    "lane_rules",
+    "plan",
+    "warnings_of_files",
+]
 
 
 def plan(
@@ -89,13 +97,22 @@ def plan(
     source = open_source(spec.source, base=path.parent, settings=settings)
     resolved = source.resolve(request.revision or spec.source.revision)
     architecture = read_architecture(source, resolved)
-    refuse("The request", list(architecture_problems(targets, architecture.config)))
+    problems = list(architecture_problems(targets, architecture.config))
+    refuse("The request", problems + _lane_problems(targets, architecture.config))
     checkpoint_digest = _stored_checkpoint(store, spec.model, resolved, architecture.digest)
     context.progress.say(f"Asking {settings.serving_interpreter} for its toolchain.")
     toolchains = {
         name: get_lane(name).toolchain(settings.serving_interpreter)
         for name in {target.lane for target in targets}
     }
+    refuse(
+        "The request",
+        [
+            f"Target {target.name}: {problem}"
+            for target in targets
+            for problem in get_lane(target.lane).toolchain_problems(target, toolchains[target.lane])
+        ],
+    )
     assets, files = _assets(spec, path.parent)
     facts = Facts(
         request=request,
@@ -108,6 +125,7 @@ def plan(
                 target,
                 spec,
                 architecture_digest=architecture.digest,
+                config=architecture.config,
                 toolchain=toolchains[target.lane],
                 baselines=_baselines(request, spec.model, target, environments, context),
             )
@@ -135,6 +153,20 @@ def lane_rules(target: Target) -> Sequence[str]:
 def check_files_with_lanes(paths: Iterable[Path]) -> list[Problem]:
     """Return every mistake in specs and environments files, those of the lanes included."""
     return check_files(paths, lane_rules=lane_rules)
+
+
+def warnings_of_files(paths: Iterable[Path]) -> list[str]:
+    """Return what the lanes want people to know of the targets in specs without mistakes."""
+    found = []
+    for path in paths:
+        try:
+            spec = load_spec(path)
+        except BadInput:  # environments, or a spec whose mistakes are named elsewhere
+            continue
+        for target in spec.targets:
+            warnings = get_lane(target.lane).warnings(target)
+            found += [f"{path}: target {target.name}: {warning}" for warning in warnings]
+    return found
 
 
 def _stored_plan(store: Store, plan_id: str, request: ReleaseRequest) -> Plan | None:
@@ -181,6 +213,7 @@ def _target_facts(
     spec: ModelSpec,
     *,
     architecture_digest: str,
+    config: Mapping[str, Any],
     toolchain: Mapping[str, str],
     baselines: Mapping[str, str],
 ) -> TargetFacts:
@@ -193,7 +226,22 @@ def _target_facts(
         toolchain=toolchain,
         serving=lane.serving_settings(target, served_model_name=spec.client_model_name),
         baselines=baselines,
+        warnings=lane.warnings(target, config),
     )
+
+
+def _lane_problems(targets: Sequence[Target], config: Mapping[str, Any]) -> list[str]:
+    """Return what the lanes cannot do with the model, each as sentences."""
+    problems = []
+    for target in targets:
+        found = get_lane(target.lane).model_problems(target, config)
+        problems += [f"Target {target.name}: {problem}" for problem in found]
+        if target.neuron is not None and target.neuron.speculation is not None:
+            problems.append(
+                f"Target {target.name}: this version cannot fetch the draft model that speculative "
+                "decoding needs. Remove neuron.speculation."
+            )
+    return problems
 
 
 def _read_channel(store: Store, model: str, environment: str) -> Channel | None:
@@ -306,8 +354,13 @@ def _store_plan(made: Plan, context: StepContext) -> StepResult:
 def _result(stored: Plan, newest: Plan, context: StepContext, *, reused: bool) -> StepResult:
     """Report and describe the stored plan; what exists already is told as of `newest`."""
     lines = explain(newest)
-    for line in lines:
-        context.progress.say(str(line))
+    warnings = [
+        f"{planned.target.name}: {warning}"
+        for planned in newest.targets
+        for warning in planned.warnings
+    ]
+    for text in (*(f"Warning for {warning}" for warning in warnings), *map(str, lines)):
+        context.progress.say(text)
     running = [f"{line.step} {line.target}".strip() for line in lines if line.will_run]
     what = f"Will run: {', '.join(running)}." if running else "Everything exists already."
     return StepResult(
@@ -317,6 +370,7 @@ def _result(stored: Plan, newest: Plan, context: StepContext, *, reused: bool) -
         detail={
             "plan_id": stored.plan_id,
             "revision": stored.revision,
+            "warnings": warnings,
             "steps": [
                 {
                     "step": line.step,

@@ -19,7 +19,7 @@ from trainyard.documents.plan import (
 from trainyard.errors import BadInput
 from trainyard.releases import release_id_of
 from trainyard.sources.protocol import ResolvedRevision
-from trainyard.spec.environments import Environments
+from trainyard.spec.environments import Environment, Environments
 from trainyard.spec.model import Gates, ModelSpec, Target
 from trainyard.spec.overrides import apply_overrides
 from trainyard.spec.rules import Finding, destination_findings, fit_findings, room_findings
@@ -48,6 +48,8 @@ class TargetFacts:
     """The lane's serving settings, without the served model name."""
     baselines: Mapping[str, str] = field(default_factory=dict)
     """Measurement id of the stable release, by environment."""
+    warnings: Sequence[str] = ()
+    """What the lane wants people to know."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,19 @@ def destination_problems(
         environment = environments.environments.get(name)
         if environment is not None:
             findings += room_findings(spec.rollout, name, environment)
+            findings += platform_findings(name, environment)
     return [f"{finding.message} {finding.remedy}" for finding in findings]
+
+
+def platform_findings(name: str, environment: Environment) -> Iterator[Finding]:
+    """Yield why this version cannot run servers in an environment."""
+    if environment.platform == "kubernetes":
+        yield Finding(
+            ("platform",),
+            f"Environment {name} is on platform kubernetes, where this version cannot run servers "
+            "yet.",
+            "Plan without it: what is published now can be promoted there later.",
+        )
 
 
 def architecture_problems(targets: Iterable[Target], config: Mapping[str, Any]) -> Iterator[str]:
@@ -204,7 +218,8 @@ def make_plan(
         "source_fingerprint": resolved.fingerprint,
         "architecture_digest": facts.architecture_digest,
         "assets": facts.assets.digest if facts.assets else "",
-        "targets": [target.model_dump(mode="json") for target in targets],
+        # Later versions may warn of more, and the plan is the same.
+        "targets": [target.model_dump(mode="json", exclude={"warnings"}) for target in targets],
     }
     chosen_id = plan_id or f"{spec.model}-{short(digest(substance))}"
     return Plan(
@@ -285,6 +300,7 @@ def _planned_target(facts: Facts, target: TargetFacts) -> PlannedTarget:
             facts, compile_key=compile_key, serving_digest=serving_digest
         ),
         baselines=dict(target.baselines),
+        warnings=tuple(target.warnings),
     )
 
 
@@ -320,7 +336,7 @@ def _target_steps(
         key=key,
         exists=compiled,
         reason=f"A bundle for this architecture, these shapes and this toolchain is in the store "
-        f"({short(compile_key)})."
+        f"({short(compile_key)}); weights are not compiled in."
         if compiled
         else "No bundle for this architecture, these shapes and this toolchain is in the store "
         f"({short(compile_key)}).",

@@ -16,9 +16,11 @@ from trainyard.releases import load_release, record_attestation, release_id_of
 from trainyard.signing import sign_release, signing_key
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.gate import GateInputs, derive, read_inputs
+from trainyard.store.collection import taken_keys
 from trainyard.store.documents import read_document, substance
 from trainyard.store.layout import (
     bundle_manifest_key,
+    evals_prefix,
     measurement_key,
     plan_key,
     release_key,
@@ -66,7 +68,7 @@ def publish(plan: Plan, target_name: str, context: StepContext) -> StepResult:
     for verdict in verdicts:
         _attest(verdict, wanted, context)
     release, version = _store_once(wanted, context)
-    _check_still_there(release, version, [*map(_key_of, verdicts)], store)
+    _check_still_there(release, version, [*map(_key_of, verdicts), *_plan_keys(plan)], store)
     return _result(release, wanted, verdicts, reused=not version)
 
 
@@ -199,8 +201,15 @@ def _store_once(wanted: Release, context: StepContext) -> tuple[Release, str]:
         return existing, ""
 
 
+def _plan_keys(plan: Plan) -> list[str]:
+    """Return the keys of the plan and of its task and prompt files."""
+    assets = plan.assets
+    files = [f"{evals_prefix(assets.digest)}/{name}" for name in assets.files] if assets else []
+    return [plan_key(plan.plan_id), *files]
+
+
 def _check_still_there(
-    release: Release, version: str, verdict_keys: Sequence[str], store: Store
+    release: Release, version: str, other_keys: Sequence[str], store: Store
 ) -> None:
     """Check that garbage collection took nothing that the release names while it was written.
 
@@ -208,12 +217,13 @@ def _check_still_there(
     something that is gone is withdrawn: it could never be served.
     """
     named = (
+        release_key(release.model, release.release_id),
         release.checkpoint_key,
         bundle_manifest_key(release.compile_key),
         measurement_key(release.measurement_id),
-        *verdict_keys,
+        *other_keys,
     )
-    missing = [key for key in named if not store.exists(key)]
+    missing = taken_keys(store, named)
     if not missing:
         return
     if version:

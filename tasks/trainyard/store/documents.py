@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from trainyard.canonical import canonical_json
-from trainyard.documents.base import Document
+from trainyard.documents.base import Document, has_right_checksum
 from trainyard.errors import Conflict, CorruptFile
 from trainyard.store.protocol import Store
 
@@ -31,10 +31,11 @@ def parse_document(data: bytes, key: str, kind: type[DocumentT]) -> DocumentT:
     """Return the document in `data`.
 
     Raises:
-        CorruptFile: it is no document of that kind; the message names `key` and the first problem.
+        CorruptFile: it is no document of that kind, or not as it was written; the message names
+            `key` and the first problem.
     """
     try:
-        return kind.model_validate_json(data)
+        document = kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
@@ -42,6 +43,12 @@ def parse_document(data: bytes, key: str, kind: type[DocumentT]) -> DocumentT:
             f"{key} is not a valid {kind.__name__}: {where}: {first['msg']}.",
             hint="It was changed by hand or written by another version of Trainyard.",
         ) from error
+    if not has_right_checksum(data):
+        raise CorruptFile(
+            f"{key} does not match its checksum: it was changed after it was written.",
+            hint="Bring it back from a backup, or remove it and let it be made again.",
+        )
+    return document
 
 
 def read_document(store: Store, key: str, kind: type[DocumentT]) -> DocumentT:

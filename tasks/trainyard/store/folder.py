@@ -21,6 +21,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -134,7 +135,8 @@ class FolderStore:
                     continue
                 if stat.S_ISREG(found.st_mode):
                     key = path.relative_to(self._root).as_posix()
-                    entries.append(Entry(key=key, size=found.st_size))
+                    modified_at = datetime.fromtimestamp(found.st_mtime, UTC)
+                    entries.append(Entry(key, found.st_size, modified_at=modified_at))
         # Sorted as whole strings, like an object store does, not folder by folder.
         yield from sorted(entries, key=lambda entry: entry.key)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -33,6 +34,8 @@ class Entry:
     size: int
     version: str = field(default="", compare=False)
     """Its version, where the back end's listing tells it; else empty."""
+    modified_at: datetime | None = field(default=None, compare=False)
+    """When it was written last (UTC, by the clock of the store); None if the store cannot tell."""
 
 
 class Store(Protocol):

@@ -141,7 +141,12 @@ class S3Store:
                     key = found["Key"][skip:]
                     # A name that ends with a slash is a folder that a console made.
                     if key and not key.endswith("/") and not key.startswith(f"{RESERVED}/"):
-                        yield Entry(key=key, size=found["Size"], version=found["ETag"])
+                        yield Entry(
+                            key=key,
+                            size=found["Size"],
+                            version=found["ETag"],
+                            modified_at=found["LastModified"],
+                        )
 
     def open(self, key: str) -> BinaryIO:
         """Open `key` for reading as a stream. Raises NotFound."""

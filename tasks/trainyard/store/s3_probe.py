@@ -22,10 +22,9 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic import ValidationError
-
 from trainyard.documents.base import Document
-from trainyard.errors import BadInput
+from trainyard.errors import BadInput, CorruptFile
+from trainyard.store.documents import parse_document
 from trainyard.store.s3_bucket import Bucket
 from trainyard.store.s3_errors import (
     code_of,
@@ -87,11 +86,13 @@ def _is_known_good(bucket: Bucket) -> bool:
 
     try:
         data = bucket.call("get_object", RECORD_KEY)["Body"].read()
-        record = ProbeRecord.model_validate_json(data)
-    except (ClientError, ValidationError) as error:
-        if isinstance(error, ClientError) and not is_missing(error):
-            raise
+        record = parse_document(data, RECORD_KEY, ProbeRecord)
+    except CorruptFile:
         return False
+    except ClientError as error:
+        if is_missing(error):
+            return False
+        raise
     age = datetime.now(UTC) - record.probed_at
     same = (record.endpoint, record.bucket, record.version) == (
         str(bucket.client.meta.endpoint_url),
@@ -105,11 +106,23 @@ def _probe(bucket: Bucket) -> str:
     """Return what the store did wrong; empty if nothing."""
     key = f"{_PROBE_FOLDER}/{secrets.token_hex(8)}"
     try:
-        return _sequence(bucket, key) or _race(bucket, f"{key}-race")
+        return _probe_or_unknown(bucket, key)
     finally:
         for each in (key, f"{key}-race"):
             with suppress(Exception):
                 bucket.call("delete_object", each)
+
+
+def _probe_or_unknown(bucket: Bucket, key: str) -> str:
+    """Probe; a store that answers "not implemented" has said all."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return _sequence(bucket, key) or _race(bucket, f"{key}-race")
+    except ClientError as error:
+        if status_of(error) == 501 or code_of(error) == "NotImplemented":
+            return f"it answers {code_of(error) or status_of(error)} to a conditional write"
+        raise
 
 
 def _sequence(bucket: Bucket, key: str) -> str:
@@ -173,8 +186,5 @@ def _refused(write: Callable[[], object]) -> bool:
     except ClientError as error:
         if is_precondition(error) or is_missing(error) or is_race(error):
             return True
-        if status_of(error) == 501 or code_of(error) == "NotImplemented":
-            # It knows no such condition, and says so.
-            return False
         raise
     return False

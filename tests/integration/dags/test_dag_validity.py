@@ -18,7 +18,10 @@ DAG_IDS = {
     "neuron_promote__production",
     "neuron_rollback__staging",
     "neuron_rollback__production",
+    "neuron_gc",
 }
+SCHEDULES = {"neuron_gc": "@daily"}
+"""All others start when somebody asks."""
 
 
 def test_every_dag_loads(dag_bag: Any) -> None:
@@ -40,7 +43,7 @@ class TestOneDag:
         assert dag.description
         assert dag.tags <= {str(tag) for tag in Tag}
         assert str(Tag.TRAINYARD) in dag.tags
-        assert dag.schedule is None
+        assert dag.schedule == SCHEDULES.get(dag_id)
         assert dag.catchup is False
         assert dag.start_date is not None
         assert {task.owner for task in dag.tasks} == {OWNER}
@@ -69,6 +72,13 @@ class TestOneDag:
             DagSerialization.serialize_dag(dag_bag.dags[dag_id])
         )
         assert {t.task_id for t in again.tasks} == {t.task_id for t in dag_bag.dags[dag_id].tasks}
+
+
+def test_garbage_is_collected_by_one_run_at_a_time(dag_bag: Any) -> None:
+    dag = dag_bag.dags["neuron_gc"]
+    assert dag.max_active_runs == 1
+    assert dag.get_task("collect").look_only == "{{ params.dry_run }}"
+    assert dag.params["dry_run"] is False
 
 
 def test_only_compile_and_measure_take_the_device_pool(dag_bag: Any) -> None:

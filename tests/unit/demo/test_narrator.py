@@ -12,7 +12,7 @@ from tests.unit.yard import Yard
 
 from trainyard.demo.narrator import STEPS, Narrator, describe_ending
 from trainyard.documents.channel import Channel, HistoryEntry
-from trainyard.documents.evidence import Verdict
+from trainyard.documents.evidence import MetricVerdict, Verdict
 from trainyard.documents.plan import plan_id_of_run
 from trainyard.documents.status import StepStatus
 from trainyard.store.layout import channel_key, release_key, status_key
@@ -190,6 +190,41 @@ class TestEnding:
         stage.all_done()
         stage.keep(self.ended(outcome, kind))
         assert describe_ending(stage.narrator) == (NEW, ending, "Because.")
+
+    def test_the_judges_figures_are_told(self, stage: Stage) -> None:
+        stage.all_done()
+        harmed = MetricVerdict(
+            metric="ttft",
+            outcome="HARM",
+            stable_value=0.01,
+            candidate_value=0.5,
+            ratio=50.0,
+            harm_margin=1.0,
+            promote_margin=1.5,
+            harm_evidence=5.25,
+            harm_threshold=2.75,
+            promote_evidence=-3.0,
+            promote_threshold=1.5,
+            stable_requests=60,
+            candidate_requests=58,
+            blocks=4,
+            note="",
+        )
+        verdict = Verdict(
+            outcome="HARM",
+            metrics=(harmed,),
+            looks=4,
+            exposed_requests=58,
+            at=20.0,
+            reason="Because.",
+        )
+        channel = self.ended("rolled_back")
+        assert channel.rollout is not None
+        rollout = channel.rollout.model_copy(update={"verdict": verdict})
+        stage.keep(channel.model_copy(update={"rollout": rollout}))
+        assert describe_ending(stage.narrator)[2] == (
+            "Because. Evidence: ttft 5.2 (needed 2.8); 4 looks, 58 requests exposed."
+        )
 
     @pytest.mark.parametrize("gate", ["accuracy", "latency"])
     def test_a_gate_stops_it(self, stage: Stage, gate: str) -> None:

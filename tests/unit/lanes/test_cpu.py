@@ -15,6 +15,7 @@ from trainyard.errors import BadInput, Refused
 from trainyard.lanes.cpu import CpuLane
 from trainyard.lanes.registry import get_lane
 from trainyard.spec.model import Target
+from trainyard.spec.rules import LANE_PARTS
 
 LANE = CpuLane()
 TARGET = Target(name="cpu", lane="cpu", max_model_len=256, max_num_batched_tokens=256)
@@ -64,7 +65,7 @@ def test_what_changes_the_code_changes_the_key() -> None:
 def test_every_field_of_a_target_is_in_the_key_or_in_the_serving_settings() -> None:
     inputs = LANE.key_inputs(TARGET, architecture_digest="a", toolchain=TOOLCHAIN)
     serving = LANE.serving_settings(TARGET, served_model_name="adder")
-    of_the_plan = {"name", "instance", "required"}
+    of_the_plan = {"name", "instance", "required"} | LANE_PARTS.keys()
     assert set(Target.model_fields) - of_the_plan <= inputs.keys() | serving.keys()
     assert not inputs.keys() & serving.keys()
     assert serving["served_model_name"] == "adder"
@@ -102,6 +103,7 @@ def test_the_command_keeps_to_loopback_and_to_its_caches(tmp_path: Path) -> None
         cache_dir=tmp_path / "cache",
         served_model_name="adder",
         port=8123,
+        cache_only=True,
     )
     assert command.argv[0] == str(python), "the link itself: it is what makes the environment"
     for argument in (

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from trainyard.canonical import canonical_json
-from trainyard.measure.machine import _processor_name, describe_machine
+from trainyard.measure.machine import _neuron_driver, _processor_name, describe_machine
 
 
 def test_the_machine_is_described_in_json() -> None:
@@ -14,6 +14,12 @@ def test_the_machine_is_described_in_json() -> None:
     assert 1 <= found["usable_threads"] <= found["threads"]
     assert found["memory_gib"] > 0
     assert found["processor"]
+
+
+def test_the_driver_of_neuron_devices_is_read_from_the_kernel(tmp_path: Path) -> None:
+    (tmp_path / "version").write_text("2.30.2.0\n")
+    assert _neuron_driver(tmp_path / "version") == "2.30.2.0"
+    assert _neuron_driver(tmp_path / "nowhere") == ""
 
 
 def test_the_processors_name_is_read_from_the_kernel(tmp_path: Path) -> None:

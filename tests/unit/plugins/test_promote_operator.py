@@ -56,9 +56,8 @@ def operator(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def at(operator: Any, generation: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the channel be at a generation."""
-    monkeypatch.setattr(
-        type(operator), "_subject", lambda self: (RELEASE, "adder", generation), raising=True
-    )
+    channel = make_channel(environment="production", generation=generation)
+    monkeypatch.setattr(type(operator), "_subject", lambda self: (RELEASE, channel), raising=True)
 
 
 def execute(operator: Any, memory: Memory) -> Any:
@@ -103,6 +102,26 @@ def test_a_run_that_was_started_just_before_a_crash_is_found(
     operator: Any, airflow: FakeAirflow
 ) -> None:
     airflow.runs[f"promote__{RELEASE}__g4"] = "running"
+    assert execute(operator, Memory()).kwargs["run_id"] == f"promote__{RELEASE}__g4"
+    assert airflow.started == []
+
+
+def test_a_success_in_a_channel_that_is_gone_is_no_answer(
+    operator: Any, airflow: FakeAirflow
+) -> None:
+    """The store was emptied, and Airflow still knows the promotion of before."""
+    stale = f"promote__{RELEASE}__g4"
+    airflow.runs |= {stale: "success", f"{stale}__2": "success"}
+    assert execute(operator, Memory()).kwargs["run_id"] == f"{stale}__3"
+    assert [run for run, _, _ in airflow.started] == [f"{stale}__3"]
+
+
+def test_a_release_that_is_stable_already_needs_no_second_run(
+    operator: Any, airflow: FakeAirflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = make_channel(environment="production", generation=4, stable=RELEASE)
+    monkeypatch.setattr(type(operator), "_subject", lambda self: (RELEASE, channel))
+    airflow.runs[f"promote__{RELEASE}__g4"] = "success"
     assert execute(operator, Memory()).kwargs["run_id"] == f"promote__{RELEASE}__g4"
     assert airflow.started == []
 
@@ -182,5 +201,7 @@ def test_the_subject_is_what_the_plan_published_and_the_channel_now(
     operator = EnsurePromotionOperator(
         task_id="production", environment="production", plan_id="adder-plan"
     )
-    assert operator._subject() == (release.release_id, "adder", 6)
+    release_id, channel = operator._subject()
+    assert release_id == release.release_id
+    assert (channel.model, channel.environment, channel.generation) == ("adder", "production", 6)
     assert asked == [(yard.store.url, "adder-plan", "cpu")]

@@ -24,6 +24,7 @@ class FakeRollouts:
 
     check_error: TrainyardError | None = None
     settled: Settled | None = None
+    note_error: TrainyardError | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     def check(self, **request: Any) -> str:
@@ -31,6 +32,11 @@ class FakeRollouts:
         if self.check_error is not None:
             raise self.check_error
         return "It goes to production in steps."
+
+    def note_requester(self, **request: Any) -> None:
+        self.asked.append(request)
+        if self.note_error is not None:
+            raise self.note_error
 
     def settle(self, **request: Any) -> Settled:
         self.asked.append(request)
@@ -91,17 +97,42 @@ class TestRollout:
                     operator.start_trigger_args.trigger_kwargs)  # fmt: skip
         assert deferred.value.trigger.serialize() == expected
 
-    def test_a_promotion_is_a_success(self) -> None:
+    def context(self) -> Any:
+        return make_context(PARAMS, dag_id="neuron_promote__production", run_id="p-1")
+
+    def test_a_promotion_is_a_success(self, rollouts: FakeRollouts) -> None:
         event = {"outcome": "promoted", "message": "It is stable."}
-        assert self.operator().finish(make_context(), event) == "It is stable."
+        assert self.operator().finish(self.context(), event) == "It is stable."
 
     @pytest.mark.parametrize("outcome", ["rolled_back", "withdrawn", "refused"])
-    def test_everything_else_fails_with_the_reason(self, outcome: str) -> None:
+    def test_everything_else_fails_with_the_reason(
+        self, rollouts: FakeRollouts, outcome: str
+    ) -> None:
         from trainyard_airflow.exceptions import StepRefused
 
         event = {"outcome": outcome, "message": "Three times slower."}
         with pytest.raises(StepRefused, match=r"^Three times slower\.$"):
-            self.operator().finish(make_context(), event)
+            self.operator().finish(self.context(), event)
+
+    def test_it_notes_who_asked_which_the_triggerer_is_not_told(
+        self, rollouts: FakeRollouts
+    ) -> None:
+        self.operator().finish(self.context(), {"outcome": "promoted", "message": "Stable."})
+        assert rollouts.asked == [
+            {
+                "model": "adder",
+                "environment": "production",
+                "run_id": "neuron_promote__production/p-1",
+                "who": "ada",
+            }
+        ]
+
+    def test_a_store_that_is_away_then_does_not_fail_the_promotion(
+        self, rollouts: FakeRollouts
+    ) -> None:
+        rollouts.note_error = Transient("Away.", hint="Wait.")
+        event = {"outcome": "promoted", "message": "It is stable."}
+        assert self.operator().finish(self.context(), event) == "It is stable."
 
 
 class TestVerify:

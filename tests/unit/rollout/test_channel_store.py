@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -105,34 +106,39 @@ def test_channels_are_listed_by_model_and_environment(store: FolderStore) -> Non
 
 
 def test_a_reset_archives_the_channel_where_no_router_looks(store: FolderStore) -> None:
-    def occupied(channel: Channel) -> Channel:
-        stable = Track(release_id="adder-0123456789ab", since=channel.created_at)
-        return counted(channel).model_copy(update={"stable": stable})
-
-    before = change_channel(store, MODEL, ENVIRONMENT, occupied)
+    before = change_channel(store, MODEL, ENVIRONMENT, partial(occupied_by, "adder-0123456789ab"))
     key = reset_channel(store, MODEL, ENVIRONMENT)
     assert read_document(store, key, Channel) == before
-    assert list(store.list("channels")) == []
-    assert read_channel(store, MODEL, ENVIRONMENT).stable is None
+    assert [entry.key for entry in store.list("channels")] == [channel_key(MODEL, ENVIRONMENT)]
+    after = read_channel(store, MODEL, ENVIRONMENT)
+    assert (after.stable, after.rollout, after.history) == (None, None, ())
     assert reset_channel(store, MODEL, ENVIRONMENT) == ""
 
 
+def occupied_by(name: str, channel: Channel) -> Channel:
+    stable = Track(release_id=name, since=channel.created_at)
+    return counted(channel).model_copy(update={"stable": stable})
+
+
+def test_generations_go_on_after_a_reset(store: FolderStore) -> None:
+    """Airflow's runs are named after them; a name that comes again would find the old run."""
+    before = change_channel(store, MODEL, ENVIRONMENT, partial(occupied_by, "adder-0123456789ab"))
+    reset_channel(store, MODEL, ENVIRONMENT)
+    assert read_channel(store, MODEL, ENVIRONMENT).generation == before.generation + 1
+
+
 def test_a_reset_that_was_killed_half_way_is_finished_by_the_next(store: FolderStore) -> None:
-    channel = change_channel(store, MODEL, ENVIRONMENT, counted)
+    channel = change_channel(store, MODEL, ENVIRONMENT, partial(occupied_by, "adder-0123456789ab"))
     key = reset_channel(store, MODEL, ENVIRONMENT)
-    write_channel(store, channel, version=None)
+    _, version = read_for_change(store, MODEL, ENVIRONMENT)
+    write_channel(store, channel, version=version)
     assert reset_channel(store, MODEL, ENVIRONMENT) == key
 
 
 def test_two_resets_of_one_generation_keep_both(store: FolderStore) -> None:
     keys = set()
     for name in ("adder-0123456789ab", "adder-ba9876543210"):
-
-        def occupied(channel: Channel, name: str = name) -> Channel:
-            stable = Track(release_id=name, since=channel.created_at)
-            return counted(channel).model_copy(update={"stable": stable})
-
-        change_channel(store, MODEL, ENVIRONMENT, occupied)
+        change_channel(store, MODEL, ENVIRONMENT, partial(occupied_by, name))
         keys.add(reset_channel(store, MODEL, ENVIRONMENT))
     assert len(keys) == 2
 

@@ -45,6 +45,7 @@ from trainyard.rollout.events import (
     ReleaseLease,
     RemoveServers,
     RenewLease,
+    RequesterNoted,
     RolloutRequested,
     ServerSeen,
     ServersSeen,
@@ -794,6 +795,16 @@ def test_an_outcome_is_noted_only_once_there_is_one() -> None:
     run.on(AbortRequested("enough"))
     cleaned(run, loser="new")
     assert run.on(OutcomeNoted()).rollout.settled
+
+
+def test_who_asked_is_noted_once_whenever_it_becomes_known() -> None:
+    run = holding().on(RequesterNoted(""))
+    assert run.rollout.requested_by == ""
+    generation = run.channel.generation
+    run.on(RequesterNoted("ada")).on(RequesterNoted("bob"))
+    assert run.rollout.requested_by == "ada"
+    assert run.channel.generation == generation + 1
+    assert [entry.who for entry in run.channel.history if entry.event == "requester"] == ["ada"]
 
 
 @pytest.mark.parametrize("make", [promoted, used_channel, empty_channel])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.sources.model_files import CONFIG, safetensors, write_model
+from tests.unprivileged import open_folder, ordinary_user
 
 from trainyard.errors import BadInput, NotFound, Transient
 from trainyard.settings import Settings
@@ -14,8 +15,6 @@ from trainyard.sources.factory import open_source
 from trainyard.sources.files import read_architecture
 from trainyard.sources.local import SMALL_BYTES, LocalSource
 from trainyard.spec.model import LocalSource as LocalSpec
-
-as_root = os.geteuid() == 0
 
 
 @pytest.fixture
@@ -94,13 +93,14 @@ class TestResolve:
         with pytest.raises(NotFound, match="has no revisions"):
             LocalSource(tmp_path).resolve(None)
 
-    @pytest.mark.skipif(as_root, reason="root may read everything")
-    def test_a_folder_without_rights(self, model: Path) -> None:
-        model.chmod(0)
-        try:
-            with pytest.raises(BadInput, match="right to read"):
-                LocalSource(model.parent).resolve("v1")
-        finally:
+    def test_a_folder_without_rights(self) -> None:
+        with open_folder() as folder:
+            model = write_model(folder / "v1")
+            with ordinary_user():
+                LocalSource(folder).resolve("v1")
+            model.chmod(0)
+            with ordinary_user(), pytest.raises(BadInput, match=r"v1.*right to read"):
+                LocalSource(folder).resolve("v1")
             model.chmod(0o755)
 
 

@@ -71,3 +71,42 @@ def test_what_cannot_be_overridden_is_named(overrides: dict[str, Any], words: li
 
     for word in words:
         assert word in str(caught.value)
+
+
+def test_of_a_setting_with_settings_only_the_named_ones_change() -> None:
+    target = Target.model_validate(
+        {
+            "name": "trn2",
+            "lane": "neuron-native",
+            "neuron": {"sdk": "2.32.0", "num_gpu_blocks": 64, "hf_overrides": {"a": 1}},
+        }
+    )
+
+    changed = apply_overrides(target, {"neuron": {"num_gpu_blocks": 32, "hf_overrides": {"b": 2}}})
+
+    assert changed.neuron is not None
+    assert changed.neuron.model_dump(exclude_defaults=True) == {
+        "sdk": "2.32.0",
+        "num_gpu_blocks": 32,
+        "hf_overrides": {"a": 1, "b": 2},
+    }
+    assert apply_overrides(changed, {"neuron": None}).neuron is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"neuron": {"num_gpu_block": 1}}, ["neuron.num_gpu_block:", "Did you mean num_gpu_block"]),
+        ({"neuron": {"num_gpu_blocks": 1}}, ["neuron.sdk:", "is missing"]),
+        ({"neuron": {"sdk": "2.32.0"}}, ["neuron:", "this target's is cpu", "Remove neuron"]),
+        ({"native": {"neuron_config": {"num_seqs_buckets": [0]}}}, ["num_seqs_buckets.0:"]),
+    ],
+)
+def test_what_is_wrong_inside_a_setting_is_named_by_its_path(
+    overrides: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        apply_overrides(TARGET, overrides)
+
+    for word in words:
+        assert word in str(caught.value)

@@ -85,6 +85,7 @@ class BenchLane(CpuLane):
         cache_dir: Path,
         served_model_name: str,
         port: int,
+        cache_only: bool,
     ) -> ServerCommand:
         self.starts += 1
         program = textwrap.dedent(_SERVER)

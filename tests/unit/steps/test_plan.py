@@ -58,11 +58,25 @@ class SomeLane:
     def problems(self, target: Target) -> Sequence[str]:
         return ["dtype float16 is not possible here. Use bfloat16."] * (target.dtype == "float16")
 
+    def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
+        return ()
+
+    def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
+        return ()
+
     def toolchain(self, python: Path) -> dict[str, str]:
         return {"vllm": "0.32.0"}
 
+    def toolchain_problems(self, target: Target, toolchain: Mapping[str, str]) -> Sequence[str]:
+        return ()
+
     def key_inputs(
-        self, target: Target, *, architecture_digest: str, toolchain: Mapping[str, str]
+        self,
+        target: Target,
+        *,
+        architecture_digest: str,
+        toolchain: Mapping[str, str],
+        draft_architecture_digest: str = "",
     ) -> dict[str, Any]:
         return {
             "architecture": architecture_digest,

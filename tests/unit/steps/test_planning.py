@@ -136,6 +136,13 @@ def test_what_changes_only_judgement_keeps_the_measurement(facts: Facts) -> None
     assert measurement == ids(FACTS)[1]
 
 
+def test_warnings_are_kept_and_make_no_other_plan() -> None:
+    plan = make_plan(with_target(warnings=("Know this.",)), exists=nothing)
+
+    assert plan.targets[0].warnings == ("Know this.",)
+    assert plan.plan_id == make_plan(FACTS, exists=nothing).plan_id
+
+
 def test_steps_in_order_with_reasons() -> None:
     plan = make_plan(FACTS, exists=nothing, plan_id="some-plan")
 

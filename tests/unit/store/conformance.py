@@ -7,6 +7,7 @@ import io
 import random
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -130,6 +131,13 @@ class StoreConformance:
         )
         assert list(store.list("p/a")) == [Entry("p/a/z", 2)]
         assert list(store.list("nothing")) == []
+
+    def test_a_listing_tells_when_a_key_was_written(self, store: Store) -> None:
+        before = datetime.now(UTC) - timedelta(hours=1)
+        store.create("a", b"")
+        (entry,) = store.list("")
+        assert entry.modified_at is not None
+        assert before < entry.modified_at < datetime.now(UTC) + timedelta(hours=1)
 
     @pytest.mark.parametrize(
         "key", ["", "/", "/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/", "a\\b", "a\0b"]

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import pytest
 from tests.unit.store.conformance import StoreConformance
+from tests.unprivileged import open_folder, ordinary_user
 
 from trainyard.errors import BadInput, NotFound, StorageFull, Transient
 from trainyard.store.folder import FolderStore
@@ -223,11 +224,11 @@ class TestFullDisk:
 
 
 class TestRights:
-    @pytest.mark.skipif(as_root, reason="root may do everything")
-    def test_a_folder_that_must_not_be_written(self, tmp_path: Path) -> None:
-        (tmp_path / "store").mkdir(mode=0o555)
-        with pytest.raises(BadInput, match="right to read and write"):
-            FolderStore(tmp_path / "store").create("a", b"")
+    def test_a_folder_that_must_not_be_written(self) -> None:
+        with open_folder() as folder:
+            (folder / "store").mkdir(mode=0o555)
+            with ordinary_user(), pytest.raises(BadInput, match="right to read and write"):
+                FolderStore(folder / "store").create("a", b"")
 
     @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
     def test_refusals_of_the_system_are_bad_input(

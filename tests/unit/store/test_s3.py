@@ -244,6 +244,11 @@ class TestLostAnswers:
 
 
 class TestStorms:
+    @pytest.fixture
+    def store(self, s3: FakeS3, tmp_path: Path) -> S3Store:
+        # A client of its own: botocore allows each only so many retries in a row.
+        return s3.store(tmp_path, s3_attempts=5)
+
     def test_a_short_one_is_sat_out(self, s3: FakeS3, store: S3Store) -> None:
         for status, code in ((503, "SlowDown"), (500, "InternalError")):
             s3.proxy.fail(lambda r: True, answer=Answer.error(status, code), times=2)

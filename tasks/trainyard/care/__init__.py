@@ -1,0 +1,1 @@
+"""Care of the store: what is in it, is it whole, who needs it, and what can go."""

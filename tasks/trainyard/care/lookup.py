@@ -1,0 +1,52 @@
+"""Finds what somebody means by a name, and where a release serves."""
+
+from __future__ import annotations
+
+from trainyard.care.facts import channel_facts
+from trainyard.errors import BadInput, NotFound
+from trainyard.names import check_relative_path, check_release_id
+from trainyard.rollout.channel_store import list_channels
+from trainyard.store.layout import MANIFEST_NAME, release_key
+from trainyard.store.objects import Place, place_of
+from trainyard.store.protocol import Store
+
+
+def find_key(store: Store, text: str) -> tuple[Place, bytes]:
+    """Return what `text` means, and the content of its document.
+
+    Args:
+        store: where to look.
+        text: a key, the folder of a checkpoint or bundle, or a release id.
+
+    Raises:
+        NotFound: there is no such thing.
+        BadInput: `text` is no name of anything.
+    """
+    for key in _candidates(text):
+        try:
+            return place_of(key), store.read(key).data
+        except NotFound:
+            continue
+    raise NotFound(
+        f"There is no {text!r} in {store.url}.", hint="`trainyard store ls` shows what there is."
+    )
+
+
+def roles_of(store: Store, release: str) -> list[str]:
+    """Return what a release (its key) is in which channel, a line each."""
+    return [
+        f"{track.role} in {facts.title}"
+        for facts in map(channel_facts, list_channels(store))
+        for track in facts.tracks
+        if track.release == release
+    ]
+
+
+def _candidates(text: str) -> list[str]:
+    key = check_relative_path(text.rstrip("/"))
+    found = [key, f"{key}/{MANIFEST_NAME}", f"{key}.json"]
+    try:
+        model = check_release_id(key).rpartition("-")[0]
+    except BadInput:
+        return found
+    return [release_key(model, key), *found]
