@@ -347,7 +347,9 @@ class TestNeuronBundle:
         for number in range(2):
             cache.compile(number)
         cache.kernel()
-        content = {path: data for path, data in found(cache.root).items() if data}
+        # Of files with the same content one is read, and serves for all.
+        first_with = {data: path for path, data in found(cache.root).items() if data}
+        content = {path: data for data, path in first_with.items()}
         files = put_files(store, content, "bundles/key")
         manifest = BundleManifest(
             compile_key="key",
@@ -467,7 +469,7 @@ class TestRelease:
         key = bundle_manifest_key("key")
         text = store.read(key).data.decode()
         store.put(key, text.replace("inductor/code.so", "inductor/evil.so").encode())
-        with pytest.raises(CorruptFile, match="bundle key contradicts itself"):
+        with pytest.raises(CorruptFile, match="does not match its checksum"):
             materialize_release(store, release, tmp_path / "server")
 
     def test_a_release_whose_files_are_not_here(self, release: Release, tmp_path: Path) -> None:
