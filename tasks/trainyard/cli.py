@@ -36,10 +36,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+node_cache = typer.Typer(
+    help="Look after the files of releases that everything on this machine shares.",
+    no_args_is_help=True,
+)
 STEPS = "Steps of a release"
 LOOK = "Look at things"
 PLATFORM = "The platform on this machine"
 
+app.add_typer(node_cache, name="node-cache", rich_help_panel=PLATFORM)
 app.add_typer(store_app, name="store", rich_help_panel=LOOK)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
@@ -688,6 +693,117 @@ def demo() -> None:
     except TrainyardError as error:
         _fail(error)
     raise typer.Exit(code)
+
+
+@app.command(rich_help_panel=PLATFORM)
+def materialize(
+    release: Annotated[str, typer.Argument(help="Id of the release.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Gets the folders `model` and `cache`.", show_default=False)
+    ],
+    pin: Annotated[
+        str, typer.Option(help="Pin the release in the node cache, for an owner of this name.")
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print progress and result as lines of JSON.")
+    ] = False,
+) -> None:
+    """Restore a release for a server, through the node cache; what a restore container runs."""
+    from trainyard.restore import restore_release
+    from trainyard.restore_report import RestoreReport
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        with RestoreReport(out, release, as_json=as_json) as report:
+            report.finished(
+                restore_release(
+                    open_store(settings),
+                    release,
+                    folder,
+                    settings,
+                    pin_owner=pin,
+                    watcher=report,
+                )
+            )
+    except TrainyardError as error:
+        _fail(error)
+
+
+@node_cache.command("ls")
+def node_cache_ls() -> None:
+    """Show which releases are in the node cache, and who pinned them."""
+    from trainyard.node_cache.words import node_cache_table, node_cache_total
+    from trainyard.restore import open_cache
+
+    try:
+        state = open_cache(_settings()).state()
+    except TrainyardError as error:
+        _fail(error)
+    _show(node_cache_table(state))
+    _say(node_cache_total(state))
+
+
+@node_cache.command("pin")
+def node_cache_pin(
+    release: Annotated[str, typer.Argument(help="Id of a release that is in the cache.")],
+    owner: Annotated[str, typer.Option(help="Who needs it.", show_default=False)],
+    folder: Annotated[
+        Path | None, typer.Option(help="Ends the pin when this folder is gone.")
+    ] = None,
+) -> None:
+    """Let a release stay in the node cache until its owner takes the pin back."""
+    from datetime import UTC, datetime
+
+    from trainyard.node_cache.records import Pin
+    from trainyard.restore import open_cache
+
+    pin = Pin(
+        release_id=release,
+        owner=owner,
+        since=datetime.now(UTC),
+        folder=folder.absolute() if folder else None,
+    )
+    try:
+        open_cache(_settings()).pin(pin)
+    except TrainyardError as error:
+        _fail(error)
+    _say(f"{release} stays until {owner} takes the pin back.")
+
+
+@node_cache.command("unpin")
+def node_cache_unpin(
+    owner: Annotated[str, typer.Argument(help="Whose pins to take back.", show_default=False)],
+    release: Annotated[str, typer.Option(help="Only the pin on this release.")] = "",
+) -> None:
+    """Take pins back."""
+    from trainyard.restore import open_cache
+
+    try:
+        count = open_cache(_settings()).unpin(owner, release or None)
+    except TrainyardError as error:
+        _fail(error)
+    _say(f"{count} pin{'s' if count != 1 else ''} of {owner} taken back.")
+
+
+@node_cache.command("evict")
+def node_cache_evict(
+    to_gib: Annotated[
+        float | None,
+        typer.Option("--to-gib", min=0, help="What may stay; empty: the limit of the cache."),
+    ] = None,
+) -> None:
+    """Remove what is least recently used, and neither pinned nor in use."""
+    from trainyard.node_cache.words import eviction_sentence
+    from trainyard.restore import evict_from_cache
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        eviction = evict_from_cache(open_store(settings), settings, to_gib)
+    except TrainyardError as error:
+        _fail(error)
+    _say(eviction_sentence(eviction))
 
 
 @app.command(hidden=True)

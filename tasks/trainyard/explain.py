@@ -11,9 +11,9 @@ from typing import Any
 from trainyard.canonical import canonical_json
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.documents.plan import Plan, PlannedTarget
-from trainyard.documents.release import Release
 from trainyard.errors import BadInput, NotFound
 from trainyard.identity import meaning
+from trainyard.releases import peek_release
 from trainyard.store.documents import read_document
 from trainyard.store.layout import MANIFEST_NAME, bundle_manifest_key, plan_key, release_key
 from trainyard.store.protocol import Store
@@ -196,7 +196,7 @@ def _planned_key(store: Store, text: str) -> Identity:
 
 
 def _of_release(store: Store, model: str, release_id: str) -> Identity:
-    release = read_document(store, release_key(model, release_id), Release)
+    release = peek_release(store, model, release_id)
     bundle = read_document(store, bundle_manifest_key(release.compile_key), BundleManifest)
     return Identity(
         f"release {release_id}",

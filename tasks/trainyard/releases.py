@@ -176,13 +176,21 @@ def release_ids(store: Store, model: str) -> tuple[str, ...]:
     return tuple(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
+def peek_release(store: Store, model: str, release_id: str) -> Release:
+    """Return a release whose signature is not checked: to look at, never to serve.
+
+    Raises NotFound, CorruptFile; BadInput if it has an older format.
+    """
+    key = release_key(model, release_id)
+    return _unverified(store.read(key).data, key, release_of_payload)
+
+
 def list_releases(store: Store, model: str) -> tuple[Release, ...]:
     """Return all releases of `model`, newest first.
 
     For lists only: signatures are not checked. Raises CorruptFile.
     """
-    keys = (release_key(model, release_id) for release_id in release_ids(store, model))
-    releases = (_unverified(store.read(key).data, key, release_of_payload) for key in keys)
+    releases = (peek_release(store, model, each) for each in release_ids(store, model))
     return tuple(
         sorted(releases, key=lambda each: (each.created_at, each.release_id), reverse=True)
     )

@@ -78,6 +78,14 @@ class Settings(BaseSettings):
     work: Path | None = None
     """Scratch folder of running steps; may be lost at any time. Empty: `work` below the home."""
 
+    node_cache: Path | None = None
+    """Folder for files of releases that everything on this machine shares, for `trainyard
+    materialize`. Empty: files go straight from the store to where they are served from."""
+
+    node_cache_gib: float = Field(default=0.0, ge=0)
+    """GiB (2**30 bytes) that the node cache may hold; what is least recently used goes first.
+    0: as much as its disk."""
+
     serve_python: Path | None = None
     """Python interpreter of the serving environment (vLLM). Empty means `.venv-serve/bin/python`
     beside the home, else the running interpreter."""

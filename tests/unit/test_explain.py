@@ -18,9 +18,10 @@ from trainyard.documents.release import Release
 from trainyard.errors import BadInput, NotFound
 from trainyard.explain import ABSENT, FieldDifference, difference, explain, find_identity
 from trainyard.lanes.registry import get_lane
-from trainyard.releases import release_id_of
+from trainyard.releases import release_id_of, store_release
+from trainyard.signing.keys import signing_key
 from trainyard.store.documents import create_document
-from trainyard.store.layout import bundle_manifest_key, release_key
+from trainyard.store.layout import bundle_manifest_key
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(0, 3) | st.floats(0, 3) | st.sampled_from(["", "a"]),
@@ -125,7 +126,7 @@ def release(home: yard.Yard, compile_key: str, *, weights: str, served: str = "a
         measurement_id="m",
         spec=yard.spec(),
     )
-    create_document(home.store, release_key("adder", release_id), document)
+    store_release(home.store, document, signing_key(home.settings))
     return release_id
 
 

@@ -98,8 +98,8 @@ def publish(plan: Plan, target_name: str, context: StepContext) -> StepResult:
     for each in proven:
         _attest(each.verdict, wanted, key, context)
     stored = _store_once(wanted, key, context)
-    verdicts = [each.pin for each in proven]
-    ensure_still_there(store, stored.release, stored.version, verdicts, _plan_keys(plan))
+    pins = [each.pin for each in proven]
+    ensure_still_there(store, stored.release, stored.version, pins, _plan_keys(plan))
     return _result(stored, wanted, [each.verdict for each in proven])
 
 
@@ -292,12 +292,9 @@ def ensure_still_there(
     Raises Transient: the steps that make what is gone must run again.
     """
     pins = dict.fromkeys((*release.pins, *verdicts))
-    named = (
-        release_key(release.model, release.release_id),
-        *(pin.key for pin in pins),
-        *other_keys,
-    )
-    gone = sorted({*pins_not_held(store, pins), *taken_keys(store, named)})
+    own = release_key(release.model, release.release_id)
+    named = (own, *(pin.key for pin in pins), *other_keys)
+    gone = list(dict.fromkeys((*taken_keys(store, named), *pins_not_held(store, pins))))
     if not gone:
         return
     if version:

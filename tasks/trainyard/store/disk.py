@@ -78,6 +78,13 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` from `offset` on; the system may take it in pieces."""
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` survive a loss of power; one that is gone needs no care."""
     try:
@@ -103,3 +110,11 @@ def make_folders(folder: Path) -> None:
             raise
         return
     sync_folder(folder.parent)
+
+
+def boot_id() -> str:
+    """Return what names this boot of the machine; empty where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

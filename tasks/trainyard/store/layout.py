@@ -97,9 +97,14 @@ def attestation_key(model: str, release_id: str, kind: str, identifier: str) -> 
     return f"{attestation_prefix(model, release_id)}/{name}.json"
 
 
+def channel_prefix(model: str) -> str:
+    """Return `channels/<model>`: the model's channels in all environments are below it."""
+    return f"channels/{check_name(model, 'Model')}"
+
+
 def channel_key(model: str, environment: str) -> str:
     """Return `channels/<model>/<environment>.json`."""
-    return f"channels/{check_name(model, 'Model')}/{check_name(environment, 'Environment')}.json"
+    return f"{channel_prefix(model)}/{check_name(environment, 'Environment')}.json"
 
 
 def rollout_prefix(model: str, environment: str, number: int) -> str:

@@ -18,6 +18,7 @@ from trainyard.settings import Settings
 from trainyard.store.s3_checksums import Checksums
 from trainyard.store.s3_client import AwsCredentials, S3Place, make_client
 from trainyard.store.s3_errors import is_missing, is_precondition, is_race, retries_of
+from trainyard.store.s3_quick_get import QuickReader
 
 ResultT = TypeVar("ResultT")
 
@@ -71,7 +72,17 @@ class Bucket:
         self.checksums = Checksums(settings.s3_checksum)
         self._credentials = credentials
         self._client: Any = None
+        self._quick: QuickReader | None = None
         self._mutex = threading.Lock()
+
+    @property
+    def quick(self) -> QuickReader:
+        """What reads ranges of objects with less ado. Raises BadInput."""
+        client = self.client
+        with self._mutex:
+            if self._quick is None:
+                self._quick = QuickReader(client, self.place.bucket)
+        return self._quick
 
     @property
     def client(self) -> Any:

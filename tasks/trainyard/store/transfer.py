@@ -66,10 +66,12 @@ class _Limited(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        data = self._stream.read(min(len(buffer), self._left))
-        self._left -= len(data)
-        buffer[: len(data)] = data
-        return len(data)
+        # Straight into the caller's memory: a big read is copied once, by the kernel.
+        count: int = cast(io.BufferedIOBase, self._stream).readinto(
+            memoryview(buffer)[: self._left]
+        )
+        self._left -= count
+        return count
 
     def close(self) -> None:
         self._stream.close()
