@@ -10,8 +10,12 @@ import tempfile
 import pytest
 from hypothesis import settings
 
+# Names the bucket of the tests marked `aws`; no setting of ours.
+KEPT = "TRAINYARD_TEST_S3_URL"
+
 for name in [name for name in os.environ if name.startswith(("TRAINYARD_", "AIRFLOW_"))]:
-    del os.environ[name]
+    if name != KEPT:
+        del os.environ[name]
 # Whoever runs the tests may have set it (pytest's own workers do); consoles would keep that width.
 os.environ.pop("COLUMNS", None)
 for name in ("HF_TOKEN", "HF_ENDPOINT"):

@@ -23,6 +23,9 @@ FAST = {
     "s3_part_bytes": 5 << 20,
 }
 
+OF_THE_CLIENT = {"s3_timeout_s", "s3_attempts"}
+"""Settings that a client is made with."""
+
 MOTO = """
 import sys
 from moto.server import ThreadedMotoServer
@@ -78,12 +81,12 @@ class FakeS3:
         """Return an empty store in a new bucket.
 
         `probed`: it is taken for one that has shown that its conditions hold. Making a client takes
-        botocore half a second, so stores without settings of their own share one.
+        botocore half a second, so stores share one unless their settings are the client's.
         """
         url = f"s3://{self.new_bucket()}/{prefix}".rstrip("/")
         store = S3Store(self.settings(home, url, **changes))
         store._probed = probed
-        if not changes:
+        if not changes.keys() & OF_THE_CLIENT:
             store._bucket._client = self._through_proxy
         return store
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -103,3 +106,38 @@ def test_leaving_early_ends_it_too() -> None:
         assert next(done) == 0
     assert budget.take(10, wait=False)
     assert not [t for t in threading.enumerate() if t.name.startswith("part")]
+
+
+MEMORY = """
+import resource, sys, threading
+from pathlib import Path
+from trainyard.store.folder import FolderStore
+from trainyard.store.parts import Ranges
+
+store = FolderStore(Path(sys.argv[1]))
+size = int(sys.argv[2])
+
+def move(number):
+    store.upload_ranged(str(number), Ranges(size, str(number), lambda start, size: bytes(size)))
+    store.delete(str(number))
+
+threads = [threading.Thread(target=move, args=(n,)) for n in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+@pytest.mark.parametrize(
+    "size", [96 << 20, pytest.param(2 << 30, marks=pytest.mark.soak)], ids=["short", "long"]
+)
+def test_four_large_files_at_once_need_little_memory(tmp_path: Path, size: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path), str(size)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=250,
+    )
+    peak_mib = int(done.stdout)
+    assert peak_mib < 512

@@ -78,8 +78,7 @@ class TestConformanceOfARealBucket(StoreConformance):
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[S3Store]:
-        # Set by whoever runs this; conftest clears it like all TRAINYARD_* for the other tests.
-        url = os.environ.get("REAL_TRAINYARD_TEST_S3_URL", "")
+        url = os.environ.get("TRAINYARD_TEST_S3_URL", "")
         if not url:
             pytest.skip("TRAINYARD_TEST_S3_URL names no bucket")
         store = S3Store(
