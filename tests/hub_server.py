@@ -370,9 +370,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.cut_after is not None:
             body = body[: self.cut_after]
             self.close_connection = True
-        self.wfile.write(body)
+        # Before the client has it, so that whoever has read it finds it counted.
         if counted:
             self.hub.count(len(body))
+        self.wfile.write(body)
         if self.cut_after is not None:
             self.wfile.flush()
             # What was sent arrives before the end does.

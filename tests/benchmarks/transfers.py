@@ -45,10 +45,12 @@ from tests.unit.sources.model_files import write_model
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry
 from trainyard.documents.release import Release
+from trainyard.documents.statement import payload_of_release
 from trainyard.releases import release_id_of
 from trainyard.serving.process import free_port
 from trainyard.settings import Settings
-from trainyard.signing import sign_release, signing_key
+from trainyard.signing.envelope import seal
+from trainyard.signing.keys import signing_key
 from trainyard.store.layout import bundle_manifest_key, checkpoint_manifest_key, release_key
 
 ROOT = Path(__file__).parents[2]
@@ -285,12 +287,12 @@ class World:
             measurement_id="m",
             spec=spec,
         )
-        signed = sign_release(release, signing_key(self.settings))
+        signed = seal(payload_of_release(release), signing_key(self.settings))
         for key, data in {
             checkpoint_manifest_key("adder", "v1"): checkpoint.to_bytes(),
             bundle_manifest_key("key"): bundle.to_bytes(),
             "bundles/key/code.so": code,
-            release_key("adder", self.release_id): signed.to_bytes(),
+            release_key("adder", self.release_id): signed,
         }.items():
             path = seed / key
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,10 +22,10 @@ from trainyard.documents.release import Release
 from trainyard.errors import BadInput, CorruptFile, NotFound, StorageFull, Transient
 from trainyard.materialize import Means
 from trainyard.node_cache.cache import GIB
-from trainyard.releases import release_id_of
+from trainyard.releases import release_id_of, store_release
 from trainyard.restore import Restored, evict_from_cache, open_cache, restore_release
 from trainyard.settings import Settings
-from trainyard.signing import sign_release, signing_key
+from trainyard.signing.keys import signing_key
 from trainyard.store.documents import create_document
 from trainyard.store.fetch import FetchPolicy
 from trainyard.store.layout import (
@@ -114,9 +114,7 @@ class World:
             measurement_id="m",
             spec=model_spec,
         )
-        signed = sign_release(release, signing_key(self.settings))
-        create_document(self.store, release_key("adder", release.release_id), signed)
-        return signed
+        return store_release(self.store, release, signing_key(self.settings))[0]
 
     def restore(self, release: Release, name: str = "one", **options: object) -> Restored:
         return restore_release(
@@ -166,9 +164,10 @@ class TestRestore:
 
     def test_without_a_cache_too(self, tmp_path: Path) -> None:
         world = World(tmp_path, cache=False)
-        check(world.restore(world.publish("v1")))
+        release = world.publish("v1")
+        check(world.restore(release))
         with pytest.raises(BadInput, match="TRAINYARD_NODE_CACHE is not set"):
-            world.restore(world.publish("v1"), pin_owner="me")
+            world.restore(release, pin_owner="me")
 
     def test_two_pods_need_one_transfer_and_one_copy(self, world: World) -> None:
         release = world.publish("v1")
@@ -273,8 +272,9 @@ class TestDamage:
             "release": release_key("adder", release.release_id),
         }[what]
         copy = open_cache(world.settings).documents / key
-        old = {"checkpoint": "config.json", "bundle": "code.so", "release": '"measurement_id": "m"'}
-        new = {"checkpoint": "evil.json", "bundle": "evil.so", "release": '"measurement_id": "n"'}
+        # What a release states is in base64: `eyJ` is how a JSON object begins.
+        old = {"checkpoint": "config.json", "bundle": "code.so", "release": '"payload": "eyJ'}
+        new = {"checkpoint": "evil.json", "bundle": "evil.so", "release": '"payload": "eyK'}
         text = copy.read_text()
         assert old[what] in text
         copy.write_text(text.replace(old[what], new[what]))

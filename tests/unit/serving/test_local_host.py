@@ -86,8 +86,9 @@ def test_a_process_that_is_gone_is_not_ready(settings: Settings, paths: ServingP
 
 def test_all_wishes_of_a_model_can_be_taken_back(settings: Settings, paths: ServingPaths) -> None:
     host, store = LocalHost(settings), FolderStore(settings.store_root)
-    for revision in ("v1", "v2"):
-        host.deploy(ENVIRONMENT, make_release(settings, store, revision), 1)
-    host.deploy("production", make_release(settings, store), 1)
+    releases = [make_release(settings, store, revision) for revision in ("v1", "v2")]
+    for release in releases:
+        host.deploy(ENVIRONMENT, release, 1)
+    host.deploy("production", releases[0], 1)
     remove_servers(settings, ENVIRONMENT, MODEL)
     assert [wish.environment for wish in wishes(paths)] == ["production"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from trainyard.documents.evidence import (
     Block,
@@ -33,7 +34,11 @@ class Values:
 
     @property
     def ratio(self) -> float | None:
-        return self.candidate / self.stable if self.stable > 0 else None
+        """Candidate's value over stable's; None where that is no number."""
+        if self.stable <= 0:
+            return None
+        ratio = self.candidate / self.stable
+        return ratio if isfinite(ratio) else None
 
 
 def verdict(rows: Sequence[Block], spec: JudgeSpec) -> Verdict:

@@ -303,3 +303,11 @@ def test_the_package_can_be_imported_without_numpy_and_scipy() -> None:
         "import sys, trainyard.rollout.judge; sys.exit(bool({'numpy', 'scipy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_a_ratio_that_is_no_number_is_left_out() -> None:
+    from trainyard.rollout.judge.combine import Values
+
+    assert Values(stable=0.0, candidate=1.0).ratio is None
+    assert Values(stable=5e-324, candidate=1.0).ratio is None
+    assert Values(stable=2.0, candidate=1.0).ratio == 0.5
