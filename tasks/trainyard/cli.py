@@ -42,6 +42,7 @@ node_cache = typer.Typer(
 )
 STEPS = "Steps of a release"
 LOOK = "Look at things"
+ASK = "Ask an Airflow"
 PLATFORM = "The platform on this machine"
 
 app.add_typer(node_cache, name="node-cache", rich_help_panel=PLATFORM)
@@ -480,6 +481,167 @@ def status(plan_id: Annotated[str, typer.Argument(help="Id of a plan.")]) -> Non
     except TrainyardError as error:
         _fail(error)
     _show(status_table(found))
+
+
+# --- Ask an Airflow ---------------------------------------------------------------------------
+
+request_app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(
+    request_app,
+    name="request",
+    rich_help_panel=ASK,
+    help="Ask an Airflow for a release, a promotion or a rollback, once (for CI systems). "
+    "TRAINYARD_AIRFLOW_URL names it; TRAINYARD_AIRFLOW_TOKEN, or TRAINYARD_AIRFLOW_USER and "
+    "TRAINYARD_AIRFLOW_PASSWORD, log in. Without them it is the embedded platform.",
+)
+
+KeyOption = Annotated[
+    str,
+    typer.Option(
+        "--key",
+        help="Something of this request alone, such as the id of a CI job: the same key is the "
+        "same request for ever.",
+        show_default=False,
+    ),
+]
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="Say what happens, and exit as the run ended.")
+]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", min=1, help="Seconds that --wait waits at most.")
+]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", help="Why; kept in the channel's history.", show_default=False)
+]
+
+
+@request_app.command("release")
+def request_release(
+    model: ModelArgument,
+    revision: Annotated[
+        str, typer.Option(help="Revision of the source; empty: the spec's.", show_default=False)
+    ] = "",
+    target: Annotated[
+        list[str] | None, typer.Option(help="Target of the spec; may be repeated.")
+    ] = None,
+    environment: Annotated[
+        list[str] | None, typer.Option(help="Environment to promote to; may be repeated.")
+    ] = None,
+    overrides: Annotated[
+        str,
+        typer.Option(help="Settings that this release changes, as JSON.", show_default=False),
+    ] = "",
+    key: KeyOption = "",
+    wait: WaitOption = False,
+    timeout: TimeoutOption = 86400.0,
+) -> None:
+    """Ask for a release of a model."""
+    from trainyard.platform.request import parse_overrides
+    from trainyard.platform.request import release_request as make
+
+    _request(
+        lambda: make(
+            model,
+            revision=revision,
+            targets=tuple(target or ()),
+            environments=tuple(environment or ()),
+            overrides=parse_overrides(overrides),
+            key=key,
+        ),
+        timeout if wait else None,
+    )
+
+
+@request_app.command("promote")
+def request_promote(
+    model: ModelArgument,
+    release: Annotated[str, typer.Argument(help="Id of the release.", show_default=False)],
+    environment: EnvironmentArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if it was rejected before; needs a reason.")
+    ] = False,
+    reason: ReasonOption = "",
+    key: KeyOption = "",
+    wait: WaitOption = False,
+    timeout: TimeoutOption = 86400.0,
+) -> None:
+    """Ask for the promotion of a release."""
+    from trainyard.platform.request import promote_request as make
+
+    _request(
+        lambda: make(model, release, environment, force=force, reason=reason, key=key),
+        timeout if wait else None,
+    )
+
+
+@request_app.command("rollback")
+def request_rollback(
+    model: ModelArgument,
+    environment: EnvironmentArgument,
+    to: Annotated[
+        str,
+        typer.Option("--to", help="Release to go back to; empty: the one before (needs --key)."),
+    ] = "",
+    reason: ReasonOption = "",
+    key: KeyOption = "",
+    wait: WaitOption = False,
+    timeout: TimeoutOption = 86400.0,
+) -> None:
+    """Ask for a rollback."""
+    from trainyard.platform.request import rollback_request as make
+
+    _request(
+        lambda: make(model, environment, release_id=to, reason=reason, key=key),
+        timeout if wait else None,
+    )
+
+
+def _request(make: Callable[[], Any], timeout_s: float | None) -> None:
+    """Ask for what `make` describes; with a time, wait for its end."""
+    from trainyard.platform.request import ask, run_url, wait
+
+    settings = _settings()
+    try:
+        wanted = make()
+        api, url = _airflow(settings)
+        asked = ask(api, wanted)
+        word = "Started" if asked.started else "Found"
+        _say(f"{word} {asked.run_id} ({asked.state})")
+        _say(run_url(url, wanted.dag_id, asked.run_id))
+        if timeout_s is None:
+            return
+        results = wait(api, wanted.dag_id, asked.run_id, _say, timeout_s=timeout_s)
+    except TrainyardError as error:
+        _fail(error)
+    _say("Ended with success.")
+    for task, value in results.items():
+        _say(f"{task}: {value if isinstance(value, str) else json.dumps(value)}")
+
+
+def _airflow(settings: Settings) -> tuple[Any, str]:
+    """Return a client of the Airflow that the settings name, and its address."""
+    from trainyard.platform.airflow_api import AirflowApi
+
+    url = settings.airflow_url
+    if url:
+        token = settings.airflow_token.get_secret_value()
+        if not token and not settings.airflow_user:
+            raise BadInput(
+                f"Nobody is to log in at {url}.",
+                hint="Set TRAINYARD_AIRFLOW_TOKEN, or TRAINYARD_AIRFLOW_USER and "
+                "TRAINYARD_AIRFLOW_PASSWORD.",
+            )
+        password = settings.airflow_password.get_secret_value()
+        return AirflowApi(url, settings.airflow_user, password, token=token), url
+    from trainyard.platform.control import address
+
+    found = address(settings)
+    if found is None:
+        raise BadInput(
+            "No Airflow is named, and the embedded platform does not run.",
+            hint="Set TRAINYARD_AIRFLOW_URL, or start it with `trainyard up`.",
+        )
+    return AirflowApi(found.airflow_url, found.username, found.password), found.airflow_url
 
 
 @app.command(rich_help_panel=LOOK)

@@ -113,6 +113,18 @@ class Settings(BaseSettings):
     """Metadata database of the embedded Airflow. SQLite needs no server, but fails under concurrent
     API calls."""
 
+    airflow_url: str = ""
+    """Address of the Airflow that `trainyard request` asks. Empty: the embedded platform's."""
+
+    airflow_user: str = ""
+    """User at that Airflow."""
+
+    airflow_password: SecretStr = SecretStr("")
+    """Password at that Airflow."""
+
+    airflow_token: SecretStr = SecretStr("")
+    """Token for that Airflow (`POST /auth/token` makes one), instead of user and password."""
+
     guard_interval_s: float = 0.5
     """Seconds between two reconciliations of the local route with the channel's wishes."""
 

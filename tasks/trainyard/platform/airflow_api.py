@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
-from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
+from trainyard.errors import BadInput, NotFound, Refused, TrainyardError, Transient
 from trainyard.platform.pools import Pool
 
 REQUEST_TIMEOUT_S = 30.0
@@ -19,20 +20,22 @@ class AirflowApi:
 
     Args:
         url: where Airflow listens, such as `http://127.0.0.1:8080`.
+        token: a token that somebody made before; then user and password are not needed.
         transport: replaces the network in tests.
     """
 
     def __init__(
         self,
         url: str,
-        username: str,
-        password: str,
+        username: str = "",
+        password: str = "",
         *,
+        token: str = "",
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._client = httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, transport=transport)
         self._login = {"username": username, "password": password}
-        self._token = ""
+        self._token = token
 
     def request(self, method: str, path: str, body: Any = None) -> httpx.Response:
         """Send one request with our token.
@@ -45,7 +48,7 @@ class AirflowApi:
             if not self._token:
                 self._log_in()
             response = self._send(method, path, body)
-            if response.status_code == 401:
+            if response.status_code == 401 and self._login["username"]:
                 self._log_in()
                 response = self._send(method, path, body)
         except httpx.HTTPError as error:
@@ -99,7 +102,8 @@ class AirflowApi:
 
         Raises:
             NotFound: no such DAG.
-            BadInput: Airflow refuses the conf.
+            BadInput: Airflow refuses the conf, or does not know who asks.
+            Refused: this user may not start it.
         """
         body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf), "note": note}
         response = self.request("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)
@@ -108,11 +112,40 @@ class AirflowApi:
         _check(response, f"run {run_id} of {dag_id}")
         return True
 
-    def run_state(self, dag_id: str, run_id: str) -> str:
-        """Return a run's state, such as `running` or `success`."""
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """Return a run as Airflow describes it."""
         response = self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")
         _check(response, f"run {run_id} of {dag_id}")
-        return str(response.json()["state"])
+        found: dict[str, Any] = response.json()
+        return found
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """Return a run's state, such as `running` or `success`."""
+        return str(self.run(dag_id, run_id)["state"])
+
+    def results(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """Return what the result tasks of an ended run returned; empty where Airflow has nothing.
+
+        That is an experimental part of Airflow's API, so its absence is no error.
+        """
+        response = self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/wait?interval=1")
+        lines = response.text.strip().splitlines() if response.is_success else []
+        try:
+            results = json.loads(lines[-1]).get("results") if lines else None
+        except ValueError:
+            return {}
+        return results if isinstance(results, dict) else {}
+
+    def log_lines(self, dag_id: str, run_id: str, task: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return what the last try of a task logged, oldest first; nothing if that is lost."""
+        response = self.request(
+            "GET",
+            f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task['task_id']}"
+            f"/logs/{task.get('try_number') or 1}?full_content=true"
+            f"&map_index={task.get('map_index', -1)}",
+        )
+        content = response.json().get("content", []) if response.is_success else []
+        return [line for line in content if isinstance(line, dict)]
 
     def task_states(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return the task instances of a run as Airflow describes them."""
@@ -132,6 +165,12 @@ def _check(response: httpx.Response, what: str) -> None:
         detail = response.json().get("detail", response.text)
     except ValueError:
         detail = response.text
-    kinds: dict[int, type[TrainyardError]] = {404: NotFound, 400: BadInput, 422: BadInput}
+    kinds: dict[int, type[TrainyardError]] = {
+        400: BadInput,
+        401: BadInput,
+        403: Refused,
+        404: NotFound,
+        422: BadInput,
+    }
     kind = kinds.get(response.status_code, Transient)
     raise kind(f"Airflow refused {what} ({response.status_code}): {detail}")

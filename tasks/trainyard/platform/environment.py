@@ -52,6 +52,15 @@ AWS_PASSED_ON = (
 """Variables by which boto3 finds credentials; only for those who open a store in S3."""
 
 
+ONLY_FOR_CLIENTS = {
+    "TRAINYARD_AIRFLOW_URL",
+    "TRAINYARD_AIRFLOW_USER",
+    "TRAINYARD_AIRFLOW_PASSWORD",
+    "TRAINYARD_AIRFLOW_TOKEN",
+}
+"""How `trainyard request` logs in somewhere else is nobody's business here."""
+
+
 def base_environment() -> dict[str, str]:
     """Return the caller's variables that every component gets."""
     env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -60,6 +69,12 @@ def base_environment() -> dict[str, str]:
 
 
 def trainyard_environment(settings: Settings) -> dict[str, str]:
+    """Return `settings` as TRAINYARD_* variables with absolute paths."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("TRAINYARD_") and name not in ONLY_FOR_CLIENTS
+    }
     """Return `settings` as TRAINYARD_* variables with absolute paths, and what the store needs."""
     env = {name: value for name, value in os.environ.items() if name.startswith("TRAINYARD_")}
     env |= {

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from trainyard.documents.evidence import MetricVerdict, Verdict
+from trainyard.documents.evidence import Block, MetricVerdict, Track, Verdict
 from trainyard.documents.look import Look
 from trainyard.documents.measurement import Check
 
 BAR_WIDTH = 160.0
 PLOT_WIDTH = 920.0
+NARROW_WIDTH = 460.0
+"""Of plots that stand side by side, and of pages that are also read on a phone."""
 PLOT_HEIGHT = 150.0
 TRAFFIC_HEIGHT = 60.0
 _HEADROOM = 1.15
@@ -81,6 +83,30 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class _Time:
+    """The time axis: from 0 to `longest` seconds over `width` units of the drawing."""
+
+    longest: float
+    width: float
+
+    def x(self, at: float) -> float:
+        """Return where a moment is."""
+        return round(self.width * at / self.longest, 1)
+
+    def ticks(self) -> tuple[Tick, ...]:
+        """Return marks at round times (1, 2 or 5 times a power of ten)."""
+        unit, name = (60.0, "min") if self.longest >= 2 * 60 else (1.0, "s")
+        step = self.longest / unit / _TICKS
+        power = 10.0 ** math.floor(math.log10(step))
+        size = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step)
+        count = int(self.longest / unit / size)
+        return tuple(
+            Tick(self.x(size * index * unit), f"{size * index:g} {name}")
+            for index in range(count + 1)
+        )
+
+
+@dataclass(frozen=True)
 class EvidencePlot:
     """Evidence of one metric over the time of exposure, each as a multiple of its threshold."""
 
@@ -103,15 +129,98 @@ class TrafficPlot:
     """Percent at the newest look."""
 
 
-def evidence_plots(verdicts: Sequence[Verdict]) -> tuple[EvidencePlot, ...]:
+@dataclass(frozen=True)
+class LevelCurve:
+    """One metric of one release over the time of exposure."""
+
+    track: Track
+    points: tuple[Point, ...]
+
+    @property
+    def path(self) -> str:
+        """The curve as the points of an SVG polyline."""
+        return " ".join(f"{point.x:g},{point.y:g}" for point in self.points)
+
+
+@dataclass(frozen=True)
+class LevelPlot:
+    """One metric of both releases over the time of exposure, slice by slice."""
+
+    metric: str
+    unit: str
+    curves: tuple[LevelCurve, ...]
+    levels: tuple[Tick, ...]
+    """On the value axis, from the bottom."""
+    ticks: tuple[Tick, ...]
+    """On the time axis."""
+
+
+def level_plots(blocks: Sequence[Block], *, width: float = PLOT_WIDTH) -> tuple[LevelPlot, ...]:
+    """Return one plot for each metric of `blocks`: averages in ms, counts in percent."""
+    longest = max((block.t for block in blocks), default=0.0)
+    metrics = list(dict.fromkeys(block.metric for block in blocks))
+    return tuple(_level_plot(metric, blocks, _Time(max(1.0, longest), width)) for metric in metrics)
+
+
+def _level_plot(metric: str, blocks: Sequence[Block], time: _Time) -> LevelPlot:
+    own = [block for block in blocks if block.metric == metric]
+    is_mean = own[0].kind == "mean"
+    unit = "ms" if is_mean else "%"
+    tracks: tuple[Track, ...] = ("stable", "candidate")
+    figures = {track: _levels_of(own, track) for track in tracks}
+    top = _round_up(max((y for each in figures.values() for _, y in each), default=0.0))
+    curves = tuple(
+        LevelCurve(
+            track,
+            tuple(
+                Point(
+                    time.x(at),
+                    round(PLOT_HEIGHT * (1 - value / top), 1),
+                    f"{at:.0f} s: {value:.3g} {unit}",
+                )
+                for at, value in figures[track]
+            ),
+        )
+        for track in tracks
+    )
+    levels = tuple(
+        Tick(round(PLOT_HEIGHT * (1 - share), 1), f"{top * share:g}") for share in (0, 0.5, 1)
+    )
+    return LevelPlot(metric, unit, curves, levels, time.ticks())
+
+
+def _levels_of(blocks: Sequence[Block], track: Track) -> list[tuple[float, float]]:
+    """Return (seconds, value) of one release; slices without requests are left out."""
+    sums: dict[float, tuple[float, int]] = {}
+    for block in blocks:
+        if block.track == track:
+            total, requests = sums.get(block.t, (0.0, 0))
+            amount = block.total * 1000 if block.kind == "mean" else block.bad * 100.0
+            sums[block.t] = (total + amount, requests + block.requests)
+    return [(t, total / requests) for t, (total, requests) in sorted(sums.items()) if requests]
+
+
+def _round_up(value: float) -> float:
+    """Return the least 1, 2 or 5 times a power of ten that is not less than `value`."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value)
+
+
+def evidence_plots(
+    verdicts: Sequence[Verdict], *, width: float = PLOT_WIDTH
+) -> tuple[EvidencePlot, ...]:
     """Return one plot for each metric of `verdicts` (oldest first), in the newest one's order."""
     if not verdicts:
         return ()
-    longest = _longest(verdicts)
-    return tuple(_plot(each.metric, verdicts, longest) for each in verdicts[-1].metrics)
+    time = _Time(_longest(verdicts), width)
+    return tuple(_plot(each.metric, verdicts, time) for each in verdicts[-1].metrics)
 
 
-def traffic_plot(looks: Sequence[Look], release_id: str) -> TrafficPlot | None:
+def traffic_plot(
+    looks: Sequence[Look], release_id: str, *, width: float = PLOT_WIDTH
+) -> TrafficPlot | None:
     """Return the plot of the release's weight over `looks` (oldest first); None without figures."""
     seen = [
         (look.verdict.at, look.snapshot.route.weights.get(release_id, 0))
@@ -120,17 +229,17 @@ def traffic_plot(looks: Sequence[Look], release_id: str) -> TrafficPlot | None:
     ]
     if not seen:
         return None
-    longest = _longest([look.verdict for look in looks if look.verdict])
+    time = _Time(_longest([look.verdict for look in looks if look.verdict]), width)
     outline = [(0.0, 0), (0.0, seen[0][1])]
     for (_, before), (at, weight) in pairwise(seen):
         outline += [(at, before), (at, weight)]
     outline += [(seen[-1][0], seen[-1][1]), (seen[-1][0], 0)]
     return TrafficPlot(
         path=" ".join(
-            f"{_x(at, longest):g},{round(TRAFFIC_HEIGHT * (1 - weight / 100), 1):g}"
+            f"{time.x(at):g},{round(TRAFFIC_HEIGHT * (1 - weight / 100), 1):g}"
             for at, weight in outline
         ),
-        ticks=_ticks(longest),
+        ticks=time.ticks(),
         newest=seen[-1][1],
     )
 
@@ -140,7 +249,7 @@ def _longest(verdicts: Sequence[Verdict]) -> float:
     return max(1.0, *(verdict.at for verdict in verdicts))
 
 
-def _plot(metric: str, verdicts: Sequence[Verdict], longest: float) -> EvidencePlot:
+def _plot(metric: str, verdicts: Sequence[Verdict], time: _Time) -> EvidencePlot:
     seen = [(look.at, each) for look in verdicts for each in look.metrics if each.metric == metric]
 
     def curve(kind: str, figures: Callable[[MetricVerdict], tuple[float, float]]) -> Curve:
@@ -149,7 +258,7 @@ def _plot(metric: str, verdicts: Sequence[Verdict], longest: float) -> EvidenceP
             evidence, threshold = figures(verdict)
             if threshold > 0:
                 words = f"{at:.0f} s: {evidence:.3g} of {threshold:.3g}"
-                points.append(Point(_x(at, longest), _y(evidence / threshold), words))
+                points.append(Point(time.x(at), _y(evidence / threshold), words))
         return Curve(kind, tuple(points))
 
     return EvidencePlot(
@@ -160,27 +269,10 @@ def _plot(metric: str, verdicts: Sequence[Verdict], longest: float) -> EvidenceP
         ),
         threshold_y=_y(1.0),
         zero_y=_y(0.0),
-        ticks=_ticks(longest),
+        ticks=time.ticks(),
     )
-
-
-def _x(at: float, longest: float) -> float:
-    return round(PLOT_WIDTH * at / longest, 1)
 
 
 def _y(multiple: float) -> float:
     inside = min(max(multiple, _LOWEST), _HIGHEST)
     return round(PLOT_HEIGHT * (_HIGHEST - inside) / (_HIGHEST - _LOWEST), 1)
-
-
-def _ticks(longest: float) -> tuple[Tick, ...]:
-    """Return marks at round times (1, 2 or 5 times a power of ten) from 0 to `longest` seconds."""
-    unit, name = (60.0, "min") if longest >= 2 * 60 else (1.0, "s")
-    step = longest / unit / _TICKS
-    power = 10.0 ** math.floor(math.log10(step))
-    size = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step)
-    count = int(longest / unit / size)
-    return tuple(
-        Tick(_x(size * index * unit, longest), f"{size * index:g} {name}")
-        for index in range(count + 1)
-    )

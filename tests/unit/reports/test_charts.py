@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard.documents.evidence import MetricVerdict, Verdict
+from trainyard.documents.evidence import Block, MetricVerdict, Verdict
 from trainyard.documents.measurement import Check
 from trainyard.reports.charts import (
     BAR_WIDTH,
@@ -16,6 +16,7 @@ from trainyard.reports.charts import (
     PLOT_WIDTH,
     bar,
     evidence_plots,
+    level_plots,
     traffic_plot,
 )
 
@@ -127,3 +128,45 @@ def test_times_on_the_axis_are_round(longest: float, labels: list[str]) -> None:
 def test_nothing_to_plot() -> None:
     assert evidence_plots([]) == ()
     assert traffic_plot([], "adder-0123456789ab") is None
+
+
+def block(t: float, track: str, **figures: Any) -> Block:
+    values = {"duration_s": 10, "release": track, "pod": "p", "metric": "ttft", "kind": "mean"}
+    return Block.model_validate(
+        {**values, "t": t, "track": track, "weight_candidate": 10, **figures}
+    )
+
+
+def test_levels_are_averages_of_all_servers_of_a_slice() -> None:
+    blocks = [
+        block(10, "stable", requests=10, total=1.0),
+        block(10, "stable", requests=30, total=5.0, pod="q"),
+        block(20, "stable", requests=10, total=2.0),
+        block(20, "candidate", requests=0),
+        block(20, "candidate", requests=4, total=1.0, pod="q"),
+    ]
+    (plot,) = level_plots(blocks)
+    assert (plot.metric, plot.unit) == ("ttft", "ms")
+    stable, candidate = plot.curves
+    assert [point.words for point in stable.points] == ["10 s: 150 ms", "20 s: 200 ms"]
+    assert [point.words for point in candidate.points] == ["20 s: 250 ms"]
+    assert [level.label for level in plot.levels] == ["0", "250", "500"]
+    assert candidate.points[0].y == PLOT_HEIGHT / 2
+
+
+def test_counts_are_shares_of_the_requests() -> None:
+    bad = block(10, "stable", requests=200, bad=1, metric="errors", kind="count")
+    (plot,) = level_plots([bad], width=100)
+    assert plot.unit == "%"
+    assert plot.curves[0].points[0].words == "10 s: 0.5 %"
+    assert plot.curves[0].points[0].x == 100
+
+
+def test_a_metric_that_is_always_zero_has_a_scale_all_the_same() -> None:
+    (plot,) = level_plots([block(10, "stable", requests=5, metric="errors", kind="count")])
+    assert plot.curves[0].points[0].y == PLOT_HEIGHT
+    assert plot.levels[-1].label == "1"
+
+
+def test_without_figures_there_is_no_plot() -> None:
+    assert level_plots([]) == ()

@@ -1,0 +1,1 @@
+"""The Trainyard page: channels, rollouts and releases in Airflow's interface. It only reads."""

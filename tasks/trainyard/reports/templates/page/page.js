@@ -1,0 +1,197 @@
+"use strict";
+(() => {
+  const REFRESH_MS = 3000;
+  const root = document.documentElement;
+
+  // The page stands in a frame of Airflow, on the same origin: it takes its light or dark from there.
+  const outside = (() => {
+    try {
+      return window.parent === window ? null : window.parent.document;
+    } catch {
+      return null;
+    }
+  })();
+  const follow = () => {
+    const theme = outside.documentElement.classList;
+    for (const name of ["light", "dark"]) root.classList.toggle(name, theme.contains(name));
+  };
+  if (outside) {
+    follow();
+    new MutationObserver(follow).observe(outside.documentElement, { attributeFilter: ["class"] });
+  }
+
+  // The frame may not navigate the window around it, but that window's own links may.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[data-airflow]");
+    if (!link || !outside || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    const outer = outside.createElement("a");
+    outer.href = link.href;
+    outside.body.append(outer);
+    outer.click();
+    outer.remove();
+  });
+
+  const start = () => {
+    keepLive();
+    for (const button of document.querySelectorAll("button[data-opens]")) {
+      button.addEventListener("click", () => open(button.dataset.opens));
+    }
+    for (const button of document.querySelectorAll("button[data-closes]")) {
+      button.addEventListener("click", () => button.closest("dialog").close());
+    }
+    for (const form of document.querySelectorAll("form[data-path]")) {
+      form.addEventListener("submit", (event) => {
+        event.preventDefault();
+        ask(form);
+      });
+    }
+  };
+
+  // --- what is shown is what is -----------------------------------------------------------------
+
+  const keepLive = () => {
+    const sign = document.getElementById("live-sign");
+    const part = document.getElementById("live");
+    if (!part || !sign) return;
+    const say = (state, words) => {
+      sign.dataset.state = state;
+      // Read aloud when something is wrong, not every few seconds.
+      if (state === "lost") sign.setAttribute("role", "alert");
+      else sign.removeAttribute("role");
+      sign.textContent = words;
+    };
+    const clock = () => new Date().toLocaleTimeString();
+    let waiting = false;
+    const refresh = async () => {
+      if (document.hidden || waiting) return;
+      waiting = true;
+      try {
+        const answer = await fetch(location.href, { credentials: "same-origin" });
+        if (answer.status === 401) return say("lost", "Your login has ended: reload the page");
+        if (!answer.ok) throw new Error(String(answer.status));
+        // Its style has a nonce of its own, which would not fit here, and is not needed.
+        const html = (await answer.text()).replace(/<style[^]*?<\/style>/, "");
+        const fresh = new DOMParser().parseFromString(html, "text/html");
+        const now = fresh.getElementById("live");
+        if (!now) throw new Error("another page");
+        if (now.innerHTML !== part.innerHTML) renew(part, now);
+        part.dataset.generation = now.dataset.generation;
+        part.dataset.running = now.dataset.running;
+        showWhatApplies();
+        say("on", `Live, as of ${clock()}`);
+      } catch (error) {
+        say("lost", `No answer at ${clock()}; this is older (${error.message})`);
+      } finally {
+        waiting = false;
+      }
+    };
+    say("on", `Live, as of ${clock()}`);
+    showWhatApplies();
+    setInterval(refresh, REFRESH_MS);
+    document.addEventListener("visibilitychange", refresh);
+  };
+
+  // Replaces what is shown; the keyboard stays on the link where it was.
+  const renew = (part, now) => {
+    const links = () => [...part.querySelectorAll("a")];
+    const before = links();
+    const index = before.indexOf(document.activeElement);
+    const same = (link) => link.getAttribute("href") === before[index].getAttribute("href");
+    const nth = index < 0 ? -1 : before.filter(same).indexOf(before[index]);
+    part.replaceChildren(...document.importNode(now, true).childNodes);
+    if (index >= 0) {
+      const after = links();
+      (after.filter(same)[nth] ?? after[index])?.focus({ preventScroll: true });
+    }
+  };
+
+  const showWhatApplies = () => {
+    const running = document.getElementById("live").dataset.running === "yes";
+    for (const each of document.querySelectorAll("[data-while]")) {
+      each.hidden = (each.dataset.while === "running") !== running;
+    }
+  };
+
+  // --- actions: ask first, then ask Airflow ------------------------------------------------------
+
+  const open = (id) => {
+    const dialog = document.getElementById(id);
+    const form = dialog.querySelector("form");
+    // From here on a repeated click is the same request.
+    form.dataset.generation = document.getElementById("live").dataset.generation;
+    form.querySelector(".answer").textContent = "";
+    form.querySelector("button[type=submit]").disabled = false;
+    dialog.showModal();
+  };
+
+  const ask = async (form) => {
+    const button = form.querySelector("button[type=submit]");
+    const answer = form.querySelector(".answer");
+    button.disabled = true;
+    answer.className = "answer";
+    answer.textContent = "Asking Airflow …";
+    const { body, runId } = bodyOf(form);
+    try {
+      const response = await fetch(form.dataset.path, {
+        method: form.dataset.method,
+        credentials: "same-origin",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify(body),
+      });
+      const text = await response.text();
+      if (response.ok) return done(answer, form.dataset.done, form.dataset.dag, runId);
+      if (response.status === 409 && runId) {
+        return done(answer, "This was asked for already.", form.dataset.dag, runId);
+      }
+      button.disabled = false;
+      answer.className = "answer fail";
+      answer.textContent = `Airflow refused (${response.status}): ${reasonIn(text)}`;
+    } catch (error) {
+      button.disabled = false;
+      answer.className = "answer fail";
+      answer.textContent = `Airflow did not answer: ${error.message}`;
+    }
+  };
+
+  const bodyOf = (form) => {
+    if (form.dataset.method === "PATCH") {
+      return { body: { new_state: "failed" }, runId: form.dataset.run };
+    }
+    const fields = new FormData(form);
+    const conf = { model: form.dataset.model };
+    for (const [name, value] of fields) {
+      if (name === "force") conf.force = true;
+      else if (value !== "") conf[name] = value;
+    }
+    const subject = conf.release || form.dataset.model;
+    const runId = `${form.dataset.verb}__${subject}__g${form.dataset.generation}`;
+    return {
+      body: { logical_date: null, dag_run_id: runId, conf, note: "Asked for on the Trainyard page" },
+      runId,
+    };
+  };
+
+  const done = (answer, words, dag, runId) => {
+    answer.className = "answer pass";
+    answer.textContent = `${words} `;
+    const link = document.createElement("a");
+    const airflow = document.getElementById("content").dataset.airflow;
+    link.href = `${airflow}/dags/${encodeURIComponent(dag)}/runs/${encodeURIComponent(runId)}`;
+    link.dataset.airflow = "";
+    link.textContent = "See the run";
+    answer.append(link);
+  };
+
+  const reasonIn = (text) => {
+    try {
+      const { detail } = JSON.parse(text);
+      return typeof detail === "string" ? detail : JSON.stringify(detail);
+    } catch {
+      return text.slice(0, 300);
+    }
+  };
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();
+})();
