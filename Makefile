@@ -50,12 +50,12 @@ demo: setup ## Run a whole release on this machine: train, compile, gate, canary
 	$(RUN)/trainyard demo
 
 .PHONY: test
-test: setup check ## Run the checks, then the unit, integration and end-to-end tests
+test: test-packages setup check ## Run the checks, then the unit, integration and end-to-end tests
 	@$(RUN)/pytest --numprocesses 2 --dist worksteal tests/unit tests/integration
 	@$(RUN)/pytest tests/e2e
 
 .PHONY: soak
-soak: setup ## Run the long tests and the benchmarks, and print their figures
+soak: test-packages setup ## Run the long tests and the benchmarks, and print their figures
 	@$(RUN)/pytest -s -m "soak or benchmark"
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(RUN)/python "$$script"; done
 
@@ -92,6 +92,10 @@ lock: $(TOOLS_STAMP) ## Write requirements/*.txt anew; UPGRADE=--upgrade takes n
 .PHONY: system-packages
 system-packages:
 	@PYTHON="$(PYTHON)" .ci/system-packages $(SYSTEM_PACKAGES)
+
+.PHONY: test-packages
+test-packages:
+	@PYTHON="$(PYTHON)" .ci/system-packages $(SYSTEM_PACKAGES) tests
 
 $(TOOLS_STAMP): | system-packages
 	@echo "Installing uv into .venv-tools"

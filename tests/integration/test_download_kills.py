@@ -204,10 +204,10 @@ def yardmaster(
 
 
 def test_killed_downloads_are_completed(yardmaster: Yardmaster) -> None:
-    kill_and_resume(yardmaster, kills=10)
+    kill_and_resume(yardmaster, kills=20)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_downloads_that_are_killed_very_often_are_completed(yardmaster: Yardmaster) -> None:
-    kill_and_resume(yardmaster, kills=100)
+    kill_and_resume(yardmaster, kills=200)

@@ -90,7 +90,9 @@ def publish_and_die(folder: Path, rounds: int) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "rounds", [20, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+)
 def test_whoever_kills_it_no_release_names_what_is_not_there(rounds: int, tmp_path: Path) -> None:
     report = publish_and_die(tmp_path, rounds)
 

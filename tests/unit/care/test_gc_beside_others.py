@@ -197,8 +197,8 @@ def kill_collectors(template: Path, root: Path, rounds: int) -> Iterator[dict[st
 @pytest.mark.parametrize(
     "rounds",
     [
-        pytest.param(10, id="10"),
-        pytest.param(100, id="100", marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
+        pytest.param(20, id="20"),
+        pytest.param(200, id="200", marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
     ],
 )
 def test_a_collection_killed_anywhere_leaves_nothing_dangling_and_the_next_one_finishes(

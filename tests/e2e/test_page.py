@@ -25,7 +25,7 @@ from trainyard.platform.request import ask, promote_request, wait
 from trainyard.rollout.channel_store import read_channel
 from trainyard.store.layout import channel_key
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 FRAME = "document.querySelector('iframe').contentDocument"
 TEXT = "(document.querySelector('iframe')?.contentDocument?.body?.innerText ?? '')"
