@@ -116,8 +116,7 @@ class Platform:
     def start(self) -> None:
         """Start the platform, and the training of the model's revisions beside it."""
         self.models.mkdir(parents=True, exist_ok=True)
-        # One thread: several that wait for each other crawl while others use the processors.
-        env = base_environment() | trainyard_environment(self.settings) | {"OMP_NUM_THREADS": "1"}
+        env = base_environment() | trainyard_environment(self.settings)
         with self.training_log.open("wb") as log:
             self.training = subprocess.Popen(
                 [str(SERVE_PYTHON), "-m", "trainyard.demo.training", "--out", str(self.models)],

@@ -172,6 +172,8 @@ def _train_missing(
 ) -> None:
     import torch
 
+    # Threads that wait for each other crawl while others use the processors, as they do here.
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     model = _new_model()
     data = _Data.build()
