@@ -8,6 +8,7 @@ here needs no store to start again.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -221,7 +222,9 @@ def follow_channels(store: Store, cache: NodeCache) -> None:
         }
         wanted = {each for each in stable if each[1] in cached}
         for owner, release_id in sorted(wanted - pinned):
-            cache.pin(Pin(release_id=release_id, owner=owner, since=datetime.now(UTC)))
+            # Evicted by somebody since we looked: then there is nothing to keep.
+            with suppress(NotFound):
+                cache.pin(Pin(release_id=release_id, owner=owner, since=datetime.now(UTC)))
         for owner, release_id in sorted(pinned - wanted):
             cache.unpin(owner, release_id)
 

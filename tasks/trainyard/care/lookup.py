@@ -10,6 +10,9 @@ from trainyard.store.layout import MANIFEST_NAME, release_key
 from trainyard.store.objects import Place, place_of
 from trainyard.store.protocol import Store
 
+MAX_DOCUMENT_BYTES = 64 << 20
+"""Bytes that are read at most: weights are not shown."""
+
 
 def find_key(store: Store, text: str) -> tuple[Place, bytes]:
     """Return what `text` means, and the content of its document.
@@ -24,9 +27,13 @@ def find_key(store: Store, text: str) -> tuple[Place, bytes]:
     """
     for key in _candidates(text):
         try:
-            return place_of(key), store.read(key).data
+            with store.open(key) as stream:
+                data = stream.read(MAX_DOCUMENT_BYTES + 1)
         except NotFound:
             continue
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise BadInput(f"{key} is too large for a document.", hint="It is a file of a model.")
+        return place_of(key), data
     raise NotFound(
         f"There is no {text!r} in {store.url}.", hint="`trainyard store ls` shows what there is."
     )

@@ -23,6 +23,7 @@ from trainyard.materialize import materialize_checkpoint
 from trainyard.measure.machine import describe_machine
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.lane_server import ask, check_toolchain, lane_server
+from trainyard.steps.restoring import told_to
 from trainyard.store.documents import create_document, read_document
 from trainyard.store.layout import (
     bundle_manifest_key,
@@ -100,7 +101,8 @@ def _compile(
     checkpoint_key = checkpoint_manifest_key(plan.spec.model, plan.revision)
     checkpoint = read_document(context.store, checkpoint_key, CheckpointManifest)
     context.progress.say(f"Restoring checkpoint {plan.spec.model} {plan.revision}.")
-    model_dir = materialize_checkpoint(context.store, checkpoint, context.work_dir / "model")
+    means = told_to(context.progress, checkpoint.files)
+    model_dir = materialize_checkpoint(context.store, checkpoint, context.work_dir / "model", means)
     cache_dir = context.work_dir / "cache"
     shutil.rmtree(cache_dir, ignore_errors=True)
     cache_dir.mkdir(parents=True)
@@ -152,14 +154,17 @@ def store_files(
         Conflict: another process stored its bundle meanwhile.
     """
     prefix = bundle_prefix(compile_key)
-    context.ensure_held()
-    if context.store.exists(bundle_manifest_key(compile_key)):
+    # Listed first: whatever is stored after that, a successor's bundle too, is never deleted here.
+    left = [entry.key for entry in context.store.list(prefix)]
+    if bundle_manifest_key(compile_key) in left:
         raise Conflict(
             f"Another process stored bundle {compile_key} meanwhile.",
             hint="Try again; it will be found and used.",
         )
-    for entry in list(context.store.list(prefix)):
-        context.store.delete(entry.key)
+    context.ensure_held()
+    for key in left:
+        context.store.delete(key)
+        context.ensure_held()
     entries = []
     for number, path in enumerate(files, start=1):
         with (cache_dir / path).open("rb") as stream:

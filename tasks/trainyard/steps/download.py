@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import TypeVar
 
 from rich.filesize import decimal
@@ -178,8 +179,13 @@ class _Download:
             self.context.ensure_held()
             for path in lost:
                 self.store.delete(f"{self.prefix}/{path}")
+            # Releases name the manifest: nothing but its own content may come back.
             self.in_parallel(
-                [file for file in resolved.files if file.path in lost],
+                [
+                    replace(file, sha256=entries[file.path].sha256)
+                    for file in resolved.files
+                    if file.path in lost
+                ],
                 lambda file, meter: self.transfer(source, resolved, file, meter),
             )
         return self.result(
@@ -213,8 +219,8 @@ class _Download:
         """Remove what an earlier attempt with another content left: nothing names it."""
         wanted = {f"{self.prefix}/{file.path}" for file in resolved.files}
         strangers = [e.key for e in self.store.list(self.prefix) if e.key not in wanted]
-        self.context.ensure_held()
         for key in strangers:
+            self.context.ensure_held()
             self.store.delete(key)
 
     def in_parallel(

@@ -26,6 +26,7 @@ from trainyard.names import check_relative_path
 from trainyard.steps.compile import planned_target
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.lane_server import RunningServer, ask, check_toolchain, lane_server
+from trainyard.steps.restoring import told_to
 from trainyard.store.documents import create_document, read_document
 from trainyard.store.layout import (
     bundle_manifest_key,
@@ -81,8 +82,10 @@ def _measure(plan: Plan, planned: PlannedTarget, lane: Lane, context: StepContex
         context.settings.serving_interpreter, work_dir=_folder(context)
     ) as measuring:
         context.progress.say(f"Restoring checkpoint {plan.spec.model} {plan.revision} and bundle.")
-        model_dir = materialize_checkpoint(context.store, checkpoint, context.work_dir / "model")
-        cache_dir = materialize_bundle(context.store, bundle, context.work_dir / "cache")
+        means = told_to(context.progress, (*checkpoint.files, *bundle.files))
+        work_dir = context.work_dir
+        model_dir = materialize_checkpoint(context.store, checkpoint, work_dir / "model", means)
+        cache_dir = materialize_bundle(context.store, bundle, work_dir / "cache", means)
         assets_dir = _restore_assets(plan, context)
         before = lane.snapshot(cache_dir)
         context.progress.say(f"Starting the server of lane {lane.name} from its bundle.")
