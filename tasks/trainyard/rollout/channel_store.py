@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 from trainyard.canonical import digest, short
 from trainyard.documents.channel import Channel
-from trainyard.errors import Busy, Conflict, NotFound
+from trainyard.errors import Busy, NotFound
 from trainyard.names import check_name
-from trainyard.store.documents import create_document, read_document, read_versioned
+from trainyard.store.documents import (
+    create_document,
+    read_document,
+    read_versioned,
+    update_document,
+)
 from trainyard.store.layout import channel_key
 from trainyard.store.protocol import Store
 
@@ -42,23 +47,13 @@ def change_channel(
     Raises:
         Conflict: others kept changing it.
     """
-    for _ in range(_ATTEMPTS):
-        current, version = read_for_change(store, model, environment)
-        changed = change(current)
-        if changed == current:
-            return current
-        try:
-            write_channel(store, changed, version=version)
-        except Conflict:
-            continue
-        return changed
-    raise Conflict(
-        f"Channel {environment} of {model} was changed by others {_ATTEMPTS} times in a row.",
-        hint="Try again; if it lasts, find out who keeps writing it.",
+    return update_document(
+        store,
+        channel_key(model, environment),
+        Channel,
+        change,
+        absent=lambda: Channel(model=model, environment=environment),
     )
-
-
-_ATTEMPTS = 20
 
 
 def read_for_change(store: Store, model: str, environment: str) -> tuple[Channel, str | None]:

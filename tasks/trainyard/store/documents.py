@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from trainyard.canonical import canonical_json
 from trainyard.documents.base import Document, has_right_checksum
-from trainyard.errors import Conflict, CorruptFile
+from trainyard.errors import Conflict, CorruptFile, NotFound
 from trainyard.store.protocol import Store
 
 DocumentT = TypeVar("DocumentT", bound=Document)
@@ -86,24 +86,47 @@ def create_document(store: Store, key: str, document: Document) -> bool:
 
 
 def update_document(
-    store: Store, key: str, kind: type[DocumentT], change: Callable[[DocumentT], DocumentT]
+    store: Store,
+    key: str,
+    kind: type[DocumentT],
+    change: Callable[[DocumentT], DocumentT],
+    *,
+    absent: Callable[[], DocumentT] | None = None,
 ) -> DocumentT:
     """Change the document at `key` by compare-and-swap and return what is stored then.
 
-    `change` is called with the newest document, again after each lost race, and must be pure. If it
-    returns an equal document, nothing is written.
+    `change` is called with the newest document, again after each lost race, must be pure, and may
+    raise. If it returns an equal document, nothing is written.
+
+    Args:
+        store: where it lies.
+        key: of the document.
+        kind: what it is.
+        change: makes the new one of the present one.
+        absent: makes what is changed where there is no document yet; None: that is an error.
 
     Raises:
         NotFound: there is no such document.
         Conflict: others kept changing it.
     """
     for attempt in range(_UPDATE_ATTEMPTS):
-        current, version = read_versioned(store, key, kind)
+        version = ""
+        try:
+            current, version = read_versioned(store, key, kind)
+        except NotFound:
+            if absent is None:
+                raise
+            current = absent()
         changed = change(current)
         if changed == current:
             return current
+        # What is stored has passed the document's own rules, whoever put it together.
+        data = kind.model_validate(changed.model_dump(by_alias=True)).to_bytes()
         try:
-            store.replace(key, changed.to_bytes(), version=version)
+            if version:
+                store.replace(key, data, version=version)
+            else:
+                store.create(key, data)
         except Conflict:
             # Not a wait for anything: spreads competing writers so that each gets its turn.
             time.sleep(random.uniform(0, min(_LONGEST_PAUSE_S, 0.005 * 2**attempt)))

@@ -76,7 +76,7 @@ def test_a_race_that_is_always_lost_is_a_conflict(store: FolderStore) -> None:
         write_channel(store, counted(found), version=version)
         return channel.model_copy(update={"generation": -1})
 
-    with pytest.raises(Conflict, match="20 times in a row"):
+    with pytest.raises(Conflict, match="30 times in a row"):
         change_channel(store, MODEL, ENVIRONMENT, change)
 
 

@@ -11,9 +11,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from trainyard.documents.base import Document, FileEntry
+from trainyard.documents.base import FileEntry
+from trainyard.documents.channel import Channel
 from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound
-from trainyard.store.documents import create_document, read_document, update_document
+from trainyard.rollout.channel_store import change_channel, read_channel
 from trainyard.store.parts import Ranges
 from trainyard.store.protocol import Entry, Store
 from trainyard.store.transfer import CHUNK_BYTES
@@ -21,12 +22,6 @@ from trainyard.store.transfer import CHUNK_BYTES
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-class Counter(Document):
-    """A document that many change."""
-
-    value: int = 0
 
 
 class NeverRead(io.BytesIO):
@@ -325,23 +320,21 @@ class StoreConformance:
         assert store.read("a").data == winners[0].encode()
 
     def test_32_writers_of_a_channel_lose_no_update(self, store: Store) -> None:
-        create_document(store, "channels/adder/production.json", Counter())
+        """The first of them makes the channel."""
+
+        def counted(channel: Channel) -> Channel:
+            return channel.model_copy(update={"generation": channel.generation + 1})
 
         def work(number: int) -> None:
             for _ in range(20):
                 try:
-                    update_document(
-                        store,
-                        "channels/adder/production.json",
-                        Counter,
-                        lambda c: c.model_copy(update={"value": c.value + 1}),
-                    )
+                    change_channel(store, "adder", "production", counted)
                     return
                 except Conflict:
                     continue
 
         together(32, work)
-        assert read_document(store, "channels/adder/production.json", Counter).value == 32
+        assert read_channel(store, "adder", "production").generation == 32
 
     def test_a_local_path_holds_the_content(self, store: Store) -> None:
         store.upload("a/b", io.BytesIO(b"one"))
