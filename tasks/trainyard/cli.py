@@ -641,7 +641,8 @@ def _airflow(settings: Settings) -> tuple[Any, str]:
             "No Airflow is named, and the embedded platform does not run.",
             hint="Set TRAINYARD_AIRFLOW_URL, or start it with `trainyard up`.",
         )
-    return AirflowApi(found.airflow_url, found.username, found.password), found.airflow_url
+    api = AirflowApi(found.airflow_url, found.username, found.password, embedded=True)
+    return api, found.airflow_url
 
 
 @app.command(rich_help_panel=LOOK)
