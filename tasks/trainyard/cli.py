@@ -338,8 +338,9 @@ def schema(
 @app.command(rich_help_panel=LOOK)
 def releases(model: ModelArgument) -> None:
     """List the published releases of a model."""
-    from trainyard.releases import list_releases
+    from trainyard.releases import list_releases, load_release
     from trainyard.reports.provenance import signed_by
+    from trainyard.signing.keys import trusted_keys
     from trainyard.spec.loader import Catalogue
     from trainyard.store.factory import open_store
 
@@ -350,6 +351,7 @@ def releases(model: ModelArgument) -> None:
         found = list_releases(store, model)
         if not found:
             Catalogue(settings.catalogue).path(model)
+        trusted = trusted_keys(settings)
     except TrainyardError as error:
         _fail(error)
     for release in found:
@@ -359,7 +361,9 @@ def releases(model: ModelArgument) -> None:
             release.target.name,
             release.compile_key[:12],
             f"{release.created_at:%Y-%m-%d %H:%M} UTC",
-            signed_by(partial(_load_release, store, release.model, release.release_id)),
+            signed_by(
+                partial(load_release, store, model, release.release_id, settings, trusted=trusted)
+            ),
         )
     _show(table)
 
