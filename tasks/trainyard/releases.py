@@ -198,7 +198,12 @@ def peek_release(store: Store, model: str, release_id: str) -> Release:
     Raises NotFound, CorruptFile; BadInput if it has an older format.
     """
     key = release_key(model, release_id)
-    return _unverified(store.read(key).data, key, release_of_payload)
+    return peek_into(store.read(key).data, key)
+
+
+def peek_into(data: bytes, key: str) -> Release:
+    """Return the release in the content of `key`; for `peek_release`, and raises as it does."""
+    return _unverified(data, key, release_of_payload)
 
 
 def list_releases(store: Store, model: str) -> tuple[Release, ...]:
