@@ -130,9 +130,10 @@ def plan(
         ),
     ] = "",
     model: Annotated[str, typer.Option(help="Name of the model, instead of --request.")] = "",
-    revision: Annotated[str, typer.Option(help="Revision of the source.")] = "",
+    revision: Annotated[str, typer.Option(help="Revision of the source; with --model.")] = "",
     environment: Annotated[
-        list[str] | None, typer.Option(help="Environment to promote to; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Environment to promote to; may be repeated; with --model."),
     ] = None,
     plan_id: Annotated[
         str, typer.Option("--plan", help="Id of the plan; empty: made from its content.")
@@ -147,6 +148,13 @@ def plan(
 
     if bool(request) == bool(model):
         _fail(BadInput("Give either --request or --model."))
+    if request and (revision or environment):
+        _fail(
+            BadInput(
+                "--revision and --environment go with --model only.",
+                hint='Put "revision" and "environments" into the request.',
+            )
+        )
     try:
         wanted = (
             ReleaseRequest.model_validate_json(request)
