@@ -99,10 +99,15 @@ def tab(browser: Browser, url: str, airflow: FakeRuns) -> Browser:
     return browser
 
 
-def press(tab: Browser, dialog: str) -> str:
-    """Fill nothing in, press the button, and return what the page says in the end."""
+def press(tab: Browser, dialog: str, *, generation: int | None = None) -> str:
+    """Fill nothing in, press the button, and return what the page says in the end.
+
+    With a generation, the dialog was opened when the channel had that one.
+    """
     tab.run("document.querySelector('dialog[open]')?.close()")
     tab.run(f"document.querySelector('[data-opens={dialog}]').click()")
+    if generation is not None:
+        tab.run(f"document.querySelector('#{dialog} form').dataset.generation = '{generation}'")
     tab.run(f"document.querySelector('#{dialog} button[type=submit]').click()")
     tab.until(f"/pass|fail/.test(document.querySelector('#{dialog} .answer').className)")
     said = tab.run(f"document.querySelector('#{dialog} .answer').innerText")
@@ -163,6 +168,12 @@ def test_a_rollback_that_failed_can_be_asked_for_again(
     airflow.runs[rollback(world)] = {"state": "failed", "conf": CONF}
     assert "The rollback has been asked for." in press(tab, "rollback")
     assert airflow.runs[f"{rollback(world)}__2"]["dag"] == ROLLBACK
+
+
+def test_a_rollback_that_failed_halfway_is_looked_at_first(tab: Browser, airflow: FakeRuns) -> None:
+    airflow.runs[f"rollback__{MODEL}__g1"] = {"state": "failed", "conf": CONF}
+    assert "The channel has changed since" in press(tab, "rollback", generation=1)
+    assert len(airflow.runs) == 1
 
 
 def test_a_refusal_is_shown_and_the_button_stays(tab: Browser, airflow: FakeRuns) -> None:

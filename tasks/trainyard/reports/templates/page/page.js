@@ -162,9 +162,13 @@
       const found = await call(`${path}/${encodeURIComponent(runId)}`, "GET");
       if (!isSame(found.conf, conf)) continue;
       if (!ENDED.includes(found.state)) return { words: ASKED_BEFORE, runId };
-      // Again would go back once more, to the release before that.
-      const names = form.dataset.verb !== "rollback" || conf.release;
-      if (found.state === "success" && !names) return { words: "This was done already.", runId };
+      if (form.dataset.verb === "rollback" && !conf.release) {
+        // Again would go back once more, to the release before that.
+        if (found.state === "success") return { words: "This was done already.", runId };
+        if (form.dataset.generation !== document.getElementById("live").dataset.generation) {
+          throw new Error(`The channel has changed since ${runId} failed: close this and look first.`);
+        }
+      }
     }
     throw new Error(`This was asked for ${MOST_ATTEMPTS} times: see why its runs fail.`);
   };
