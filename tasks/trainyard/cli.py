@@ -130,9 +130,10 @@ def plan(
         ),
     ] = "",
     model: Annotated[str, typer.Option(help="Name of the model, instead of --request.")] = "",
-    revision: Annotated[str, typer.Option(help="Revision of the source.")] = "",
+    revision: Annotated[str, typer.Option(help="Revision of the source; with --model.")] = "",
     environment: Annotated[
-        list[str] | None, typer.Option(help="Environment to promote to; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Environment to promote to; may be repeated; with --model."),
     ] = None,
     plan_id: Annotated[
         str, typer.Option("--plan", help="Id of the plan; empty: made from its content.")
@@ -147,6 +148,13 @@ def plan(
 
     if bool(request) == bool(model):
         _fail(BadInput("Give either --request or --model."))
+    if request and (revision or environment):
+        _fail(
+            BadInput(
+                "--revision and --environment go with --model only.",
+                hint='Put "revision" and "environments" into the request.',
+            )
+        )
     try:
         wanted = (
             ReleaseRequest.model_validate_json(request)
@@ -338,8 +346,9 @@ def schema(
 @app.command(rich_help_panel=LOOK)
 def releases(model: ModelArgument) -> None:
     """List the published releases of a model."""
-    from trainyard.releases import list_releases
+    from trainyard.releases import list_releases, load_release
     from trainyard.reports.provenance import signed_by
+    from trainyard.signing.keys import trusted_keys
     from trainyard.spec.loader import Catalogue
     from trainyard.store.factory import open_store
 
@@ -350,6 +359,7 @@ def releases(model: ModelArgument) -> None:
         found = list_releases(store, model)
         if not found:
             Catalogue(settings.catalogue).path(model)
+        trusted = trusted_keys(settings)
     except TrainyardError as error:
         _fail(error)
     for release in found:
@@ -359,7 +369,9 @@ def releases(model: ModelArgument) -> None:
             release.target.name,
             release.compile_key[:12],
             f"{release.created_at:%Y-%m-%d %H:%M} UTC",
-            signed_by(partial(_load_release, store, release.model, release.release_id)),
+            signed_by(
+                partial(load_release, store, model, release.release_id, settings, trusted=trusted)
+            ),
         )
     _show(table)
 
@@ -641,7 +653,8 @@ def _airflow(settings: Settings) -> tuple[Any, str]:
             "No Airflow is named, and the embedded platform does not run.",
             hint="Set TRAINYARD_AIRFLOW_URL, or start it with `trainyard up`.",
         )
-    return AirflowApi(found.airflow_url, found.username, found.password), found.airflow_url
+    api = AirflowApi(found.airflow_url, found.username, found.password, embedded=True)
+    return api, found.airflow_url
 
 
 @app.command(rich_help_panel=LOOK)

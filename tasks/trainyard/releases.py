@@ -51,8 +51,22 @@ def release_id_of(
     return f"{model}-{short(digest([checkpoint_digest, compile_key, serving_digest]))}"
 
 
-def load_release(store: Store, model: str, release_id: str, settings: Settings) -> Release:
+def load_release(
+    store: Store,
+    model: str,
+    release_id: str,
+    settings: Settings,
+    *,
+    trusted: TrustedKeys | None = None,
+) -> Release:
     """Return a release after checking that it is signed by a trusted key and is what it claims.
+
+    Args:
+        store: where it lies.
+        model: whose release it is.
+        release_id: its id.
+        settings: say which keys are trusted.
+        trusted: those keys, for who loads many releases and has read them already.
 
     Raises:
         NotFound: there is no such release.
@@ -68,7 +82,9 @@ def load_release(store: Store, model: str, release_id: str, settings: Settings) 
             f"There is no release {release_id} of model {model}.",
             hint=f"`trainyard releases {model}` lists them.",
         ) from error
-    release = _verified(data, key, release_of_payload, trusted_keys(settings))
+    if trusted is None:
+        trusted = trusted_keys(settings)
+    release = _verified(data, key, release_of_payload, trusted)
     made_of = release_id_of(
         release.model,
         checkpoint_digest=release.checkpoint_digest,
@@ -182,7 +198,12 @@ def peek_release(store: Store, model: str, release_id: str) -> Release:
     Raises NotFound, CorruptFile; BadInput if it has an older format.
     """
     key = release_key(model, release_id)
-    return _unverified(store.read(key).data, key, release_of_payload)
+    return peek_into(store.read(key).data, key)
+
+
+def peek_into(data: bytes, key: str) -> Release:
+    """Return the release in the content of `key`; for `peek_release`, and raises as it does."""
+    return _unverified(data, key, release_of_payload)
 
 
 def list_releases(store: Store, model: str) -> tuple[Release, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,12 @@ from trainyard.errors import (
     TrainyardError,
     Transient,
 )
+from trainyard.releases import load_release, release_id_of, store_release
 from trainyard.settings import get_settings
 from trainyard.signing.keys import signing_key, trusted_keys
 from trainyard.steps.gate import gate
 from trainyard.steps.publish import publish
+from trainyard.store.folder import FolderStore
 from trainyard.store.layout import channel_key, status_key
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,6 +64,16 @@ def yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, list(arguments), prog_name="trainyard")
+
+
+def counted(function: Callable[..., Any], calls: Counter[str]) -> Callable[..., Any]:
+    """Return the function, which counts its calls under its name."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        calls[function.__name__] += 1
+        return function(*arguments, **named)
+
+    return call
 
 
 def flat(text: str) -> str:
@@ -143,6 +156,8 @@ class TestErrors:
         [
             (["plan"], "Give either --request or --model."),
             (["plan", "--model", "adder", "--request", "{}"], "Give either --request or --model."),
+            (["plan", "--request", "{}", "--revision", "r1"], "--revision and --environment go"),
+            (["plan", "--request", "{}", "--environment", "staging"], "go with --model only."),
             (["plan", "--request", "{"], "The request is not valid: request: Invalid JSON"),
             (["plan", "--request", '{"revision": "r1"}'], "model: Field required"),
             (["plan", "--request", '{"model": "adder", "x": 1}'], "x: Extra inputs"),
@@ -387,6 +402,29 @@ class TestReleases:
         run("keys", "revoke", key.short_id, "--reason", "Leaked.")
 
         assert "a revoked key" in run("releases", "adder").stdout
+
+    def test_the_list_reads_each_release_a_fixed_number_of_times(
+        self, yard: Yard, release_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = load_release(yard.store, "adder", release_id, yard.settings)
+        for number in range(3):
+            digests = {"serving_digest": f"s{number}"}
+            another = release_id_of(
+                "adder",
+                checkpoint_digest=first.checkpoint_digest,
+                compile_key=first.compile_key,
+                **digests,
+            )
+            made = first.model_copy(update={"release_id": another, "signature": None, **digests})
+            store_release(yard.store, made, signing_key(yard.settings))
+        calls: Counter[str] = Counter()
+        for name in ("read", "list"):
+            monkeypatch.setattr(FolderStore, name, counted(getattr(FolderStore, name), calls))
+
+        shown = run("releases", "adder").stdout
+
+        assert shown.count("this installation") == 4
+        assert (calls["read"], calls["list"]) == (2 * 4, 1)
 
     def test_the_provenance_is_shown(self, yard: Yard, release_id: str) -> None:
         shown = run("provenance", "adder").stdout

@@ -145,6 +145,8 @@ def create_page(
     app.state.backing = backing
     for path, route in _ROUTES:
         app.get(path, response_class=HTMLResponse)(route)
+    # Behind the login as well: without one, an unknown address looks like any other.
+    app.api_route("/{path:path}", methods=_METHODS)(show_nothing)
     app.exception_handler(TrainyardError)(_on_error)
     app.exception_handler(StarletteHTTPException)(_on_http_error)
     return app
@@ -243,6 +245,15 @@ def show_run(request: Request, dag_id: str, run_id: str) -> Response:
         message = "This DAG moves no model: Trainyard has nothing to show for its runs."
     return _page(request, "message", heading="Nothing to show", message=message, hint="")
 
+
+def show_nothing(request: Request) -> Response:
+    """Whatever is no page, or would change one."""
+    if request.method == "GET":
+        raise HTTPException(404, "Not Found")
+    raise HTTPException(405, "Method Not Allowed")
+
+
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 _ROUTES: tuple[tuple[str, Callable[..., Response]], ...] = (
     ("/", show_overview),

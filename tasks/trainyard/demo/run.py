@@ -184,7 +184,7 @@ class Demo:
 
     def play(self, address: Address) -> list[Ended]:
         """Release one after the other, with traffic from the first stable release on."""
-        api = AirflowApi(address.airflow_url, address.username, address.password)
+        api = AirflowApi(address.airflow_url, address.username, address.password, embedded=True)
         for dag_id in (RELEASE_DAG, PROMOTE_DAG):
             api.wait_for_dag(dag_id)
         batch = datetime.now().strftime("%Y%m%dT%H%M%S")

@@ -21,6 +21,7 @@ class AirflowApi:
     Args:
         url: where Airflow listens, such as `http://127.0.0.1:8080`.
         token: a token that somebody made before; then user and password are not needed.
+        embedded: it is the Airflow that `trainyard up` starts, so hints may speak of that.
         transport: replaces the network in tests.
     """
 
@@ -31,17 +32,19 @@ class AirflowApi:
         password: str = "",
         *,
         token: str = "",
+        embedded: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._client = httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S, transport=transport)
         self._login = {"username": username, "password": password}
         self._token = token
+        self._embedded = embedded
 
     def request(self, method: str, path: str, body: Any = None) -> httpx.Response:
         """Send one request with our token.
 
         Raises:
-            Transient: Airflow cannot be reached.
+            Transient: Airflow cannot be reached, or cannot log anybody in just now.
             BadInput: the login is refused.
         """
         try:
@@ -54,17 +57,23 @@ class AirflowApi:
         except httpx.HTTPError as error:
             raise Transient(
                 f"Airflow at {self._client.base_url} cannot be reached: {error}",
-                hint="`trainyard up` starts it; logs are in the home's logs folder.",
+                hint="`trainyard up` starts it; logs are in the home's logs folder."
+                if self._embedded
+                else "See whether it runs and whether TRAINYARD_AIRFLOW_URL is its address.",
             ) from error
         return response
 
     def _log_in(self) -> None:
         response = self._client.post("/auth/token", json=self._login)
+        if response.is_server_error:
+            _check(response, "a login")
         if response.status_code != 201:
             raise BadInput(
                 f"Airflow refused the login of {self._login['username']!r} "
                 f"({response.status_code}).",
-                hint="`trainyard where` prints the login of the embedded platform.",
+                hint="`trainyard where` prints the login of the embedded platform."
+                if self._embedded
+                else "See TRAINYARD_AIRFLOW_USER and TRAINYARD_AIRFLOW_PASSWORD.",
             )
         self._token = response.json()["access_token"]
 

@@ -69,7 +69,7 @@ def up(settings: Settings, say: Say) -> Address:
         say("Starting PostgreSQL, Airflow, the agent and the proxy.")
         _start_supervisor(settings, paths)
     address = _wait_until_healthy(settings, paths, say)
-    api = AirflowApi(address.airflow_url, address.username, address.password)
+    api = AirflowApi(address.airflow_url, address.username, address.password, embedded=True)
     for pool in POOLS:
         api.ensure_pool(pool)
     return address

@@ -24,6 +24,12 @@ ENDED = frozenset({"success", "failed"})
 POLL_S = 2.0
 """Seconds between two looks at a run."""
 
+MOST_MISSES = 10
+"""Looks in a row that may fail; with the pauses between them that is about three minutes."""
+
+LONGEST_PAUSE_S = 30.0
+"""Between two looks while Airflow does not answer."""
+
 MOST_ATTEMPTS = 50
 """Runs of the same request that are looked through for the newest."""
 
@@ -171,28 +177,48 @@ def wait(
 ) -> dict[str, Any]:
     """Say what happens in a run until it has ended, and return its results by task.
 
+    An Airflow that does not answer for a while, such as one that starts again, is waited for.
+
     Raises:
         Refused: it failed; the message has what the first task to fail logged.
-        Transient: Airflow cannot be reached, or the run takes too long.
+        Transient: Airflow cannot be reached for long, or the run takes too long.
     """
     deadline = clock() + timeout_s
     seen: dict[str, str] = {}
+    misses = 0
     while True:
-        state = api.run_state(dag_id, run_id)
-        tasks = api.task_states(dag_id, run_id)
-        for task in tasks:
-            _tell(task, seen, say)
-        if state == "success":
-            return api.results(dag_id, run_id)
-        if state == "failed":
-            reason = _reason(api, dag_id, run_id, tasks)
-            raise Refused(f"Run {run_id} of {dag_id} failed. {reason}".strip())
-        if clock() > deadline:
-            raise Transient(
-                f"Run {run_id} of {dag_id} is still {state} after {timeout_s:g} s.",
-                hint="It goes on. The same request again attaches to it.",
-            )
-        sleep(POLL_S)
+        try:
+            state, results = _look(api, dag_id, run_id, seen, say)
+        except Transient as error:
+            misses += 1
+            if misses == MOST_MISSES or clock() > deadline:
+                raise
+            if misses == 1:
+                say(f"{error.message} Asking again; the run goes on meanwhile.")
+        else:
+            misses = 0
+            if results is not None:
+                return results
+            if clock() > deadline:
+                raise Transient(
+                    f"Run {run_id} of {dag_id} is still {state} after {timeout_s:g} s.",
+                    hint="It goes on. The same request again attaches to it.",
+                )
+        sleep(min(POLL_S * 2**misses, LONGEST_PAUSE_S))
+
+
+def _look(
+    api: AirflowApi, dag_id: str, run_id: str, seen: dict[str, str], say: Callable[[str], None]
+) -> tuple[str, dict[str, Any] | None]:
+    """Say what is new in a run; return its state, and its results once it has ended well."""
+    state = api.run_state(dag_id, run_id)
+    tasks = api.task_states(dag_id, run_id)
+    for task in tasks:
+        _tell(task, seen, say)
+    if state == "failed":
+        reason = _reason(api, dag_id, run_id, tasks)
+        raise Refused(f"Run {run_id} of {dag_id} failed. {reason}".strip())
+    return state, api.results(dag_id, run_id) if state == "success" else None
 
 
 def _tell(task: Mapping[str, Any], seen: dict[str, str], say: Callable[[str], None]) -> None:

@@ -53,19 +53,36 @@ def test_an_expired_token_is_renewed() -> None:
     assert client.run_state("neuron_release", "r1") == "running"
 
 
-def test_a_wrong_password_says_where_the_right_one_is() -> None:
+@pytest.mark.parametrize(
+    ("embedded", "hint"), [(True, "trainyard where"), (False, "TRAINYARD_AIRFLOW_PASSWORD")]
+)
+def test_a_wrong_password_says_where_the_right_one_is(embedded: bool, hint: str) -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(401))
+    client = AirflowApi("http://airflow", "admin", "x", embedded=embedded, transport=transport)
+    with pytest.raises(BadInput) as caught:
+        client.run_state("neuron_release", "r1")
+    assert hint in caught.value.hint
+
+
+def test_a_login_that_is_not_possible_just_now_is_not_a_wrong_one() -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(502))
     client = AirflowApi("http://airflow", "admin", "x", transport=transport)
-    with pytest.raises(BadInput, match="trainyard where"):
+    with pytest.raises(Transient, match="502"):
         client.run_state("neuron_release", "r1")
 
 
-def test_an_absent_airflow_can_be_tried_again() -> None:
+@pytest.mark.parametrize(
+    ("embedded", "hint"), [(True, "trainyard up"), (False, "TRAINYARD_AIRFLOW_URL")]
+)
+def test_an_absent_airflow_can_be_tried_again(embedded: bool, hint: str) -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    with pytest.raises(Transient, match="cannot be reached"):
-        api(refuse).run_state("neuron_release", "r1")
+    transport = httpx.MockTransport(refuse)
+    client = AirflowApi("http://airflow", "admin", "x", embedded=embedded, transport=transport)
+    with pytest.raises(Transient, match="cannot be reached") as caught:
+        client.run_state("neuron_release", "r1")
+    assert hint in caught.value.hint
 
 
 def test_pools_count_deferred_tasks_and_existing_ones_are_adjusted() -> None:

@@ -12,6 +12,7 @@ import pytest
 from trainyard.errors import BadInput, NotFound, Refused, TrainyardError, Transient
 from trainyard.platform.airflow_api import AirflowApi
 from trainyard.platform.request import (
+    MOST_MISSES,
     RunRequest,
     ask,
     parse_overrides,
@@ -37,6 +38,8 @@ class FakeAirflow:
     results: str = ""
     status: int = 200
     seen: list[str] = field(default_factory=list)
+    misses: list[int] = field(default_factory=list)
+    """For each look at a run: a status to answer instead, 0 for no answer, 200 for a good one."""
 
     def api(self, **login: str) -> AirflowApi:
         login = login or {"token": "secret-token"}
@@ -58,7 +61,10 @@ class FakeAirflow:
         if path.endswith("/taskInstances"):
             look = self.tasks.pop(0) if len(self.tasks) > 1 else (self.tasks or [[]])[0]
             return httpx.Response(200, json={"task_instances": look})
-        return httpx.Response(200, json=self.runs[path.rpartition("/")[2]])
+        status = self.misses.pop(0) if self.misses else 200
+        if status == 0:
+            raise httpx.ReadTimeout("timed out")
+        return httpx.Response(status, json=self.runs[path.rpartition("/")[2]])
 
     def start(self, body: dict[str, Any]) -> httpx.Response:
         if body["dag_run_id"] in self.runs:
@@ -246,6 +252,45 @@ def test_waiting_has_an_end() -> None:
     error, _ = waiting(FakeAirflow(), timeout_s=1, clock=lambda: float(next(ticks)))
     assert isinstance(error, Transient)
     assert "attaches" in error.hint
+
+
+def test_an_airflow_that_starts_again_is_waited_for_and_told_once() -> None:
+    airflow = FakeAirflow(misses=[502, 200, 502, 0, 503])
+    results, said = waiting(airflow)
+    assert results == {}
+    assert airflow.misses == []
+    assert ["502" in each for each in said] == [True, True]
+
+
+def test_an_airflow_that_stays_away_is_given_up() -> None:
+    airflow = FakeAirflow(misses=[0] * 100)
+    error, said = waiting(airflow)
+    assert isinstance(error, Transient)
+    assert "timed out" in error.message
+    assert len(airflow.misses) == 100 - MOST_MISSES
+    assert len(said) == 1
+
+
+def test_nobody_waits_past_the_deadline_for_an_airflow_that_is_away() -> None:
+    ticks = iter(range(100))
+    airflow = FakeAirflow(misses=[502] * 100)
+    error, _ = waiting(airflow, timeout_s=3, clock=lambda: float(next(ticks)))
+    assert isinstance(error, Transient)
+    assert len(airflow.misses) == 96
+
+
+def test_pauses_grow_while_airflow_is_away() -> None:
+    airflow = FakeAirflow(misses=[200, 0, 0, 0, 0, 0, 200])
+    run_id = ask(airflow.api(), PROMOTION).run_id
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 7:
+            airflow.end(run_id, "success")
+
+    wait(airflow.api(), PROMOTION.dag_id, run_id, print, timeout_s=60, sleep=sleep)
+    assert pauses == [2, 4, 8, 16, 30, 30, 2]
 
 
 def test_the_address_of_a_run_is_safe() -> None:

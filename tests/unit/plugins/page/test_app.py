@@ -129,9 +129,20 @@ def test_nobody_sees_anything_without_a_login(
         assert "log in" in Page(answer.text).text
 
 
+@pytest.mark.parametrize("path", ["", "nowhere", "docs", "openapi.json", "channels/", "a/b/c/d/"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_without_a_login_an_unknown_address_is_like_any_other(
+    client: TestClient, access: FakeAccess, method: str, path: str
+) -> None:
+    access.name = ""
+    answer = client.request(method, f"/trainyard/{path}", follow_redirects=False)
+    assert answer.status_code == 401
+
+
 def test_the_login_is_airflows_own(world: PageWorld) -> None:
     page = create_page(access=AirflowAccess(), settings=world.settings, store=world.store)
-    assert TestClient(page).get("/").status_code == 401
+    for path in ("/", "/nowhere"):
+        assert TestClient(page).get(path).status_code == 401
 
 
 @pytest.mark.parametrize("path", ["docs", "redoc", "openapi.json"])

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.rollout_world import MODEL, START, MemoryStore
+from tests.rollout_world import MODEL, START, MemoryStore, make_release, release_id
 
 from trainyard.documents.channel import Channel
 from trainyard.documents.look import Look, Snapshot
+from trainyard.documents.statement import payload_of_release
 from trainyard.errors import CorruptFile, NotFound
 from trainyard.rollout.looks import look_key
-from trainyard.store.layout import channel_key
+from trainyard.settings import Settings
+from trainyard.signing.envelope import seal
+from trainyard.signing.keys import SigningKey, signing_key
+from trainyard.store.layout import channel_key, release_key
 from trainyard_airflow.page import reader as module
-from trainyard_airflow.page.reader import FRESH_S, Reader, Unreadable
+from trainyard_airflow.page.reader import FRESH_S, KEPT_BYTES, Reader, Unreadable
 
 SNAPSHOT = Snapshot(at=START, phase="holding", step_index=0, pods=(), route=None)
 
@@ -22,9 +29,12 @@ SNAPSHOT = Snapshot(at=START, phase="holding", step_index=0, pods=(), route=None
 class CountingStore(MemoryStore):
     """Counts what is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, signer: SigningKey) -> None:
         super().__init__()
+        self.signer = signer
         self.reads: Counter[str] = Counter()
+        self.tells = "version"
+        """What its listings tell beside the names: `version`, `time` or `nothing`."""
 
     def read(self, key: str) -> Any:
         self.reads[key] += 1
@@ -32,7 +42,14 @@ class CountingStore(MemoryStore):
 
     def list(self, prefix: str) -> Any:
         self.reads[f"list {prefix}"] += 1
-        return super().list(prefix)
+        for entry in super().list(prefix):
+            version = self.keys[entry.key].version
+            if self.tells == "version":
+                yield replace(entry, version=version)
+            elif self.tells == "time":
+                yield replace(entry, modified_at=START + timedelta(seconds=int(version)))
+            else:
+                yield entry
 
 
 class Clock:
@@ -43,8 +60,8 @@ class Clock:
 
 
 @pytest.fixture
-def store() -> CountingStore:
-    made = CountingStore()
+def store(tmp_path: Path) -> CountingStore:
+    made = CountingStore(signing_key(Settings(home=tmp_path)))
     for name in "abc":
         look = Look(rollout=1, slot=ord(name), snapshot=SNAPSHOT)
         made.put(look_key(MODEL, "staging", 1, look.slot), look.to_bytes())
@@ -66,6 +83,16 @@ def reader(store: CountingStore, clock: Clock) -> Reader:
 def put(store: MemoryStore, environment: str, generation: int = 1) -> None:
     channel = Channel(model=MODEL, environment=environment, generation=generation)
     store.put(channel_key(MODEL, environment), channel.to_bytes())
+
+
+def releases(store: CountingStore, *names: str, **changes: Any) -> dict[str, str]:
+    """Store releases, signed; return their keys by name."""
+    keys = {}
+    for name in names:
+        release = make_release(name).model_copy(update={"created_at": START, **changes})
+        keys[name] = release_key(MODEL, release.release_id)
+        store.put(keys[name], seal(payload_of_release(release), store.signer))
+    return keys
 
 
 def keys_of(store: CountingStore) -> list[str]:
@@ -90,6 +117,62 @@ def test_only_so_much_is_kept(
     reader.document(keys[-1], Look)
     reader.document(keys[0], Look)
     assert [store.reads[key] for key in keys] == [2, 1, 1]
+
+
+def test_what_was_looked_at_lately_is_kept(
+    reader: Reader, store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = releases(store, "a", "b", "c")
+    sizes = [len(store.keys[key].data) for key in made.values()]
+    monkeypatch.setattr(module, "KEPT_BYTES", sum(sizes) - 1)
+    for name in "abac":
+        reader.releases(MODEL, [release_id(name)])
+    store.reads.clear()
+    reader.releases(MODEL, [release_id("a")])
+    assert store.reads[made["a"]] == 0
+    reader.releases(MODEL, [release_id("b")])
+    assert store.reads[made["b"]] == 1
+
+
+def test_all_releases_of_a_busy_yard_are_kept() -> None:
+    assert KEPT_BYTES / 2 >= 2000 * 16 * 2**10
+
+
+@pytest.mark.parametrize(("tells", "reads"), [("version", 1), ("time", 1), ("nothing", 3)])
+def test_a_release_is_read_again_only_where_the_listing_cannot_tell(
+    reader: Reader, store: CountingStore, clock: Clock, tells: str, reads: int
+) -> None:
+    store.tells = tells
+    made = releases(store, "a", "b")
+    found = []
+    for _ in range(3):
+        found += reader.releases(MODEL, [release_id("a"), release_id("b")])
+        clock.now += FRESH_S
+    assert {id(each) for each in found} == {id(found[0]), id(found[1])}
+    assert [store.reads[key] for key in made.values()] == [reads, reads]
+
+
+@pytest.mark.parametrize("tells", ["version", "time", "nothing"])
+def test_a_release_that_was_signed_anew_is_shown_as_it_is_now(
+    reader: Reader, store: CountingStore, clock: Clock, tells: str
+) -> None:
+    store.tells = tells
+    releases(store, "a")
+    before = reader.release(MODEL, release_id("a"))
+    assert reader.releases(MODEL, [release_id("a")]) == [before]
+    releases(store, "a", created_at=START + timedelta(days=1))
+    clock.now += FRESH_S
+    (listed,) = reader.releases(MODEL, [release_id("a")])
+    assert listed.created_at == before.created_at + timedelta(days=1)
+    assert reader.release(MODEL, release_id("a")) is listed
+
+
+def test_a_single_release_is_never_an_old_one(reader: Reader, store: CountingStore) -> None:
+    releases(store, "a")
+    before = reader.release(MODEL, release_id("a"))
+    assert reader.release(MODEL, release_id("a")) is before
+    releases(store, "a", created_at=START + timedelta(days=1))
+    assert reader.release(MODEL, release_id("a")).created_at > before.created_at
 
 
 def test_a_channel_is_read_again_when_it_is_old(

@@ -1,6 +1,10 @@
 "use strict";
 (() => {
   const REFRESH_MS = 3000;
+  // As in platform/request.py.
+  const ENDED = ["success", "failed"];
+  const MOST_ATTEMPTS = 50;
+  const ASKED_BEFORE = "This was asked for already.";
   const root = document.documentElement;
 
   // The page stands in a frame of Airflow, on the same origin: it takes its light or dark from there.
@@ -131,33 +135,68 @@
     button.disabled = true;
     answer.className = "answer";
     answer.textContent = "Asking Airflow …";
-    const { body, runId } = bodyOf(form);
     try {
-      const response = await fetch(form.dataset.path, {
-        method: form.dataset.method,
-        credentials: "same-origin",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify(body),
-      });
-      const text = await response.text();
-      if (response.ok) return done(answer, form.dataset.done, form.dataset.dag, runId);
-      if (response.status === 409 && runId) {
-        return done(answer, "This was asked for already.", form.dataset.dag, runId);
-      }
-      button.disabled = false;
-      answer.className = "answer fail";
-      answer.textContent = `Airflow refused (${response.status}): ${reasonIn(text)}`;
+      const { words, runId } = await (form.dataset.method === "PATCH" ? abort : startRun)(form);
+      done(answer, words, form.dataset.dag, runId);
     } catch (error) {
       button.disabled = false;
       answer.className = "answer fail";
-      answer.textContent = `Airflow did not answer: ${error.message}`;
+      answer.textContent = error.message;
     }
   };
 
-  const bodyOf = (form) => {
-    if (form.dataset.method === "PATCH") {
-      return { body: { new_state: "failed" }, runId: form.dataset.run };
+  const abort = async (form) => {
+    const marked = await call(form.dataset.path, "PATCH", { new_state: "failed" });
+    return { words: marked ? form.dataset.done : ASKED_BEFORE, runId: form.dataset.run };
+  };
+
+  // As platform/request.py: a run under way is the one that is wanted; after one that has ended, or
+  // that is about something else, comes the next.
+  const startRun = async (form) => {
+    const { path, done: words } = form.dataset;
+    const { conf, runId: first } = wantedBy(form);
+    const body = { logical_date: null, conf, note: "Asked for on the Trainyard page" };
+    for (let attempt = 1; attempt <= MOST_ATTEMPTS; attempt += 1) {
+      const runId = attempt === 1 ? first : `${first}__${attempt}`;
+      if (await call(path, "POST", { ...body, dag_run_id: runId })) return { words, runId };
+      const found = await call(`${path}/${encodeURIComponent(runId)}`, "GET");
+      if (!isSame(found.conf, conf)) continue;
+      if (!ENDED.includes(found.state)) return { words: ASKED_BEFORE, runId };
+      if (form.dataset.verb === "rollback" && !conf.release) {
+        // Again would go back once more, to the release before that.
+        if (found.state === "success") return { words: "This was done already.", runId };
+        if (form.dataset.generation !== document.getElementById("live").dataset.generation) {
+          throw new Error(`The channel has changed since ${runId} failed: close this and look first.`);
+        }
+      }
     }
+    throw new Error(`This was asked for ${MOST_ATTEMPTS} times: see why its runs fail.`);
+  };
+
+  const isSame = (left, right) => {
+    const names = Object.keys(left ?? {});
+    return (
+      names.length === Object.keys(right).length && names.every((name) => left[name] === right[name])
+    );
+  };
+
+  // Returns what Airflow answers; nothing when what is asked for is there already (409).
+  const call = async (path, method, body) => {
+    const response = await fetch(path, {
+      method,
+      credentials: "same-origin",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+    }).catch((error) => {
+      throw new Error(`Airflow did not answer: ${error.message}`);
+    });
+    if (response.ok) return response.json();
+    if (response.status === 409) return null;
+    const reason = reasonIn(await response.text());
+    throw new Error(`Airflow refused (${response.status}): ${reason}`);
+  };
+
+  const wantedBy = (form) => {
     const fields = new FormData(form);
     const conf = { model: form.dataset.model };
     for (const [name, value] of fields) {
@@ -165,11 +204,7 @@
       else if (value !== "") conf[name] = value;
     }
     const subject = conf.release || form.dataset.model;
-    const runId = `${form.dataset.verb}__${subject}__g${form.dataset.generation}`;
-    return {
-      body: { logical_date: null, dag_run_id: runId, conf, note: "Asked for on the Trainyard page" },
-      runId,
-    };
+    return { conf, runId: `${form.dataset.verb}__${subject}__g${form.dataset.generation}` };
   };
 
   const done = (answer, words, dag, runId) => {
