@@ -108,8 +108,14 @@ class TrustedKeys(Frozen):
             raise BadInput(f"{text!r} could mean several keys.", hint="Give more digits.")
         return found[0]
 
-    def with_key(self, key: TrustedKey) -> TrustedKeys:
-        """Return these keys with `key` in the place of the one of its id, or at the end."""
+    def with_key(self, key: TrustedKey, *, last: bool = False) -> TrustedKeys:
+        """Return these keys with `key` in the place of the one of its id, or at the end.
+
+        With `last` always at the end: of several keys in AWS KMS of one name, the last one signs.
+        """
+        if last:
+            others = tuple(each for each in self.keys if each.key_id != key.key_id)
+            return self.model_copy(update={"keys": (*others, key)})
         if self.get(key.key_id) is None:
             return self.model_copy(update={"keys": (*self.keys, key)})
         changed = tuple(key if each.key_id == key.key_id else each for each in self.keys)
