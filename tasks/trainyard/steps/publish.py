@@ -183,6 +183,7 @@ def _release(
         serving=planned.serving,
         serving_digest=planned.serving_digest,
         served_model_name=plan.spec.client_model_name,
+        image=str(planned.serving.get("image", "")),
         toolchain=planned.toolchain,
         measurement_id=measurement.measurement_id,
         request=plan.request,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.yard import COMPILE_KEY, SPEC, Yard, measurement, plan, spec
+from tests.unit.yard import COMPILE_KEY, SERVING, SPEC, Yard, measurement, plan, spec
 
 from trainyard.canonical import digest
 from trainyard.documents.measurement import GateVerdict, Measurement
@@ -128,6 +128,37 @@ def test_a_release_holds_what_it_names_byte_for_byte(yard: Yard) -> None:
         "verdict/accuracy",
         "verdict/latency",
     ]
+
+
+def test_the_statement_names_the_images_that_serve_and_that_published(yard: Yard) -> None:
+    serving_image, own_image = f"neuron@sha256:{'1' * 64}", f"yard@sha256:{'2' * 64}"
+    serving = {**SERVING, "image": serving_image}
+    asked = plan("image-plan", measurement_id="with-image")
+    (planned,) = asked.targets
+    changes = {"serving": serving, "serving_digest": digest(serving)}
+    asked = asked.model_copy(update={"targets": (planned.model_copy(update=changes),)})
+    judged(yard, asked, measurement("with-image", serving_digest=digest(serving)))
+    settings = Settings(home=yard.settings.home, image=own_image)
+
+    result = publish(
+        asked,
+        "cpu",
+        StepContext(settings, yard.store, yard.context.progress, yard.context.work_dir),
+    )
+
+    envelope = json.loads(yard.store.read(str(result.key)).data)
+    predicate = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
+    images = [
+        each
+        for each in predicate["buildDefinition"]["resolvedDependencies"]
+        if each["name"] == "image"
+    ]
+    assert images == [{"name": "image", "uri": serving_image, "digest": {"sha256": "1" * 64}}]
+    assert predicate["runDetails"]["builder"]["builderDependencies"] == [
+        {"name": "image", "uri": own_image, "digest": {"sha256": "2" * 64}}
+    ]
+    release = only_release(yard)
+    assert (release.image, release.provenance.image) == (serving_image, own_image)
 
 
 def test_the_id_follows_from_what_is_served(yard: Yard) -> None:
