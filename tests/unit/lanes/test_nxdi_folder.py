@@ -274,6 +274,31 @@ class TestArchive:
             path.write_bytes(data)
             assert archive_problems(path) != []
 
+    @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+    def test_one_flipped_bit_anywhere_is_named_or_changes_nothing(
+        self, tmp_path: Path, method: int
+    ) -> None:
+        path, made = tmp_path / "model.pt", io.BytesIO()
+        content = {"m/data.pkl": b"\x80\x02}.", "m/version": b"3\n", "m/code/x.py": b"x = 1\n" * 9}
+        with zipfile.ZipFile(made, "w", method) as archive:
+            for name, data in content.items():
+                archive.writestr(name, data)
+        whole, found = made.getvalue(), 0
+        for bit in range(8 * len(whole)):
+            data = bytearray(whole)
+            data[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(data)
+            problems = archive_problems(path)
+            found += len(problems)
+            if not problems:
+                with zipfile.ZipFile(path) as archive:
+                    assert {name: archive.read(name) for name in archive.namelist()} == content
+            else:
+                assert problems[0].startswith("model.pt is ")
+                assert problems[0].endswith(".")
+        # At least every bit of the names, which are there twice.
+        assert found > 16 * sum(map(len, content))
+
     @pytest.mark.parametrize(
         "names", [["a/data.pkl"], ["a/data.pkl", "a/version"], ["data.pkl", "version", "code/x"]]
     )
