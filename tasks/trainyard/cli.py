@@ -747,12 +747,19 @@ def keys_add(
         if (file is None) == (not kms):
             raise BadInput("Give either the file of a public key or --kms.")
         if file is None:
-            key = add_kms_key(settings, kms, comment=comment)
+            key = add_kms_key(
+                settings,
+                kms,
+                comment=comment,
+                not_before=_utc(not_before),
+                not_after=_utc(not_after),
+            )
         else:
             key = add_key(
                 settings,
                 public_key_of(_read_text(file), str(file)),
-                comment=comment or file.stem,
+                comment=comment,
+                default_comment=file.stem,
                 not_before=_utc(not_before),
                 not_after=_utc(not_after),
             )

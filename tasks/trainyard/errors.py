@@ -6,7 +6,8 @@
     ├── BadInput                  10    no     the request, spec or source is wrong
     │   ├── NotFound              10    no     a named model, revision or document does not exist
     │   ├── CorruptFile           10    no     a file is truncated or does not match its hash
-    │   └── RevokedKey            10    no     the key that signed it was revoked
+    │   └── UnusableKey           10    no     the key that signed it did not count at that date
+    │       └── RevokedKey        10    no     the key that signed it was revoked
     ├── Refused                   20    no     the compiler, the model or a gate says no
     │   └── CacheMiss             20    no     a start compiled in spite of its bundle
     ├── Transient                 30    yes    a network, a process or a store failed for now
@@ -60,7 +61,11 @@ class CorruptFile(BadInput):
     """A file is truncated, unreadable or does not match its hash."""
 
 
-class RevokedKey(BadInput):
+class UnusableKey(BadInput):
+    """A document is signed by a trusted key that did not count when the document is dated."""
+
+
+class RevokedKey(UnusableKey):
     """A document is signed by a key that was revoked."""
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -151,7 +151,6 @@ def export_release(
         empty = _Layer(_EMPTY_TYPE, "", 2, hashlib.sha256(b"{}").hexdigest(), lambda: _bytes(b"{}"))
         distinct = {layer.sha256: layer for layer in (*layers, empty)}
         missing = [layer for layer in distinct.values() if not remote.has(layer)]
-        settings.work_root.mkdir(parents=True, exist_ok=True)
         for number, layer in enumerate(missing, start=1):
             say(f"Pushing {number} of {len(missing)}: {layer.path or 'configuration'}")
             with _spooled(layer, settings.work_root) as file:
@@ -221,7 +220,10 @@ def _manifest(release: Release, layers: tuple[_Layer, ...]) -> bytes:
 @contextmanager
 def _spooled(layer: _Layer, folder: Path) -> Iterator[Path]:
     """Give a local file with the content of a layer, checked against its hash."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="export-") as file:
+    with ExitStack() as stack:
+        with explained("write", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix="export-"))
         with layer.open() as stream, explained("write", folder):
             content = pump(stream, file.write)
             file.flush()
@@ -345,11 +347,24 @@ def _unavailable(registry: Registry, status: int) -> Transient:
 
 @contextmanager
 def _explained(registry: Registry) -> Iterator[None]:
-    """Turn what oras and its HTTP client raise inside the block into errors of ours."""
+    """Turn what oras, its HTTP client and AWS's raise inside the block into errors of ours."""
     import httpx
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        NoCredentialsError,
+        PartialCredentialsError,
+    )
 
     try:
         yield
+    except (NoCredentialsError, PartialCredentialsError, ClientError) as error:
+        raise _login_needed(registry) from error
+    except BotoCoreError as error:
+        raise Transient(
+            f"AWS gives no token for the registry {registry.host} now: {error}",
+            hint="Check the network, then try again.",
+        ) from error
     except (OSError, httpx.HTTPError) as error:
         # `requests` derives its errors from OSError.
         raise Transient(

@@ -19,7 +19,7 @@ from trainyard.documents.statement import (
     release_of_payload,
     verdict_of_payload,
 )
-from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, RevokedKey
+from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, UnusableKey
 from trainyard.names import check_release_id
 from trainyard.settings import Settings
 from trainyard.signing.envelope import look_into, open_envelope, seal
@@ -71,7 +71,7 @@ def load_release(
     Raises:
         NotFound: there is no such release.
         BadInput: its signature is unknown or wrong, or it has an older format.
-        RevokedKey: the key that signed it was revoked.
+        UnusableKey: the key that signed it was revoked, or did not count at its date.
         CorruptFile: it cannot be read, or is another release than its name says.
     """
     key = release_key(model, release_id)
@@ -289,7 +289,8 @@ def record_verdict(
 ) -> str:
     """Sign and store a verdict on a release and return its key; the same twice is one.
 
-    One whose key was revoked since is signed anew. Raises as `load_release`, and as `seal`.
+    One whose key was revoked, or did not count at its date, is signed anew. Raises as
+    `load_release`, and as `seal`; UnusableKey also if `key` does not count now.
     """
     verdict = Attestation(
         release_id=release.release_id,
@@ -307,7 +308,7 @@ def record_verdict(
             return ""
         try:
             found = _verified(stored.data, where, verdict_of_payload, trusted)
-        except RevokedKey:
+        except UnusableKey:
             return stored.version
         if (found.release_id, found.subject) != (verdict.release_id, verdict.subject):
             raise CorruptFile(
@@ -319,6 +320,8 @@ def record_verdict(
     if version is None:
         return where
     data = seal(payload_of_verdict(verdict, release), key)
+    # What nobody would accept is not stored: the key may have been replaced since it was fetched.
+    _verified(data, where, verdict_of_payload, trusted)
     try:
         if version:
             store.replace(where, data, version=version)
@@ -353,14 +356,14 @@ def list_verdicts(
 ) -> tuple[Attestation, ...]:
     """Return the verdicts on a release, oldest first, each signed by a trusted key.
 
-    A verdict whose key was revoked counts as none: its plan must publish again. Raises otherwise as
-    `load_release`.
+    A verdict whose key was revoked or did not count at its date counts as none: its plan must
+    publish again. Raises otherwise as `load_release`.
     """
     trusted = trusted_keys(settings)
     found = []
     for key, kind in _attestation_keys(store, model, release_id):
         if kind == _VERDICT:
-            with contextlib.suppress(RevokedKey):
+            with contextlib.suppress(UnusableKey):
                 found.append(_verified(store.read(key).data, key, verdict_of_payload, trusted))
     ours = (each for each in found if each.release_id == release_id)
     return tuple(sorted(ours, key=lambda each: each.created_at))

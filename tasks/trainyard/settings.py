@@ -198,6 +198,11 @@ class Settings(BaseSettings):
     dag_run: str = ""
     """The Airflow run the work belongs to, for provenance; the DAGs set it."""
 
+    image: str = ""
+    """Container image that this process runs in, best with its digest (`name@sha256:…`), for
+    provenance. Nothing inside a container knows it: whoever starts the container sets it. Empty:
+    no image."""
+
     @property
     def store_root(self) -> Path:
         """The folder behind `store`, where it is one."""

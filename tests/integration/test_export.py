@@ -14,12 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import requests
 from tests.serving_world import MODEL, make_release
 
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.documents.release import Release
 from trainyard.errors import BadInput, CorruptFile, Transient
-from trainyard.export import Registry, _Remote, export_release
+from trainyard.export import Registry, _explained, _Remote, export_release
 from trainyard.releases import read_pinned
 from trainyard.settings import Settings
 from trainyard.signing.envelope import open_envelope
@@ -313,6 +314,69 @@ def test_ecr_is_logged_in_to_with_credentials_of_aws(settings: Settings) -> None
     ecr = Registry.parse("oci://123456789012.dkr.ecr.eu-central-1.amazonaws.com/models")
 
     assert isinstance(_Remote(ecr, "tag", settings)._client.auth, EcrAuth)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "words"),
+    [
+        ({}, BadInput, "does not let us push"),
+        ({"AWS_ACCESS_KEY_ID": "testing"}, BadInput, "does not let us push"),
+        (
+            {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"},
+            Transient,
+            "AWS gives no token",
+        ),
+    ],
+    ids=["no credentials", "half of them", "AWS is out of reach"],
+)
+def test_a_login_to_ecr_that_fails_is_told_in_words(
+    given: dict[str, str],
+    kind: type[Exception],
+    words: str,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import boto3
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    fixed = {
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_MAX_ATTEMPTS": "1",
+    }
+    for name, value in (fixed | given).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    ecr = Registry.parse("oci://123456789012.dkr.ecr.eu-central-1.amazonaws.com/models")
+    challenge = requests.Response()
+    challenge.headers["Www-Authenticate"] = (
+        f'Bearer realm="https://{ecr.host}/",service="ecr.amazonaws.com"'
+    )
+    login = _Remote(ecr, "tag", settings)._client.auth.authenticate_request
+
+    with pytest.raises(kind, match=words), _explained(ecr):
+        login(challenge, {})
+
+
+def test_a_refusal_by_aws_asks_for_a_login() -> None:
+    from botocore.exceptions import ClientError
+
+    answer = {"Error": {"Code": "AccessDeniedException", "Message": ""}}
+    with pytest.raises(BadInput, match="does not let us push"), _explained(Registry("r.x", "m")):
+        raise ClientError(answer, "GetAuthorizationToken")
+
+
+def test_a_scratch_folder_that_cannot_be_made_is_named_and_not_the_registry(
+    running: RunningRegistry, store: FolderStore, release: Release, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    work.write_text("in the way")
+
+    with pytest.raises(BadInput, match=f"Cannot write {work}"):
+        export_release(
+            store, release, repository(running, tmp_path), Settings(home=tmp_path, work=work)
+        )
 
 
 @pytest.mark.parametrize(

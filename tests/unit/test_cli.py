@@ -353,7 +353,9 @@ class TestKeys:
         old = second.splitlines()[0].removeprefix("Retired: ")[:12]
         pem = second[second.index("-----BEGIN") :]
         (tmp_path / "yard.pem").write_text(pem)
-        assert "ed25519" in run("keys", "add", str(tmp_path / "yard.pem")).stdout
+        assert (
+            "ed25519" in run("keys", "add", str(tmp_path / "yard.pem"), "--comment", "yard").stdout
+        )
         assert run("keys", "revoke", old, "--reason", "Leaked [x].").exit_code == 0
         listed = run("keys", "list").stdout
         assert f"{old} │ ed25519 │" in listed

@@ -43,6 +43,7 @@ class Provenance(Frozen):
     dag_run: str = ""
     code_version: str = __version__
     image: str = ""
+    """The container image it was made in; empty: none, or nobody said."""
     host: str = ""
     inputs: tuple[str, ...] = ()
     """Keys of the documents this one was made from."""
@@ -53,6 +54,7 @@ class Provenance(Frozen):
         return cls(
             requested_by=settings.requested_by,
             dag_run=settings.dag_run,
+            image=settings.image,
             host=platform.node(),
             inputs=inputs,
         )

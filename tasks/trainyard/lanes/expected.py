@@ -10,12 +10,9 @@ from typing import Any
 
 from trainyard.errors import CorruptFile
 from trainyard.lanes import neff
+from trainyard.lanes.neuron_common import lnc_of, platform_target, settings_of, world_size
 from trainyard.spec.model import Target
-
-_NEURON_FAMILIES = ("inf2", "trn1", "trn2", "trn3")
-
-_DEFAULT_LNC = {"inf2": 1, "trn1": 1, "trn2": 2, "trn3": 2}
-"""Physical cores in one logical core, where nobody says otherwise."""
+from trainyard.spec.neuron import NxdiSettings
 
 
 @dataclass(frozen=True)
@@ -50,36 +47,22 @@ def neff_defect(path: Path, expected: Expected) -> str:
 
 
 def expected_of(target: Target | None) -> Expected:
-    """Return what `target` asks of compiled code; `ANYTHING` for no target.
+    """Return what `target`, one of a Neuron lane, asks of compiled code; `ANYTHING` for no target.
 
-    Settings that only Neuron targets have (`neuron`, `nxdi`) are taken where a target has them.
+    Raises BadInput: it has no Neuron device, or no `neuron` settings.
     """
     if target is None:
         return ANYTHING
-    family = next((name for name in _NEURON_FAMILIES if target.instance.startswith(name)), "")
-    neuron, nxdi = getattr(target, "neuron", None), getattr(target, "nxdi", None)
-    lnc = getattr(neuron, "lnc", None) or _DEFAULT_LNC.get(family)
-    overrides = _overrides(nxdi)
     return Expected(
-        platform_target=family,
-        lnc=lnc,
-        cores=target.tensor_parallel_size
-        * int(getattr(neuron, "data_parallel_size", 1))
-        * int(overrides.get("pp_degree", 1)),
-        neuron_config=MappingProxyType(_neuron_config(target, neuron, lnc) | overrides),
+        platform_target=platform_target(target),
+        lnc=lnc_of(target),
+        cores=world_size(target),
+        neuron_config=MappingProxyType(_neuron_config(target)),
     )
 
 
-def _overrides(nxdi: Any) -> dict[str, Any]:
-    """Return what a target sets in NxD Inference's configuration by name."""
-    if nxdi is None:
-        return {}
-    typed: dict[str, Any] = nxdi.override_neuron_config.model_dump(mode="json", exclude_none=True)
-    return {**nxdi.extra_neuron_config, **typed}
-
-
-def _neuron_config(target: Target, neuron: Any, lnc: int | None) -> dict[str, Any]:
-    """Return the fields that vLLM's plugin for NxD Inference makes of a target by itself."""
+def _neuron_config(target: Target) -> dict[str, Any]:
+    """Return the fields that vLLM's plugin for NxD Inference makes of a target."""
     asked: dict[str, Any] = {
         "tp_degree": target.tensor_parallel_size,
         "batch_size": target.max_num_seqs,
@@ -87,9 +70,17 @@ def _neuron_config(target: Target, neuron: Any, lnc: int | None) -> dict[str, An
         "torch_dtype": target.dtype,
         "is_prefix_caching": target.enable_prefix_caching,
         "is_block_kv_layout": target.enable_prefix_caching,
+        "logical_nc_config": lnc_of(target),
+        **_overrides(target.nxdi or NxdiSettings()),
     }
-    if target.enable_prefix_caching:
-        asked["pa_block_size"] = target.block_size
-        asked["pa_num_blocks"] = getattr(neuron, "num_gpu_blocks", None)
-    asked["logical_nc_config"] = lnc
+    if asked["is_block_kv_layout"]:
+        # With prefix caching or without: the shape of the KV cache is compiled in.
+        asked.setdefault("pa_block_size", target.block_size)
+        asked.setdefault("pa_num_blocks", settings_of(target).num_gpu_blocks)
     return {name: value for name, value in asked.items() if value is not None}
+
+
+def _overrides(nxdi: NxdiSettings) -> dict[str, Any]:
+    """Return what a target sets in NxD Inference's configuration by name."""
+    typed = nxdi.override_neuron_config.model_dump(mode="json", exclude_none=True)
+    return {**nxdi.extra_neuron_config, **typed}

@@ -15,8 +15,11 @@ be served with them. A persistent cache of libneuronxla may lie beside the folde
 from __future__ import annotations
 
 import json
+import lzma
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,19 @@ WEIGHTS = "weights"
 SAVE_SHARDS = "save_sharded_checkpoint"
 
 _CHUNK_BYTES = 1 << 20
+_BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+)
+"""What `zipfile` raises over a flipped bit: in a flag (encrypted), a method, a size, the data."""
 _ABSENT = "nothing"
 
 _LOADED = re.compile(r"[Ss]uccessfully loaded pre-?compiled model artifacts")
@@ -131,8 +147,8 @@ def archive_problems(path: Path) -> list[str]:
                 with archive.open(name) as member:
                     while member.read(_CHUNK_BYTES):
                         pass
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
-        return [f"{path.name} is not a whole zip archive: {error}."]
+    except _BROKEN_ZIP as error:
+        return [f"{path.name} is not a whole zip archive: {str(error) or type(error).__name__}."]
     tops = {name.split("/", 1)[0] for name in names}
     inside = {name.split("/", 1)[1] for name in names if "/" in name}
     absent = [name for name in ("data.pkl", "version") if name not in inside]

@@ -115,38 +115,81 @@ def add_key(
     public: PublicKey,
     *,
     comment: str = "",
+    default_comment: str = "",
     kms_key: str = "",
     not_before: datetime | None = None,
     not_after: datetime | None = None,
 ) -> TrustedKey:
-    """Trust a public key and return its entry; a key that is listed gets what is said now.
+    """Trust a public key and return its entry; of one that is listed only what is given changes.
+
+    Args:
+        settings: hold where the trusted keys are.
+        public: the key.
+        comment: whose it is.
+        default_comment: the comment of a key that was not listed, if none is given.
+        kms_key: what signs with it in AWS KMS.
+        not_before: what is dated earlier is refused.
+        not_after: what is dated later is refused.
 
     Raises:
-        BadInput: it was revoked, or the dates make no sense.
+        BadInput: it was revoked, it was retired and no new end is given, or the dates make no
+            sense.
     """
-    if not_before and not_after and not_before >= not_after:
-        raise BadInput("The key would end before it begins.", hint="Exchange the two dates.")
-    entry = _trusted(public, comment).model_copy(
-        update={"kms_key": kms_key, "not_before": not_before, "not_after": not_after}
-    )
+    given = {
+        "comment": comment,
+        "kms_key": kms_key,
+        "not_before": not_before,
+        "not_after": not_after,
+    }
+    changes = {name: value for name, value in given.items() if value}
 
     def add(keys: TrustedKeys) -> TrustedKeys:
-        known = keys.get(entry.key_id)
-        if known and known.revoked_at:
-            raise BadInput(
-                f"The key {entry.short_id} was revoked.",
-                hint="A revoked key never comes back: make a new one.",
-            )
-        return keys.with_key(entry)
+        known = keys.get(public.key_id)
+        if known is not None:
+            _demand_not_ended(known, not_after)
+        entry = (known or _trusted(public, default_comment)).model_copy(update=changes)
+        if entry.not_before and entry.not_after and entry.not_before >= entry.not_after:
+            raise BadInput("The key would end before it begins.", hint="Exchange the two dates.")
+        return keys.with_key(entry, last=bool(kms_key))
 
-    change_trusted(settings, add)
-    return entry
+    return change_trusted(settings, add).find(public.key_id)
 
 
-def add_kms_key(settings: Settings, kms_key: str, *, comment: str = "") -> TrustedKey:
-    """Fetch the public key of a key in AWS KMS and trust it. Raises as `signing_key`."""
-    public = fetch_public_key(kms_key)
-    return add_key(settings, public, comment=comment or f"AWS KMS {kms_key}", kms_key=kms_key)
+def _demand_not_ended(known: TrustedKey, not_after: datetime | None) -> None:
+    """Refuse to trust again what was ended, unless a retired key is given another end."""
+    if known.revoked_at:
+        raise BadInput(
+            f"The key {known.short_id} was revoked.",
+            hint="A revoked key never comes back: make a new one.",
+        )
+    if known.state == "retired" and not_after is None:
+        raise BadInput(
+            f"The key {known.short_id} was retired: it ended on {known.not_after:%Y-%m-%d}.",
+            hint="Make a new one, or give this one another end with --not-after.",
+        )
+
+
+def add_kms_key(
+    settings: Settings,
+    kms_key: str,
+    *,
+    comment: str = "",
+    not_before: datetime | None = None,
+    not_after: datetime | None = None,
+) -> TrustedKey:
+    """Fetch the public key of a key in AWS KMS and trust it.
+
+    From now on it is the one that signs by that name. Raises as `signing_key` and `add_key`.
+    """
+    return add_key(
+        settings,
+        fetch_public_key(kms_key),
+        comment=comment,
+        default_comment=f"AWS KMS {kms_key}",
+        kms_key=kms_key,
+        not_before=not_before,
+        not_after=not_after,
+    )
 
 
 def revoke(settings: Settings, text: str, reason: str) -> TrustedKey:
@@ -186,10 +229,19 @@ def _kms_key(settings: Settings) -> SigningKey:
             "Both TRAINYARD_SIGNING_KEY and TRAINYARD_SIGNING_KMS_KEY are set.",
             hint="Unset one of them.",
         )
-    known = [key for key in read_trusted(settings.trusted_keys_file).keys if key.kms_key == name]
-    newest = max(known, key=lambda key: key.added_at, default=None)
-    public = newest or add_kms_key(settings, name)
+    trusted = read_trusted(settings.trusted_keys_file)
+    named = [key for key in trusted.keys if key.kms_key == name]
+    public = named[-1] if named else _fetched(settings, name, trusted)
     return SigningKey(public, kms_signer(name, public))
+
+
+def _fetched(settings: Settings, name: str, trusted: TrustedKeys) -> PublicKey:
+    """Return the public key of a key in AWS KMS; one that was unknown is trusted from now on."""
+    public = fetch_public_key(name)
+    if known := trusted.get(public.key_id):
+        # What people said of it, such as its end, stays as it is.
+        return known
+    return add_key(settings, public, default_comment=f"AWS KMS {name}", kms_key=name)
 
 
 def _local_key(settings: Settings) -> SigningKey:

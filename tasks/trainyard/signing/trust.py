@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from trainyard.documents.base import SCHEMA, Frozen
 from trainyard.documents.release import Signature
-from trainyard.errors import BadInput, CorruptFile, NotFound, RevokedKey
+from trainyard.errors import BadInput, CorruptFile, NotFound, RevokedKey, UnusableKey
 from trainyard.settings import Settings
 
 if TYPE_CHECKING:
@@ -108,8 +108,14 @@ class TrustedKeys(Frozen):
             raise BadInput(f"{text!r} could mean several keys.", hint="Give more digits.")
         return found[0]
 
-    def with_key(self, key: TrustedKey) -> TrustedKeys:
-        """Return these keys with `key` in the place of the one of its id, or at the end."""
+    def with_key(self, key: TrustedKey, *, last: bool = False) -> TrustedKeys:
+        """Return these keys with `key` in the place of the one of its id, or at the end.
+
+        With `last` always at the end: of several keys in AWS KMS of one name, the last one signs.
+        """
+        if last:
+            others = tuple(each for each in self.keys if each.key_id != key.key_id)
+            return self.model_copy(update={"keys": (*others, key)})
         if self.get(key.key_id) is None:
             return self.model_copy(update={"keys": (*self.keys, key)})
         changed = tuple(key if each.key_id == key.key_id else each for each in self.keys)
@@ -142,15 +148,15 @@ class TrustedKeys(Frozen):
 
 
 def check_date(key: TrustedKey, at: datetime, what: str) -> None:
-    """Refuse what is dated outside the time in which `key` was valid. Raises BadInput."""
+    """Refuse what is dated outside the time in which `key` was valid. Raises UnusableKey."""
     if key.not_before and at < key.not_before:
-        raise BadInput(
+        raise UnusableKey(
             f"{what} is dated {at:%Y-%m-%d %H:%M} UTC, before its key {key.short_id} was valid "
             f"({key.not_before:%Y-%m-%d %H:%M} UTC).",
             hint="Publish it again, or correct the key's dates: `trainyard keys add --not-before`.",
         )
     if key.not_after and at > key.not_after:
-        raise BadInput(
+        raise UnusableKey(
             f"{what} is dated {at:%Y-%m-%d %H:%M} UTC, after its key {key.short_id} was replaced "
             f"({key.not_after:%Y-%m-%d %H:%M} UTC).",
             hint="Find out who still signs with that key; publish it again with the new one.",

@@ -212,10 +212,28 @@ def _read_documents(
             documents[file.path] = json.loads(data, parse_constant=str)
         except (ValueError, RecursionError) as error:
             problems.append(f"{file.path} is not valid JSON ({error})")
+    _judge_documents(documents, problems)
+    return documents
+
+
+def _judge_documents(documents: dict[str, Any], problems: list[str]) -> None:
+    """Note what cannot be used; what must not even be quoted is taken out."""
+    for path in (CONFIG, INDEX):
+        if why := _why_without_digest(documents.get(path)):
+            problems.append(f"{path} holds what no other program can read ({why}): correct it")
+            del documents[path]
     for path in (CONFIG, TOKENIZER):
         if path in documents and not isinstance(documents[path], dict):
             problems.append(f"{path} holds no JSON object")
-    return documents
+
+
+def _why_without_digest(document: Any) -> str:
+    """Return why a document has no digest, such as a number like 1e400 or half a character."""
+    try:
+        architecture_digest({"document": document}, ())
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return ""
 
 
 def _shards(

@@ -16,6 +16,7 @@ from trainyard.names import check_revision
 from trainyard.sources.files import WEIGHTS_SUFFIX, Inspection, inspect_files, unusable
 from trainyard.sources.protocol import ResolvedRevision, SourceFile, listed
 from trainyard.sources.revision_names import is_revision, natural
+from trainyard.sources.safetensors_header import MAX_HEADER_BYTES
 
 SMALL_BYTES = 1 << 20
 """Weight files below this are hashed whole for the fingerprint."""
@@ -217,7 +218,8 @@ def _head_digest(path: Path, file: SourceFile) -> str:
     with path.open("rb") as stream:
         if file.path.endswith(WEIGHTS_SUFFIX) and file.size >= SMALL_BYTES:
             length = int.from_bytes(stream.read(8), "little")
-            sha256.update(stream.read(length))
+            # A broken length may be anything; what is wrong is named where headers are judged.
+            sha256.update(stream.read(min(length, file.size, MAX_HEADER_BYTES)))
         else:
             while chunk := stream.read(_CHUNK_BYTES):
                 sha256.update(chunk)

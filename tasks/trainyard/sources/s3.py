@@ -261,7 +261,8 @@ class S3PrefixSource:
         if version_id != NO_VERSION:
             arguments["VersionId"] = version_id
         if (first, end) != (0, file.size):
-            # Without a range boto3 compares the content with the checksum that S3 keeps.
+            # Only without a range (files of one part) does boto3 compare the content with S3's
+            # checksum; parts are bound to the ETag and the version alone.
             arguments["Range"] = f"bytes={first}-{end - 1}"
         body = _client(self._settings).get_object(**arguments)["Body"]
         try:

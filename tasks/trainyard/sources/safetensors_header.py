@@ -123,6 +123,8 @@ def _entry(tensor: str, value: Any, name: str) -> _Placed:
             pass
         case _:
             raise CorruptFile(f"{name}: the header's entry {tensor!r} is broken.", hint=_REMEDY)
+    if not _is_text(tensor):
+        raise CorruptFile(f"{name}: the tensor name {tensor!r} is no valid text.", hint=_REMEDY)
     if dtype not in _BITS:
         raise CorruptFile(
             f"{name}: tensor {tensor!r} has the unknown type {dtype!r}.",
@@ -137,6 +139,15 @@ def _entry(tensor: str, value: Any, name: str) -> _Placed:
             hint=_REMEDY,
         )
     return _Placed(begin, end, Tensor(name=tensor, dtype=dtype, shape=tuple(shape)))
+
+
+def _is_text(text: str) -> bool:
+    """Tell whether it has no half characters (lone surrogates), which JSON can spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_places(placed: Sequence[_Placed], *, data_bytes: int, name: str) -> None:

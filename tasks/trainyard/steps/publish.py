@@ -12,7 +12,7 @@ from trainyard.documents.base import Provenance
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import GateName, Plan
 from trainyard.documents.release import Pin, Release
-from trainyard.errors import Conflict, CorruptFile, NotFound, Refused, RevokedKey, Transient
+from trainyard.errors import Conflict, CorruptFile, NotFound, Refused, Transient, UnusableKey
 from trainyard.releases import (
     load_release,
     pins_not_held,
@@ -76,7 +76,8 @@ def publish(plan: Plan, target_name: str, context: StepContext) -> StepResult:
     No stored verdict is trusted alone: each must be the one that follows from the measurement. A
     release of the same content that was published before is kept as it is, with the spec it was
     signed with, and gets the new verdicts beside it. Only one that nobody can use any more is
-    signed again: its key was revoked, or a document it rests on is gone or was made again.
+    signed again: its key was revoked or did not count at its date, or a document it rests on is
+    gone or was made again.
 
     Raises:
         Refused: a gate says no, a stored verdict is not the one that follows from the measurement,
@@ -84,7 +85,8 @@ def publish(plan: Plan, target_name: str, context: StepContext) -> StepResult:
         NotFound: a step before this one has not run.
         CorruptFile: a document is not of this plan.
         BadInput: the signing key cannot be used.
-        Transient: what the release rests on was removed meanwhile, or AWS KMS cannot be reached.
+        Transient: what the release rests on was removed or the key was replaced meanwhile, or AWS
+            KMS cannot be reached.
     """
     store = context.store
     inputs = read_inputs(plan, target_name, store)
@@ -181,6 +183,7 @@ def _release(
         serving=planned.serving,
         serving_digest=planned.serving_digest,
         served_model_name=plan.spec.client_model_name,
+        image=str(planned.serving.get("image", "")),
         toolchain=planned.toolchain,
         measurement_id=measurement.measurement_id,
         request=plan.request,
@@ -213,7 +216,7 @@ def _find(wanted: Release, context: StepContext) -> _Found | None:
         return None
     try:
         existing = load_release(store, wanted.model, wanted.release_id, context.settings)
-    except RevokedKey as error:
+    except UnusableKey as error:
         return _Found(None, version, error.message)
     differing = [name for name in _CONTENT if getattr(existing, name) != getattr(wanted, name)]
     if differing:
@@ -244,14 +247,20 @@ def _attest(
         "key": key,
         "digest": hashlib.sha256(substance(verdict)).hexdigest(),
     }
-    record_verdict(
-        context.store,
-        release,
-        subject,
-        key=signing,
-        trusted=trusted_keys(context.settings),
-        provenance=Provenance.of(context.settings, key),
-    )
+    try:
+        record_verdict(
+            context.store,
+            release,
+            subject,
+            key=signing,
+            trusted=trusted_keys(context.settings),
+            provenance=Provenance.of(context.settings, key),
+        )
+    except UnusableKey as error:
+        raise Transient(
+            f"The key that signs here was replaced while this was published: {error.message}",
+            hint="Try again: today's key signs then.",
+        ) from error
 
 
 def _store_once(wanted: Release, key: SigningKey, context: StepContext) -> _Stored:

@@ -7,6 +7,7 @@ for a raw one; the signer sends its digest, so that is taught to it here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from trainyard.errors import BadInput, Transient
 from trainyard.settings import Settings
 from trainyard.signing.envelope import open_envelope, seal
-from trainyard.signing.keys import add_kms_key, signing_key, trusted_keys
+from trainyard.signing.keys import add_kms_key, retire, signing_key, trusted_keys
 
 pytestmark = pytest.mark.integration
 
@@ -138,6 +139,35 @@ def test_an_alias_that_moves_is_found_and_its_new_key_is_fetched_when_told(
     assert open_envelope(old, WHAT, trusted).payload == b"1"
     assert open_envelope(new, WHAT, trusted).key == added
     assert added.comment == f"AWS KMS {ALIAS}"
+
+
+def test_an_alias_that_moves_back_signs_with_its_first_key_again(kms: Any, tmp_path: Path) -> None:
+    alias, first, second = "alias/back", new_key(kms), new_key(kms)
+    kms.create_alias(AliasName=alias, TargetKeyId=first)
+    settings = yard(tmp_path, alias)
+    began = add_kms_key(settings, alias)
+    for target in (second, first):
+        kms.update_alias(AliasName=alias, TargetKeyId=target)
+        added = add_kms_key(settings, alias)
+
+    assert added == began
+    assert open_envelope(seal(b"1", signing_key(settings)), WHAT, trusted_keys(settings))
+
+
+def test_a_key_that_was_retired_under_another_name_stays_so(kms: Any, tmp_path: Path) -> None:
+    key, alias = new_key(kms), "alias/again"
+    kms.create_alias(AliasName=alias, TargetKeyId=key)
+    retired = retire(yard(tmp_path, key), add_kms_key(yard(tmp_path, key), key).key_id)
+
+    with pytest.raises(BadInput, match="that signs here is retired"):
+        signing_key(yard(tmp_path, alias))
+    with pytest.raises(BadInput, match="was retired"):
+        add_kms_key(yard(tmp_path, alias), alias)
+
+    assert trusted_keys(yard(tmp_path, alias)).keys == (retired,)
+    end = datetime.now(UTC) + timedelta(days=1)
+    assert add_kms_key(yard(tmp_path, alias), alias, not_after=end).not_after == end
+    assert signing_key(yard(tmp_path, alias)).public.key_id == retired.key_id
 
 
 @pytest.mark.parametrize("name", ["alias/absent", "1234abcd-12ab-34cd-56ef-1234567890ab"])

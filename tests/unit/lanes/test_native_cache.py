@@ -21,9 +21,16 @@ from trainyard.lanes import native_cache
 from trainyard.lanes.expected import ANYTHING, Expected, expected_of
 from trainyard.lanes.native_cache import capture, capture_expected, prove_start, snapshot
 from trainyard.spec.model import Target
+from trainyard.spec.neuron import NeuronSettings
 
 TRN2 = Expected(platform_target="trn2", lnc=2, cores=8)
-TARGET = Target(name="trn2", lane="neuron-native", instance="trn2.48xlarge", tensor_parallel_size=8)
+TARGET = Target(
+    name="trn2",
+    lane="neuron-native",
+    instance="trn2.48xlarge",
+    tensor_parallel_size=8,
+    neuron=NeuronSettings(sdk="2.32.0"),
+)
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 from tests import fake_neuron
 from tests.fake_neuron import NEURON_CONFIG, Neff, put, torchscript, write_module, write_nxdi
 
 from trainyard.documents.artifacts import BundleManifest, files_digest
 from trainyard.documents.base import FileEntry
-from trainyard.errors import Refused
+from trainyard.errors import BadInput, Refused
 from trainyard.lanes.expected import Expected, expected_of
+from trainyard.lanes.neuron_nxdi import override_neuron_config
 from trainyard.lanes.nxdi_folder import (
     archive_problems,
     capture,
@@ -29,6 +29,7 @@ from trainyard.lanes.nxdi_folder import (
 )
 from trainyard.lanes.xla_cache import capture_modules
 from trainyard.spec.model import Target
+from trainyard.spec.neuron import NeuronSettings
 
 ASKED = Expected(platform_target="trn2", lnc=2, cores=8, neuron_config=NEURON_CONFIG)
 TARGET = Target(
@@ -38,6 +39,7 @@ TARGET = Target(
     tensor_parallel_size=8,
     max_num_seqs=16,
     block_size=32,
+    neuron=NeuronSettings(sdk="2.31.1"),
 )
 
 
@@ -177,38 +179,9 @@ class TestDifferences:
         assert differences({"pa_block_size": 64}, {"pa_block_size": 65}) != []
 
 
-class NeuronPart(BaseModel):
-    """Settings as Neuron targets have them."""
-
-    lnc: int | None = None
-    data_parallel_size: int = 1
-    num_gpu_blocks: int | None = None
-
-
-class Overrides(BaseModel):
-    """Typed fields of `override_neuron_config`."""
-
-    fused_qkv: bool | None = None
-    pp_degree: int | None = None
-
-
-class NxdiPart(BaseModel):
-    """Settings as targets of lane `neuron-nxdi` have them."""
-
-    override_neuron_config: Overrides = Overrides()
-    extra_neuron_config: dict[str, Any] = {}
-
-
-class NeuronTarget(Target):
-    """A target with the settings of both."""
-
-    neuron: NeuronPart | None = None  # type: ignore[assignment]
-    nxdi: NxdiPart | None = None  # type: ignore[assignment]
-
-
 class TestExpected:
-    def target(self, **parts: Any) -> NeuronTarget:
-        return NeuronTarget.model_validate({**TARGET.model_dump(), **parts})
+    def target(self, **parts: Any) -> Target:
+        return Target.model_validate({**TARGET.model_dump(), **parts})
 
     @pytest.mark.parametrize(
         ("instance", "family", "lnc"),
@@ -219,15 +192,19 @@ class TestExpected:
         assert (found.platform_target, found.lnc) == (family, lnc)
         assert found.neuron_config["logical_nc_config"] == lnc
 
-    def test_a_target_without_a_device_asks_for_nothing_of_it(self) -> None:
-        found = expected_of(self.target(instance="local"))
-        assert (found.platform_target, found.lnc) == ("", None)
-        assert "logical_nc_config" not in found.neuron_config
+    def test_a_target_without_a_device_is_refused(self) -> None:
+        with pytest.raises(BadInput, match="has no Neuron device"):
+            expected_of(self.target(instance="local"))
 
     def test_settings_of_neuron_targets_are_taken(self) -> None:
         found = expected_of(
             self.target(
-                neuron={"lnc": 1, "data_parallel_size": 2, "num_gpu_blocks": 1024},
+                neuron={
+                    "sdk": "2.31.1",
+                    "lnc": 1,
+                    "data_parallel_size": 2,
+                    "num_gpu_blocks": 1024,
+                },
                 nxdi={
                     "override_neuron_config": {"fused_qkv": True, "pp_degree": 2},
                     "extra_neuron_config": {"new_key": 7},
@@ -242,6 +219,41 @@ class TestExpected:
         asked = expected_of(self.target(enable_prefix_caching=False)).neuron_config
         assert asked["is_block_kv_layout"] is False
         assert "pa_block_size" not in asked
+
+    @pytest.mark.parametrize(
+        ("caching", "override"), [(True, {}), (False, {"is_block_kv_layout": True})]
+    )
+    def test_blocks_are_compared_whenever_the_layout_is_in_blocks(
+        self, tmp_path: Path, caching: bool, override: dict[str, Any]
+    ) -> None:
+        target = self.target(
+            enable_prefix_caching=caching,
+            neuron={"sdk": "2.31.1", "num_gpu_blocks": 1024},
+            nxdi={"override_neuron_config": override},
+        )
+        blocks = {
+            name: value
+            for name, value in override_neuron_config(target).items()
+            if name in ("is_block_kv_layout", "pa_block_size", "pa_num_blocks")
+        }
+        assert blocks == {"is_block_kv_layout": True, "pa_block_size": 32, "pa_num_blocks": 1024}
+        asked = expected_of(target).neuron_config
+        assert blocks.items() <= asked.items()
+        write_nxdi(tmp_path, **{**asked, "pa_block_size": 64, "pa_num_blocks": 512})
+
+        with pytest.raises(Refused) as caught:
+            capture(tmp_path, target)
+
+        text = str(caught.value)
+        assert "pa_block_size was asked to be 32, neuron_config.json says 64." in text
+        assert "pa_num_blocks was asked to be 1024, neuron_config.json says 512." in text
+
+    def test_a_layout_that_is_not_in_blocks_has_no_blocks_to_compare(self) -> None:
+        asked = expected_of(
+            self.target(nxdi={"override_neuron_config": {"is_block_kv_layout": False}})
+        ).neuron_config
+        assert asked["is_block_kv_layout"] is False
+        assert not {"pa_block_size", "pa_num_blocks"} & set(asked)
 
 
 class Bomb:
@@ -273,6 +285,31 @@ class TestArchive:
             data[place] ^= 1
             path.write_bytes(data)
             assert archive_problems(path) != []
+
+    @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+    def test_one_flipped_bit_anywhere_is_named_or_changes_nothing(
+        self, tmp_path: Path, method: int
+    ) -> None:
+        path, made = tmp_path / "model.pt", io.BytesIO()
+        content = {"m/data.pkl": b"\x80\x02}.", "m/version": b"3\n", "m/code/x.py": b"x = 1\n" * 9}
+        with zipfile.ZipFile(made, "w", method) as archive:
+            for name, data in content.items():
+                archive.writestr(name, data)
+        whole, found = made.getvalue(), 0
+        for bit in range(8 * len(whole)):
+            data = bytearray(whole)
+            data[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(data)
+            problems = archive_problems(path)
+            found += len(problems)
+            if not problems:
+                with zipfile.ZipFile(path) as archive:
+                    assert {name: archive.read(name) for name in archive.namelist()} == content
+            else:
+                assert problems[0].startswith("model.pt is ")
+                assert problems[0].endswith(".")
+        # At least every bit of the names, which are there twice.
+        assert found > 16 * sum(map(len, content))
 
     @pytest.mark.parametrize(
         "names", [["a/data.pkl"], ["a/data.pkl", "a/version"], ["data.pkl", "version", "code/x"]]

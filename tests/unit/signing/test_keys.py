@@ -268,6 +268,33 @@ class TestRotation:
         assert first.state == "retired"
         assert retire(settings, key.short_id).not_after == first.not_after
 
+    def test_what_was_said_of_a_key_stays_unless_it_is_said_anew(self, settings: Settings) -> None:
+        public = public_of(SEED, settings)
+        begin, end = NOW - timedelta(days=2), NOW + timedelta(days=2)
+        first = add_key(
+            settings, public, comment="Ada", kms_key="alias/a", not_before=begin, not_after=end
+        )
+
+        assert add_key(settings, public, default_comment="the file's name") == first
+        later = add_key(settings, public, not_after=end + timedelta(days=1))
+
+        assert later == first.model_copy(update={"not_after": end + timedelta(days=1)})
+        assert read_trusted(settings.trusted_keys_file).keys == (later,)
+        with pytest.raises(BadInput, match="would end before it begins"):
+            add_key(settings, public, not_before=end + timedelta(days=3))
+
+    def test_a_retired_key_comes_back_only_with_another_end(self, settings: Settings) -> None:
+        public = public_of(SEED, settings)
+        add_key(settings, public)
+        retired = retire(settings, public.key_id)
+
+        with pytest.raises(BadInput, match="was retired: it ended on") as refused:
+            add_key(settings, public, comment="again")
+
+        assert "--not-after" in refused.value.hint
+        assert read_trusted(settings.trusted_keys_file).keys == (retired,)
+        assert add_key(settings, public, not_after=NOW + timedelta(days=9)).state == "valid"
+
     def test_a_key_is_found_by_the_beginning_of_its_id(self, settings: Settings) -> None:
         keys = [public_of(base64.b64encode(bytes([n] * 32)).decode(), settings) for n in range(20)]
         for key in keys:

@@ -176,13 +176,35 @@ class TestRefusals:
             ("config.json", "{", "config.json is not valid JSON"),
             ("config.json", "[]", "config.json holds no JSON object"),
             ("config.json", "{}", "names no architecture"),
+            (
+                "config.json",
+                '{"architectures": ["A"], "eps": 1e400}',
+                "config.json holds what no other program can read (Out of range float",
+            ),
+            (
+                "config.json",
+                '{"architectures": ["\\ud800"]}',
+                "config.json holds what no other program can read ('utf-8' codec can't encode",
+            ),
+            ("config.json", '{"x": ' + "[" * 600 + "]" * 600 + "}", "config.json holds what"),
+            (
+                "model.safetensors.index.json",
+                '{"weight_map": {"\\udfff": "model.safetensors"}}',
+                "model.safetensors.index.json holds what no other program can read",
+            ),
             ("tokenizer.json", "", "tokenizer.json is not valid JSON"),
             ("generation_config.json", "nope", "generation_config.json is not valid JSON"),
         ],
     )
     def test_broken_documents(self, model: Path, name: str, text: str, complaint: str) -> None:
         (model / name).write_text(text)
-        assert complaint in problems_of(model)
+        problems = problems_of(model)
+        assert complaint in problems
+        assert problems.encode()
+
+    def test_a_tensor_whose_name_is_half_a_character(self, model: Path) -> None:
+        (model / "model.safetensors").write_bytes(safetensors({"\ud800": [4]}))
+        assert r"model.safetensors: the tensor name '\ud800' is no valid text" in problems_of(model)
 
     def test_a_link_out_of_the_folder(self, model: Path, tmp_path: Path) -> None:
         (tmp_path / "blob").write_bytes(safetensors({"a": [1]}))
@@ -282,6 +304,16 @@ class TestPeek:
         resolved = source.resolve(None)
         assert source.peek(None) == (resolved.revision, resolved.fingerprint)
         assert source.peek("v1")[0] == "v1"
+
+    @pytest.mark.parametrize("length", [1 << 20, 1 << 40, 1 << 63, (1 << 64) - 1])
+    def test_a_broken_length_of_a_header_stops_nothing_and_is_named_later(
+        self, model: Path, length: int
+    ) -> None:
+        with (model / "model.safetensors").open("wb") as file:
+            file.write(length.to_bytes(8, "little"))
+            file.truncate(SMALL_BYTES)
+        assert LocalSource(model.parent).peek(None)[0] == "v1"
+        assert "model.safetensors is " in problems_of(model)
 
     def test_judges_no_files(self, model: Path) -> None:
         (model / "modeling.py").write_bytes(b"x")

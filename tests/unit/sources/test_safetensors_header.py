@@ -79,6 +79,7 @@ def test_truncated_data_says_how_many_bytes_are_missing() -> None:
         (b"[" * 100_000, "broken header"),
         ({"a": {"dtype": "U8", "shape": [1]}}, "'a' is broken"),
         ({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1, 2]}}, "'a' is broken"),
+        ({"\udcff": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, "no valid text"),
         ({"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 1]}}, "unknown type 'X9'"),
         ({"a": {"dtype": "U8", "shape": [-1], "data_offsets": [0, 1]}}, r"shape \[-1\]"),
         ({"a": {"dtype": "U8", "shape": [True], "data_offsets": [0, 1]}}, r"shape \[True\]"),

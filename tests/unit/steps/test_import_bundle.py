@@ -24,6 +24,7 @@ from trainyard.lanes.cpu import CpuLane
 from trainyard.materialize import materialize_bundle
 from trainyard.settings import Settings, get_settings
 from trainyard.spec.model import Target
+from trainyard.spec.neuron import NeuronSettings
 from trainyard.steps import import_bundle as module
 from trainyard.steps.compile import compile_bundle
 from trainyard.steps.context import StepContext, StepResult
@@ -341,7 +342,13 @@ class TestNeuron:
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
     ) -> None:
-        self.lend(lane, monkeypatch, nxdi_folder.capture)
+        device = {"instance": "trn2.48xlarge", "neuron": NeuronSettings(sdk="2.31.1")}
+
+        def on_a_device(folder: Path, target: Target | None) -> Any:
+            assert target is not None
+            return nxdi_folder.capture(folder, target.model_copy(update=device))
+
+        self.lend(lane, monkeypatch, on_a_device)
         with pytest.raises(Refused, match=r"tp_degree was asked to be 1, .* says 8"):
             run(context, write_nxdi(tmp_path / "model"))
         write_nxdi(tmp_path / "model", tp_degree=1, seq_len=256)

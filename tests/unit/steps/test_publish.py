@@ -6,18 +6,26 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.yard import COMPILE_KEY, SPEC, Yard, measurement, plan, spec
+from tests.unit.yard import COMPILE_KEY, SERVING, SPEC, Yard, measurement, plan, spec
 
 from trainyard.canonical import digest
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import Plan
 from trainyard.documents.release import Release
-from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, Refused, Transient
+from trainyard.errors import (
+    BadInput,
+    Conflict,
+    CorruptFile,
+    NotFound,
+    Refused,
+    Transient,
+    UnusableKey,
+)
 from trainyard.materialize import materialize_release
 from trainyard.releases import (
     list_attestations,
@@ -28,7 +36,16 @@ from trainyard.releases import (
     published_by_plan,
     release_of_plan,
 )
-from trainyard.signing.keys import new_local_key, revoke, signing_key
+from trainyard.settings import Settings
+from trainyard.signing.keys import (
+    SigningKey,
+    add_key,
+    new_local_key,
+    retire,
+    revoke,
+    signing_key,
+    trusted_keys,
+)
 from trainyard.steps.context import StepContext
 from trainyard.steps.gate import gate
 from trainyard.steps.publish import publish
@@ -111,6 +128,37 @@ def test_a_release_holds_what_it_names_byte_for_byte(yard: Yard) -> None:
         "verdict/accuracy",
         "verdict/latency",
     ]
+
+
+def test_the_statement_names_the_images_that_serve_and_that_published(yard: Yard) -> None:
+    serving_image, own_image = f"neuron@sha256:{'1' * 64}", f"yard@sha256:{'2' * 64}"
+    serving = {**SERVING, "image": serving_image}
+    asked = plan("image-plan", measurement_id="with-image")
+    (planned,) = asked.targets
+    changes = {"serving": serving, "serving_digest": digest(serving)}
+    asked = asked.model_copy(update={"targets": (planned.model_copy(update=changes),)})
+    judged(yard, asked, measurement("with-image", serving_digest=digest(serving)))
+    settings = Settings(home=yard.settings.home, image=own_image)
+
+    result = publish(
+        asked,
+        "cpu",
+        StepContext(settings, yard.store, yard.context.progress, yard.context.work_dir),
+    )
+
+    envelope = json.loads(yard.store.read(str(result.key)).data)
+    predicate = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
+    images = [
+        each
+        for each in predicate["buildDefinition"]["resolvedDependencies"]
+        if each["name"] == "image"
+    ]
+    assert images == [{"name": "image", "uri": serving_image, "digest": {"sha256": "1" * 64}}]
+    assert predicate["runDetails"]["builder"]["builderDependencies"] == [
+        {"name": "image", "uri": own_image, "digest": {"sha256": "2" * 64}}
+    ]
+    release = only_release(yard)
+    assert (release.image, release.provenance.image) == (serving_image, own_image)
 
 
 def test_the_id_follows_from_what_is_served(yard: Yard) -> None:
@@ -302,6 +350,69 @@ def test_a_release_of_a_revoked_key_is_signed_again_by_todays(yard: Yard) -> Non
     assert release.signature.key_id == signing_key(yard.settings).public.key_id
     assert len(list_verdicts(yard.store, "adder", release.release_id, yard.settings)) == 2
     assert published_by_plan(yard.store, plan(), yard.settings) == {"cpu": release.release_id}
+
+
+def test_a_release_of_a_retired_key_is_kept(yard: Yard) -> None:
+    publish(plan(), "cpu", yard.context)
+    new_local_key(yard.settings)
+
+    assert publish(plan(), "cpu", yard.context).reused
+
+
+def test_a_release_dated_after_its_key_was_retired_is_signed_again_by_todays(yard: Yard) -> None:
+    publish(plan(), "cpu", yard.context)
+    old, _ = signing_key(yard.settings).public, new_local_key(yard.settings)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    add_key(yard.settings, old, not_after=yesterday)
+    assert retire(yard.settings, old.key_id).not_after == yesterday
+    with pytest.raises(UnusableKey, match="after its key"):
+        load_release(yard.store, "adder", only_release(yard).release_id, yard.settings)
+    assert published_by_plan(yard.store, plan(), yard.settings) == {}
+
+    result = publish(plan(), "cpu", yard.context)
+
+    assert "after its key" in result.message
+    release = load_release(yard.store, "adder", only_release(yard).release_id, yard.settings)
+    assert published_by_plan(yard.store, plan(), yard.settings) == {"cpu": release.release_id}
+    assert publish(plan(), "cpu", yard.context).reused
+
+
+def test_a_key_replaced_before_the_verdicts_are_signed_poisons_nothing(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced_right_after(settings: Settings) -> SigningKey:
+        key = signing_key(settings)
+        new_local_key(settings)
+        return key
+
+    with monkeypatch.context() as patched:
+        patched.setattr("trainyard.steps.publish.signing_key", replaced_right_after)
+        with pytest.raises(Transient, match="was replaced while this was published"):
+            publish(plan(), "cpu", yard.context)
+    assert list_releases(yard.store, "adder") == ()
+
+    result = publish(plan(), "cpu", yard.context)
+
+    release_id = result.detail["release_id"]
+    assert published_by_plan(yard.store, plan(), yard.settings) == {"cpu": release_id}
+
+
+def test_a_verdict_that_was_stored_with_a_key_just_replaced_is_signed_again(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The key is replaced after the last look at the trusted keys.
+    old = signing_key(yard.settings)
+    before = trusted_keys(yard.settings)
+    new_local_key(yard.settings)
+    with monkeypatch.context() as patched:
+        patched.setattr("trainyard.steps.publish.signing_key", lambda _: old)
+        patched.setattr("trainyard.steps.publish.trusted_keys", lambda _: before)
+        release_id = publish(plan(), "cpu", yard.context).detail["release_id"]
+    assert list_verdicts(yard.store, "adder", release_id, yard.settings) == ()
+
+    publish(plan(), "cpu", yard.context)
+
+    assert published_by_plan(yard.store, plan(), yard.settings) == {"cpu": release_id}
 
 
 def test_a_release_whose_manifest_was_made_again_is_signed_again(yard: Yard) -> None:
