@@ -24,7 +24,7 @@ def open_object(bucket: Bucket, key: str, start: int = 0, size: int | None = Non
     """
     if size == 0:
         with explained("read", bucket.url_of(key)):
-            bucket.call("head_object", key)
+            bucket.look(key)
         return io.BytesIO()
     return cast(BinaryIO, io.BufferedReader(_ObjectStream(bucket, key, start, size), _BUFFER_BYTES))
 

@@ -22,6 +22,7 @@ from trainyard.errors import BadInput, Conflict, NotFound, StorageFull, Transien
 from trainyard.settings import Settings
 from trainyard.store.s3 import S3Store
 from trainyard.store.s3_client import AwsCredentials, S3Place
+from trainyard.store.s3_errors import s3_error
 
 BUSY = Answer.error(503, "SlowDown")
 RACE = Answer.error(409, "ConditionalRequestConflict")
@@ -484,6 +485,38 @@ class TestRefusals:
         s3.proxy.fail(lambda r: True, answer=Answer.error(400, "ExpiredToken"), times=100)
         with pytest.raises(Transient, match="ran out"):
             store.read("a")
+
+    def test_also_where_the_answer_cannot_say_so(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(10)
+        store.upload("a", io.BytesIO(data))
+        s3.proxy.fail(lambda r: r.method == "HEAD", answer=Answer(400, {}, b""), times=100)
+        ran_out = s3.proxy.fail(is_get, answer=Answer.error(400, "ExpiredToken"), times=100)
+        calls: list[Callable[[], Any]] = [
+            lambda: store.exists("a"),
+            lambda: store.open_range("a", 0, 0),
+            lambda: store.upload("a", io.BytesIO(data), sha256=sha256(data)),
+        ]
+        for call in calls:
+            with pytest.raises(Transient, match="ran out"):
+                call()
+        ran_out.times = 0
+        # Nothing is wrong with a GET: the refusal stands.
+        with pytest.raises(BadInput, match="S3 says 400"):
+            store.exists("a")
+        assert [r.headers["range"] for r in s3.proxy.requests if is_get(r)] == ["bytes=0-0"] * 4
+
+    def test_too_many_requests_are_worth_another_try(self, s3: FakeS3, store: S3Store) -> None:
+        s3.proxy.fail(is_write, answer=Answer.error(429, "TooManyRequests"), times=100)
+        with pytest.raises(Transient, match="TooManyRequests"):
+            store.put("a", b"")
+
+    def test_so_are_credentials_that_nobody_hands_out_now(self) -> None:
+        from botocore.exceptions import CredentialRetrievalError
+
+        error = CredentialRetrievalError(provider="web-identity", error_msg="throttled")
+        found = s3_error(error, "read", "s3://bucket/a")
+        assert isinstance(found, Transient)
+        assert "throttled" in str(found)
 
     def test_no_credentials(
         self, s3: FakeS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
