@@ -89,12 +89,17 @@ class S3Store:
         return self._head(key) is not None
 
     def create(self, key: str, data: bytes) -> str:
-        """Write `key`, which must not exist. Raises Conflict."""
+        """Write `key`, which must not exist. Raises Conflict; Transient if S3 never decided."""
         self._check(key)
         with self._writing(key):
             try:
                 return self._bucket.put_if(key, data, IfNoneMatch="*")
             except ConditionFailed as failed:
+                if failed.raced:
+                    raise Transient(
+                        f"Others kept writing {key} in {self.url} at the same moment.",
+                        hint="Try again; if it lasts, find out who works on that key.",
+                    ) from failed
                 raise Conflict(
                     f"{key} exists already in {self.url}.",
                     hint="Stored documents are never replaced; read what is there.",

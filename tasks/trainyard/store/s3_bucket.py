@@ -55,12 +55,14 @@ class Head:
 class ConditionFailed(Exception):
     """S3 refused a write because of its condition."""
 
-    def __init__(self, *, gone: bool, retried: bool) -> None:
+    def __init__(self, *, gone: bool, retried: bool, raced: bool) -> None:
         super().__init__()
         self.gone = gone
         """Is there no such key?"""
         self.retried = retried
-        """Was it not the first try, so that an earlier one may have been done?"""
+        """Was any request sent twice, so that the one without an answer may have been done?"""
+        self.raced = raced
+        """Did others keep coming in between, so that S3 never decided?"""
 
 
 def pauses(tries: int) -> Iterator[float]:
@@ -235,15 +237,18 @@ def _decided(write: Callable[[], ResultT]) -> ResultT:
     """
     from botocore.exceptions import ClientError
 
+    retried = False
     for pause in (*pauses(_RACES), None):
         try:
             return write()
         except ClientError as error:
+            # Also a try before a race may have been done: its repetition met itself.
+            retried = retried or retries_of(error) > 0
             if is_race(error) and pause is not None:
                 time.sleep(pause)
             elif is_race(error) or is_precondition(error) or is_missing(error):
                 raise ConditionFailed(
-                    gone=is_missing(error), retried=retries_of(error) > 0
+                    gone=is_missing(error), retried=retried, raced=is_race(error)
                 ) from error
             else:
                 raise
