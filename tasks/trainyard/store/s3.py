@@ -183,6 +183,7 @@ class S3Store:
                 upload.abort()
                 return self._kept_if_equal(key, taken.sent)
             except UploadGone as gone:
+                upload.abort()
                 raise self._interrupted(key) from gone
             except BaseException:
                 upload.abort()

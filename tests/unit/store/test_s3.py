@@ -23,6 +23,7 @@ from trainyard.settings import Settings
 from trainyard.store.s3 import S3Store
 from trainyard.store.s3_client import AwsCredentials, S3Place
 from trainyard.store.s3_errors import s3_error
+from trainyard.store.s3_multipart import MultipartUpload
 
 BUSY = Answer.error(503, "SlowDown")
 RACE = Answer.error(409, "ConditionalRequestConflict")
@@ -46,6 +47,12 @@ def is_get(request: Request) -> bool:
 
 def is_write(request: Request) -> bool:
     return request.is_write
+
+
+def unfinished(s3: FakeS3, store: S3Store) -> list[str]:
+    """The names of the uploads that nobody ended."""
+    found = s3.client.list_multipart_uploads(Bucket=store._bucket.place.bucket)
+    return [each["Key"] for each in found.get("Uploads", [])]
 
 
 class TestConformance(StoreConformance):
@@ -610,6 +617,16 @@ class TestResume:
         other = S3Store(s3.settings(tmp_path, store.url, s3_checksum="SHA256"))
         other._probed = True
         assert other.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+        assert unfinished(s3, store) == []
+
+    def test_older_uploads_of_the_key_are_given_up(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(3 * PART)
+        for key in ("a", "a", "a.other"):
+            MultipartUpload.new(store._bucket, key)
+        self.cut(store, data, 2 * PART)
+        assert sorted(unfinished(s3, store)) == ["yard/a", "yard/a.other"]
+        assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+        assert unfinished(s3, store) == ["yard/a.other"]
 
     def test_a_stored_file_is_compared_without_reading_it_back(
         self, s3: FakeS3, store: S3Store
@@ -629,5 +646,13 @@ class TestResume:
 
         with pytest.raises(ConnectionResetError):
             store.upload("a", Breaks(content(3 * PART)))
-        bucket = store._bucket.place.bucket
-        assert not s3.client.list_multipart_uploads(Bucket=bucket).get("Uploads")
+        assert unfinished(s3, store) == []
+
+    @pytest.mark.parametrize("answer", [RACE, Answer.error(400, "InvalidPart")])
+    def test_nor_does_one_whose_end_was_refused(
+        self, s3: FakeS3, store: S3Store, answer: Answer
+    ) -> None:
+        s3.proxy.fail(lambda r: r.is_complete, answer=answer)
+        with pytest.raises(Transient, match="Try again"):
+            store.upload("a", io.BytesIO(content(2 * PART)))
+        assert unfinished(s3, store) == []
