@@ -25,7 +25,7 @@ from trainyard.documents.base import FileEntry
 from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, Transient
 from trainyard.names import check_relative_path
 from trainyard.settings import Settings
-from trainyard.store.parts import Ranges
+from trainyard.store.parts import Ranges, hash_ranges
 from trainyard.store.protocol import Entry, Stored
 from trainyard.store.s3_bucket import CONTENT_SHA256, Bucket, ConditionFailed, Head, pauses
 from trainyard.store.s3_client import AwsCredentials
@@ -40,7 +40,7 @@ from trainyard.store.s3_multipart import (
 )
 from trainyard.store.s3_probe import ensure_conditional_writes
 from trainyard.store.s3_stream import open_object
-from trainyard.store.transfer import Content, pump
+from trainyard.store.transfer import Content
 
 RESERVED = ".trainyard"
 """The folder below the prefix for what the store itself keeps; no key begins with it."""
@@ -248,7 +248,7 @@ class S3Store:
     def _kept(self, key: str, head: Head, sha256: str) -> FileEntry:
         """Return the entry of a key that exists, if that is its content."""
         known = head.metadata.get(CONTENT_SHA256)
-        found = Content(head.size, known) if known else self._read_back(key)
+        found = Content(head.size, known) if known else self._read_back(key, head)
         if found.sha256 != sha256:
             raise self._other_content(key)
         return _entry(key, found)
@@ -265,14 +265,22 @@ class S3Store:
             equal = known == sent.content.sha256
         else:
             # S3's own checksum tells two files apart that differ by accident.
-            equal = head.checksum == sent.checksum or self._read_back(key) == sent.content
+            equal = head.checksum == sent.checksum or self._read_back(key, head) == sent.content
         if not equal:
             raise self._other_content(key)
         return _entry(key, sent.content)
 
-    def _read_back(self, key: str) -> Content:
-        with self.open(key) as stream:
-            return pump(stream)
+    def _read_back(self, key: str, head: Head) -> Content:
+        """Return size and hash of a key, whose content must not change meanwhile."""
+
+        def read(start: int, size: int) -> bytes:
+            with open_object(self._bucket, key, start, size, version=head.version) as stream:
+                data = read_fully(stream, size)
+            if len(data) < size:
+                raise self._interrupted(key)
+            return data
+
+        return hash_ranges(Ranges(head.size, key, read), self._bucket.settings.s3_part_bytes)
 
     def _read(self, key: str) -> Stored:
         with explained("read", self._bucket.url_of(key)):

@@ -637,6 +637,28 @@ class TestResume:
         assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
         assert {r.method for r in s3.proxy.requests} == {"HEAD"}
 
+    def test_or_it_is_read_back_several_parts_at_a_time(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(2 * PART + 5)
+        entry = store.upload_ranged("a", ranges(data))
+        s3.proxy.reset()
+        assert store.upload("a", io.BytesIO(), sha256=sha256(data)) == entry
+        asked = [r for r in s3.proxy.requests if is_get(r)]
+        wanted = [(0, PART - 1), (PART, 2 * PART - 1), (2 * PART, 2 * PART + 4)]
+        assert sorted(r.headers["range"] for r in asked) == sorted(
+            f"bytes={first}-{last}" for first, last in wanted
+        )
+        assert all("if-match" in r.headers for r in asked)
+        with pytest.raises(Conflict, match="other content"):
+            store.upload("a", io.BytesIO(), sha256=sha256(b""))
+
+    def test_but_not_if_another_took_its_place_meanwhile(self, s3: FakeS3, store: S3Store) -> None:
+        store.upload_ranged("a", ranges(content(2 * PART)))
+        found = store._bucket.head("a")
+        assert found is not None
+        store.put("a", content(2 * PART, seed=1))
+        with pytest.raises(Conflict, match="changed by somebody else"):
+            store._read_back("a", found)
+
     def test_a_stream_that_failed_leaves_no_upload(self, s3: FakeS3, store: S3Store) -> None:
         class Breaks(io.BytesIO):
             def read(self, size: int | None = -1, /) -> bytes:
