@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainyard.documents.base import FileEntry
-from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, Transient
+from trainyard.errors import BadInput, Conflict, CorruptFile, Transient
 from trainyard.names import check_relative_path
 from trainyard.settings import Settings
 from trainyard.store.parts import Ranges, hash_ranges
@@ -71,17 +71,8 @@ class S3Store:
     def read(self, key: str) -> Stored:
         """Return the content of `key`. Raises NotFound."""
         self._check(key)
-        for pause in (*pauses(self._bucket.settings.s3_attempts), None):
-            try:
-                return self._read(key)
-            except (NotFound, Conflict):
-                raise
-            except Transient:
-                # Requests are tried again by botocore, but not answers that were cut.
-                if pause is None:
-                    raise
-                time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
+        with explained("read", self._bucket.url_of(key)):
+            return self._read(key)
 
     def exists(self, key: str) -> bool:
         """Tell whether `key` exists."""
@@ -283,9 +274,19 @@ class S3Store:
         return hash_ranges(Ranges(head.size, key, read), self._bucket.settings.s3_part_bytes)
 
     def _read(self, key: str) -> Stored:
-        with explained("read", self._bucket.url_of(key)):
+        from botocore.exceptions import BotoCoreError, HTTPClientError
+        from urllib3.exceptions import HTTPError
+
+        for pause in (*pauses(self._bucket.settings.s3_attempts), None):
             answer = self._bucket.call("get_object", key)
-            return Stored(data=answer["Body"].read(), version=str(answer["ETag"]))
+            try:
+                return Stored(data=answer["Body"].read(), version=str(answer["ETag"]))
+            except (BotoCoreError, HTTPClientError, HTTPError):
+                # Requests are tried again by botocore, but not answers that were cut.
+                if pause is None:
+                    raise
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
 
     def _head(self, key: str) -> Head | None:
         with explained("look at", self._bucket.url_of(key)):

@@ -298,7 +298,8 @@ class TestStorms:
             before = storm.hits
             with pytest.raises(Transient, match=rf"S3 says (SlowDown|{status})"):
                 call()
-            assert 0 < storm.hits - before <= 30
+            # No layer of ours repeats what botocore has tried five times.
+            assert 0 < storm.hits - before <= 5
         s3.proxy.faults.clear()
         assert [(each.key, each.version) for each in store.list("")] == [("a", version)]
 
