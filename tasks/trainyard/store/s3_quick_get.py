@@ -78,7 +78,7 @@ class QuickReader:
         self._base = ""
         """What comes before a name in a URL; empty until boto3 has read something."""
         self._seen = threading.local()
-        """Of each thread: where boto3 sent its last read, and the name that a quick one was refused."""
+        """Of each thread: where boto3 read last, and what a quick read was refused."""
         self._said = False
         client.meta.events.register("before-send.s3.GetObject", self._watch)
         # Directory buckets want sessions, which are botocore's matter.

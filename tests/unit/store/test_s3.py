@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from tests.fake_s3 import FakeS3
 from tests.faulty_proxy import Answer, Request
 from tests.unit.store.conformance import (
@@ -133,6 +134,11 @@ class TestPlace:
         s3.proxy.reset()
         S3Store(s3.settings(tmp_path, "s3://nothing"))
         assert s3.proxy.requests == []
+
+    def test_parts_that_fill_the_memory_are_refused(self, tmp_path: Path) -> None:
+        assert Settings(home=tmp_path, s3_part_bytes=64 << 20).s3_part_bytes == 64 << 20
+        with pytest.raises(ValidationError, match="s3_part_bytes"):
+            Settings(home=tmp_path, s3_part_bytes=(64 << 20) + 1)
 
     def test_secrets_are_not_shown(self) -> None:
         assert "hush" not in repr(AwsCredentials("id", "hush-key", "hush-token"))
