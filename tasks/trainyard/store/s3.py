@@ -25,7 +25,7 @@ from trainyard.documents.base import FileEntry
 from trainyard.errors import BadInput, Conflict, CorruptFile, Transient
 from trainyard.names import check_relative_path
 from trainyard.settings import Settings
-from trainyard.store.parts import Ranges, hash_ranges
+from trainyard.store.parts import Ranges, hash_ranges, in_memory
 from trainyard.store.protocol import Entry, Stored
 from trainyard.store.s3_bucket import CONTENT_SHA256, Bucket, ConditionFailed, Head, pauses
 from trainyard.store.s3_client import AwsCredentials
@@ -161,10 +161,15 @@ class S3Store:
         self._check(key)
         if sha256 is not None and (head := self._head(key)) is not None:
             return self._kept(key, head, sha256)
-        first = read_fully(source, self._bucket.settings.s3_part_bytes)
-        if len(first) < self._bucket.settings.s3_part_bytes:
-            return self._upload_whole(key, first, sha256)
+        part_bytes = self._bucket.settings.s3_part_bytes
         with self._writing(key):
+            try:
+                with in_memory(part_bytes):
+                    first = read_fully(source, part_bytes)
+                    if len(first) < part_bytes:
+                        return self._upload_whole(key, first, sha256)
+            except KeyTaken as taken:
+                return self._kept_if_equal(key, taken.sent)
             upload = MultipartUpload.new(self._bucket, key)
             try:
                 sent, parts = upload.send_stream(first, source)
@@ -187,7 +192,12 @@ class S3Store:
         if source.size <= self._bucket.settings.s3_part_bytes:
             if sha256 is not None and (head := self._head(key)) is not None:
                 return self._kept(key, head, sha256)
-            return self._upload_whole(key, source.read(0, source.size), sha256)
+            with self._writing(key):
+                try:
+                    with in_memory(source.size):
+                        return self._upload_whole(key, source.read(0, source.size), sha256)
+                except KeyTaken as taken:
+                    return self._kept_if_equal(key, taken.sent)
         with self._writing(key):
             for _ in range(_UPLOADS):
                 if (head := self._head(key)) is not None:
@@ -224,16 +234,14 @@ class S3Store:
         return _entry(key, sent.content)
 
     def _upload_whole(self, key: str, data: bytes, sha256: str | None) -> FileEntry:
-        """Store a file that fits into one request."""
+        """Store a file that fits into one request. Raises KeyTaken."""
         content = Content(size=len(data), sha256=hashlib.sha256(data).hexdigest())
         self._demand(key, content, sha256)
-        with self._writing(key):
+        try:
             metadata = {CONTENT_SHA256: content.sha256}
-            try:
-                self._bucket.put_if(key, data, metadata=metadata, IfNoneMatch="*")
-            except ConditionFailed:
-                checksum = self._bucket.checksums.of(data).text
-                return self._kept_if_equal(key, Sent(content, checksum))
+            self._bucket.put_if(key, data, metadata=metadata, IfNoneMatch="*")
+        except ConditionFailed as failed:
+            raise KeyTaken(Sent(content, self._bucket.checksums.of(data).text)) from failed
         return _entry(key, content)
 
     def _kept(self, key: str, head: Head, sha256: str) -> FileEntry:

@@ -21,6 +21,7 @@ from tests.unit.store.conformance import (
 
 from trainyard.errors import BadInput, Conflict, NotFound, StorageFull, Transient
 from trainyard.settings import Settings
+from trainyard.store.parts import _BUDGET, IN_FLIGHT_BYTES, Ranges
 from trainyard.store.s3 import S3Store
 from trainyard.store.s3_client import AwsCredentials, S3Place
 from trainyard.store.s3_errors import s3_error
@@ -196,6 +197,30 @@ class TestObjects:
         assert len(sent) == 3
         assert all("x-amz-checksum-crc64nvme" in r.headers for r in sent)
 
+    def test_small_files_count_too_among_what_is_in_memory(self, store: S3Store) -> None:
+        data = content(1000)
+
+        def all_is_free() -> bool:
+            free = _BUDGET.take(IN_FLIGHT_BYTES, wait=False)
+            if free:
+                _BUDGET.give(IN_FLIGHT_BYTES)
+            return free
+
+        class Watched(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                assert not all_is_free()
+                return super().read(size)
+
+        def read(start: int, size: int) -> bytes:
+            assert not all_is_free()
+            return data[start : start + size]
+
+        store.upload("a", Watched(data))
+        store.upload_ranged("b", Ranges(len(data), "b", read))
+        with pytest.raises(Conflict):
+            store.upload("a", Watched(data[1:]))
+        assert all_is_free()
+
     def test_a_store_of_another_account_is_refused(self, s3: FakeS3, tmp_path: Path) -> None:
         store = s3.store(tmp_path, s3_expected_bucket_owner="999999999999")
         for call in (
@@ -368,8 +393,6 @@ class TestRaces:
                         **place, Key=each["Key"], UploadId=each["UploadId"]
                     )
             return data[start : start + size]
-
-        from trainyard.store.parts import Ranges
 
         assert store.upload_ranged("a", Ranges(len(data), "a", read)).sha256 == sha256(data)
         assert ended
@@ -578,8 +601,6 @@ class TestRefusals:
 
 class TestResume:
     def cut(self, store: S3Store, data: bytes, at: int) -> None:
-        from trainyard.store.parts import Ranges
-
         def read(start: int, size: int) -> bytes:
             if start >= at:
                 raise ConnectionResetError
