@@ -8,6 +8,7 @@ adds what S3 promises beyond that:
 - requests that change one key are decided one after the other;
 - the checksum of an upload is compared with its body (`BadDigest`), that of a part with what the
   completion says (`InvalidPart`), that of the whole with its parts (`BadDigest`);
+- the checksum of a part is of the algorithm that the upload was begun with (`InvalidRequest`);
 - a part of an upload that was ended is refused (`NoSuchUpload`; the fake breaks down);
 - a listing of parts tells their checksums;
 - an expected bucket owner that is another is refused.
@@ -127,6 +128,8 @@ class RealSemantics:
     _keys: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     _parts: dict[tuple[str, int], tuple[str, str, int]] = field(default_factory=dict)
     """Algorithm, checksum and size of each part, by upload and number."""
+    _announced: dict[str, str] = field(default_factory=dict)
+    """The algorithm that each upload was begun with; empty if none was named."""
 
     @contextmanager
     def in_turn(self, request: Request) -> Iterator[None]:
@@ -147,6 +150,9 @@ class RealSemantics:
             said = request.headers.get(f"x-amz-checksum-{algorithm}")
             if said is None:
                 continue
+            upload = request.query.get("uploadId", "")
+            if self._announced.get(upload, algorithm) != algorithm:
+                return Answer.error(400, "InvalidRequest")
             if request.is_complete:
                 if said != self._of_parts(request, algorithm):
                     return Answer.error(400, "BadDigest")
@@ -157,8 +163,12 @@ class RealSemantics:
         return None
 
     def note(self, request: Request, answer: Answer) -> Answer:
-        """Remember a part's checksum; tell it when parts are listed."""
+        """Remember checksums of parts and their algorithm; tell them when parts are listed."""
         upload = request.query.get("uploadId", "")
+        if request.begins_upload and answer.status == 200:
+            begun = re.findall(rb"<UploadId>([^<]+)<", answer.body)[0].decode()
+            algorithm = request.headers.get("x-amz-checksum-algorithm", "")
+            self._announced[begun] = algorithm.lower()
         if request.is_part and answer.status == 500:
             return Answer.error(404, "NoSuchUpload")
         if request.is_part and answer.status == 200:

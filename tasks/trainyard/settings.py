@@ -55,9 +55,10 @@ class Settings(BaseSettings):
     """Checksum that S3 verifies on every upload and part. CRC64NVME costs next to nothing; SHA256
     is for stores that do not know it yet."""
 
-    s3_part_bytes: int = Field(default=16 << 20, ge=5 << 20, le=1 << 30)
+    s3_part_bytes: int = Field(default=16 << 20, ge=5 << 20, le=64 << 20)
     """Bytes of one part of an upload; larger where a file would need more than 10,000 parts. What
-    was moved of a part is lost when a process is killed; S3 takes no parts below 5 MiB."""
+    was moved of a part is lost when a process is killed; S3 takes no parts below 5 MiB, and a
+    few above 64 MiB would fill the memory that transfers may use."""
 
     s3_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds that a connection may be silent before a request counts as failed."""

@@ -39,6 +39,7 @@ CREDENTIALS_HINT = (
 )
 
 _NO_VERSION_LISTING = frozenset({"AccessDenied", "MethodNotAllowed", "NotImplemented"})
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException"})
 _THROTTLED = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException"})
 
 
@@ -324,6 +325,11 @@ class S3PrefixSource:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in _THROTTLED or status == 429 or status >= 500:
             return Transient(f"S3 answered with {code} ({where}).", hint="Try again later.")
+        if code in _EXPIRED:
+            return Transient(
+                f"The credentials to read {where} ran out ({code}).",
+                hint="The next try gets new ones; if it does not, renew them.",
+            )
         if code == "NoSuchBucket":
             return NotFound(
                 f"There is no bucket {self._bucket!r}.",
@@ -340,7 +346,7 @@ class S3PrefixSource:
             return BadInput(
                 f"{self._bucket} is in another region ({where}).", hint="Set TRAINYARD_S3_REGION."
             )
-        if status in (401, 403) or code == "ExpiredToken":
+        if status in (401, 403):
             return BadInput(f"S3 refuses access to {where} ({code}).", hint=CREDENTIALS_HINT)
         return BadInput(
             f"S3 answered with {code} ({where}).",

@@ -1,4 +1,9 @@
-"""Reads a file of a source in ranges, and tries again when the source fails for now."""
+"""Reads a file of a source in ranges, to the last byte or to an error that says why not.
+
+Sources behind a network try their own requests again and go on where they were cut; an error that
+comes out of them was tried often enough. The few more rounds, with longer pauses, are for sources
+that try nothing again (a folder on a file system that stumbles) and outages that are about to end.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from trainyard.store.parts import Ranges
 READ_BYTES = 1 << 20
 """Bytes read between two looks at whether the step goes on."""
 
-PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+PAUSES_S = (1.0, 8.0)
 """Seconds before each new try of one part; the source counts as failed after the last."""
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -89,6 +89,19 @@ class Budget:
 
 
 _BUDGET = Budget(IN_FLIGHT_BYTES)
+
+
+@contextmanager
+def in_memory(size: int, budget: Budget = _BUDGET) -> Iterator[None]:
+    """Wait for room for `size` bytes, and hold it for the block.
+
+    Nothing in the block may wait for other room: whoever has that might wait for this.
+    """
+    budget.take(size, wait=True)
+    try:
+        yield
+    finally:
+        budget.give(size)
 
 
 def in_order(

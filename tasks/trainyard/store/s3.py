@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainyard.documents.base import FileEntry
-from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, Transient
+from trainyard.errors import BadInput, Conflict, CorruptFile, Transient
 from trainyard.names import check_relative_path
 from trainyard.settings import Settings
-from trainyard.store.parts import Ranges
+from trainyard.store.parts import Ranges, hash_ranges, in_memory
 from trainyard.store.protocol import Entry, Stored
 from trainyard.store.s3_bucket import CONTENT_SHA256, Bucket, ConditionFailed, Head, pauses
 from trainyard.store.s3_client import AwsCredentials
@@ -40,7 +40,7 @@ from trainyard.store.s3_multipart import (
 )
 from trainyard.store.s3_probe import ensure_conditional_writes
 from trainyard.store.s3_stream import open_object
-from trainyard.store.transfer import Content, pump
+from trainyard.store.transfer import Content
 
 RESERVED = ".trainyard"
 """The folder below the prefix for what the store itself keeps; no key begins with it."""
@@ -71,17 +71,8 @@ class S3Store:
     def read(self, key: str) -> Stored:
         """Return the content of `key`. Raises NotFound."""
         self._check(key)
-        for pause in (*pauses(self._bucket.settings.s3_attempts), None):
-            try:
-                return self._read(key)
-            except (NotFound, Conflict):
-                raise
-            except Transient:
-                # Requests are tried again by botocore, but not answers that were cut.
-                if pause is None:
-                    raise
-                time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
+        with explained("read", self._bucket.url_of(key)):
+            return self._read(key)
 
     def exists(self, key: str) -> bool:
         """Tell whether `key` exists."""
@@ -89,12 +80,17 @@ class S3Store:
         return self._head(key) is not None
 
     def create(self, key: str, data: bytes) -> str:
-        """Write `key`, which must not exist. Raises Conflict."""
+        """Write `key`, which must not exist. Raises Conflict; Transient if S3 never decided."""
         self._check(key)
         with self._writing(key):
             try:
                 return self._bucket.put_if(key, data, IfNoneMatch="*")
             except ConditionFailed as failed:
+                if failed.raced:
+                    raise Transient(
+                        f"Others kept writing {key} in {self.url} at the same moment.",
+                        hint="Try again; if it lasts, find out who works on that key.",
+                    ) from failed
                 raise Conflict(
                     f"{key} exists already in {self.url}.",
                     hint="Stored documents are never replaced; read what is there.",
@@ -165,10 +161,15 @@ class S3Store:
         self._check(key)
         if sha256 is not None and (head := self._head(key)) is not None:
             return self._kept(key, head, sha256)
-        first = read_fully(source, self._bucket.settings.s3_part_bytes)
-        if len(first) < self._bucket.settings.s3_part_bytes:
-            return self._upload_whole(key, first, sha256)
+        part_bytes = self._bucket.settings.s3_part_bytes
         with self._writing(key):
+            try:
+                with in_memory(part_bytes):
+                    first = read_fully(source, part_bytes)
+                    if len(first) < part_bytes:
+                        return self._upload_whole(key, first, sha256)
+            except KeyTaken as taken:
+                return self._kept_if_equal(key, taken.sent)
             upload = MultipartUpload.new(self._bucket, key)
             try:
                 sent, parts = upload.send_stream(first, source)
@@ -178,6 +179,7 @@ class S3Store:
                 upload.abort()
                 return self._kept_if_equal(key, taken.sent)
             except UploadGone as gone:
+                upload.abort()
                 raise self._interrupted(key) from gone
             except BaseException:
                 upload.abort()
@@ -190,7 +192,12 @@ class S3Store:
         if source.size <= self._bucket.settings.s3_part_bytes:
             if sha256 is not None and (head := self._head(key)) is not None:
                 return self._kept(key, head, sha256)
-            return self._upload_whole(key, source.read(0, source.size), sha256)
+            with self._writing(key):
+                try:
+                    with in_memory(source.size):
+                        return self._upload_whole(key, source.read(0, source.size), sha256)
+                except KeyTaken as taken:
+                    return self._kept_if_equal(key, taken.sent)
         with self._writing(key):
             for _ in range(_UPLOADS):
                 if (head := self._head(key)) is not None:
@@ -227,22 +234,20 @@ class S3Store:
         return _entry(key, sent.content)
 
     def _upload_whole(self, key: str, data: bytes, sha256: str | None) -> FileEntry:
-        """Store a file that fits into one request."""
+        """Store a file that fits into one request. Raises KeyTaken."""
         content = Content(size=len(data), sha256=hashlib.sha256(data).hexdigest())
         self._demand(key, content, sha256)
-        with self._writing(key):
+        try:
             metadata = {CONTENT_SHA256: content.sha256}
-            try:
-                self._bucket.put_if(key, data, metadata=metadata, IfNoneMatch="*")
-            except ConditionFailed:
-                checksum = self._bucket.checksums.of(data).text
-                return self._kept_if_equal(key, Sent(content, checksum))
+            self._bucket.put_if(key, data, metadata=metadata, IfNoneMatch="*")
+        except ConditionFailed as failed:
+            raise KeyTaken(Sent(content, self._bucket.checksums.of(data).text)) from failed
         return _entry(key, content)
 
     def _kept(self, key: str, head: Head, sha256: str) -> FileEntry:
         """Return the entry of a key that exists, if that is its content."""
         known = head.metadata.get(CONTENT_SHA256)
-        found = Content(head.size, known) if known else self._read_back(key)
+        found = Content(head.size, known) if known else self._read_back(key, head)
         if found.sha256 != sha256:
             raise self._other_content(key)
         return _entry(key, found)
@@ -259,19 +264,37 @@ class S3Store:
             equal = known == sent.content.sha256
         else:
             # S3's own checksum tells two files apart that differ by accident.
-            equal = head.checksum == sent.checksum or self._read_back(key) == sent.content
+            equal = head.checksum == sent.checksum or self._read_back(key, head) == sent.content
         if not equal:
             raise self._other_content(key)
         return _entry(key, sent.content)
 
-    def _read_back(self, key: str) -> Content:
-        with self.open(key) as stream:
-            return pump(stream)
+    def _read_back(self, key: str, head: Head) -> Content:
+        """Return size and hash of a key, whose content must not change meanwhile."""
+
+        def read(start: int, size: int) -> bytes:
+            with open_object(self._bucket, key, start, size, version=head.version) as stream:
+                data = read_fully(stream, size)
+            if len(data) < size:
+                raise self._interrupted(key)
+            return data
+
+        return hash_ranges(Ranges(head.size, key, read), self._bucket.settings.s3_part_bytes)
 
     def _read(self, key: str) -> Stored:
-        with explained("read", self._bucket.url_of(key)):
+        from botocore.exceptions import BotoCoreError, HTTPClientError
+        from urllib3.exceptions import HTTPError
+
+        for pause in (*pauses(self._bucket.settings.s3_attempts), None):
             answer = self._bucket.call("get_object", key)
-            return Stored(data=answer["Body"].read(), version=str(answer["ETag"]))
+            try:
+                return Stored(data=answer["Body"].read(), version=str(answer["ETag"]))
+            except (BotoCoreError, HTTPClientError, HTTPError):
+                # Requests are tried again by botocore, but not answers that were cut.
+                if pause is None:
+                    raise
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
 
     def _head(self, key: str) -> Head | None:
         with explained("look at", self._bucket.url_of(key)):

@@ -17,7 +17,14 @@ from typing import Any, TypeVar
 from trainyard.settings import Settings
 from trainyard.store.s3_checksums import Checksums
 from trainyard.store.s3_client import AwsCredentials, S3Place, make_client
-from trainyard.store.s3_errors import is_missing, is_precondition, is_race, retries_of
+from trainyard.store.s3_errors import (
+    code_of,
+    is_missing,
+    is_precondition,
+    is_race,
+    retries_of,
+    status_of,
+)
 from trainyard.store.s3_quick_get import QuickReader
 
 ResultT = TypeVar("ResultT")
@@ -48,12 +55,14 @@ class Head:
 class ConditionFailed(Exception):
     """S3 refused a write because of its condition."""
 
-    def __init__(self, *, gone: bool, retried: bool) -> None:
+    def __init__(self, *, gone: bool, retried: bool, raced: bool) -> None:
         super().__init__()
         self.gone = gone
         """Is there no such key?"""
         self.retried = retried
-        """Was it not the first try, so that an earlier one may have been done?"""
+        """Was any request sent twice, so that the one without an answer may have been done?"""
+        self.raced = raced
+        """Did others keep coming in between, so that S3 never decided?"""
 
 
 def pauses(tries: int) -> Iterator[float]:
@@ -179,12 +188,35 @@ class Bucket:
             if not (failed.gone and failed.retried):
                 raise
 
+    def look(self, key: str) -> dict[str, Any]:
+        """Do a HEAD request; where its refusal has no reason, ask for a byte to hear it."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return self.call("head_object", key, ChecksumMode="ENABLED")
+        except ClientError as error:
+            # An answer to HEAD has no body: credentials that ran out are a bare 400 there.
+            if status_of(error) != 400:
+                raise
+            self._say_why(key)
+            raise
+
+    def _say_why(self, key: str) -> None:
+        """Raise what S3 says to a GET; return if that is nothing against the key."""
+        from botocore.exceptions import ClientError
+
+        try:
+            self.call("get_object", key, Range="bytes=0-0")["Body"].close()
+        except ClientError as error:
+            if code_of(error) != "InvalidRange":
+                raise
+
     def head(self, key: str) -> Head | None:
         """Look at a key; None if it does not exist."""
         from botocore.exceptions import ClientError
 
         try:
-            answer = self.call("head_object", key, ChecksumMode="ENABLED")
+            answer = self.look(key)
         except ClientError as error:
             if is_missing(error):
                 return None
@@ -205,15 +237,18 @@ def _decided(write: Callable[[], ResultT]) -> ResultT:
     """
     from botocore.exceptions import ClientError
 
+    retried = False
     for pause in (*pauses(_RACES), None):
         try:
             return write()
         except ClientError as error:
+            # Also a try before a race may have been done: its repetition met itself.
+            retried = retried or retries_of(error) > 0
             if is_race(error) and pause is not None:
                 time.sleep(pause)
             elif is_race(error) or is_precondition(error) or is_missing(error):
                 raise ConditionFailed(
-                    gone=is_missing(error), retried=retries_of(error) > 0
+                    gone=is_missing(error), retried=retried, raced=is_race(error)
                 ) from error
             else:
                 raise

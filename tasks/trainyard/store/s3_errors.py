@@ -118,7 +118,7 @@ def _answer(error: Exception, action: str, place: str) -> TrainyardError:
         return Transient(
             text, hint="The credentials ran out on the way; the next try gets new ones."
         )
-    if code in _FOR_NOW or status >= 500:
+    if code in _FOR_NOW or status == 429 or status >= 500:
         return Transient(text, hint="The store is busy or ill; what was stored is kept, try again.")
     return BadInput(text, hint=_hint(code, status))
 
@@ -146,7 +146,6 @@ def _no_answer(error: Exception, action: str, place: str) -> TrainyardError:
         error,
         exceptions.NoCredentialsError
         | exceptions.PartialCredentialsError
-        | exceptions.CredentialRetrievalError
         | exceptions.ProfileNotFound
         | exceptions.TokenRetrievalError,
     ):
@@ -154,6 +153,12 @@ def _no_answer(error: Exception, action: str, place: str) -> TrainyardError:
             text,
             hint="Give credentials: TRAINYARD_AWS_CONNECTION, TRAINYARD_S3_PROFILE, AWS_* "
             "variables, or a role of the pod or instance.",
+        )
+    if isinstance(error, exceptions.CredentialRetrievalError):
+        return Transient(
+            text,
+            hint="Whoever hands out credentials is busy or ill; what was stored is kept, "
+            "try again.",
         )
     if isinstance(error, exceptions.SSLError):
         return BadInput(text, hint="Check the certificates, or the scheme of the endpoint.")

@@ -91,12 +91,17 @@ class MultipartUpload:
 
     @classmethod
     def find_or_new(cls, bucket: Bucket, key: str) -> MultipartUpload:
-        """Find the newest upload of a key that was cut, with its parts, or begin one."""
-        found = [each for each in _uploads(bucket, key) if _same_kind(bucket, each)]
-        if not found:
+        """Find the newest upload of a key that was cut, with its parts, or begin one.
+
+        Older ones are aborted: nobody would go on with them, and they cost storage.
+        """
+        found = sorted(_uploads(bucket, key), key=lambda each: str(each.get("Initiated", "")))
+        fitting = [number for number, each in enumerate(found) if _same_kind(bucket, each)]
+        for older in found[: fitting[-1] if fitting else len(found)]:
+            cls(bucket, key, str(older["UploadId"])).abort()
+        if not fitting:
             return cls.new(bucket, key)
-        newest = max(found, key=lambda each: str(each.get("Initiated", "")))
-        upload = cls(bucket, key, str(newest["UploadId"]))
+        upload = cls(bucket, key, str(found[fitting[-1]]["UploadId"]))
         upload._there = {int(part["PartNumber"]): part for part in upload._list_parts()}
         return upload
 

@@ -15,12 +15,12 @@ the store elsewhere, or a server that was replaced, is probed again. Bad answers
 
 from __future__ import annotations
 
+import io
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from trainyard.documents.base import Document
 from trainyard.errors import BadInput, CorruptFile
@@ -34,12 +34,13 @@ from trainyard.store.s3_errors import (
     is_race,
     status_of,
 )
+from trainyard.store.s3_multipart import KeyTaken, MultipartUpload, UploadGone
 
 RECORD_KEY = ".trainyard/conditional-writes.json"
 """Where the good answer is kept."""
 
 _PROBE_FOLDER = ".trainyard/probe"
-_VERSION = 1
+_VERSION = 2
 _TRUSTED_FOR = timedelta(days=7)
 _WRITERS = 8
 
@@ -159,22 +160,17 @@ def _race(bucket: Bucket, key: str) -> str:
     return ""
 
 
-def _complete(bucket: Bucket, key: str) -> Any:
-    """Try to create `key` by a multipart upload of one part."""
-    upload = {"UploadId": bucket.call("create_multipart_upload", key)["UploadId"]}
+def _complete(bucket: Bucket, key: str) -> None:
+    """Try to create `key` by a multipart upload of one part, with the requests of every upload."""
+    upload = MultipartUpload.new(bucket, key)
     try:
-        part = bucket.call("upload_part", key, PartNumber=1, Body=b"part", **upload)
-        parts = [{"PartNumber": 1, "ETag": part["ETag"]}]
-        return bucket.call(
-            "complete_multipart_upload",
-            key,
-            MultipartUpload={"Parts": parts},
-            IfNoneMatch="*",
-            **upload,
-        )
+        sent, parts = upload.send_stream(b"part", io.BytesIO())
+        upload.complete(sent, parts)
+    except (KeyTaken, UploadGone) as ended:
+        # What S3 said decides: one part that it does not take back is no condition that held.
+        raise ended.__cause__ or ended from None
     finally:
-        with suppress(Exception):
-            bucket.call("abort_multipart_upload", key, **upload)
+        upload.abort()
 
 
 def _refused(write: Callable[[], object]) -> bool:

@@ -4,7 +4,7 @@ A read is signed and sent by the same parts of botocore as always (its signer, i
 connections with their proxies, certificates and timeouts), but without what botocore does around
 them for every operation of every service. Whatever is not a plain success is left to boto3's own
 call, with its retries, its redirects and its errors; a store that wants it differently is asked
-that way from then on.
+that way from then on. So is everything should a newer botocore have other parts inside.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class QuickReader:
         self._client = client
         self._base = ""
         """What comes before a name in a URL; empty until boto3 has read something."""
-        self._sent = threading.local()
+        self._seen = threading.local()
+        """Of each thread: where boto3 read last, and what a quick read was refused."""
+        self._said = False
         client.meta.events.register("before-send.s3.GetObject", self._watch)
         # Directory buckets want sessions, which are botocore's matter.
         self._failures = _FAILURES if bucket.endswith("--x-s3") else 0
@@ -89,23 +91,26 @@ class QuickReader:
             name: the object's name in the bucket.
             headers: such as `Range` and `If-Match`.
         """
-        from botocore.exceptions import BotoCoreError, HTTPClientError
-
+        self._seen.refused = ""
         if not self._base or self._failures >= _FAILURES:
             return None
         try:
             answer = self._send(name, headers)
-        except (BotoCoreError, HTTPClientError, AttributeError) as error:
-            self._failures += 1
-            log.debug("A quick read failed, boto3 does it: %s", type(error).__name__)
-            return None
-        if answer.status_code not in {200, 206} or "ETag" not in answer.headers:
+            if answer.status_code in {200, 206} and "ETag" in answer.headers:
+                found = QuickAnswer(answer.headers["ETag"], _Body.of(answer.raw))
+                self._failures = 0
+                return found
             # What else it may be is known better there: missing, forbidden, elsewhere, too busy.
+            if answer.status_code not in {500, 503}:
+                self._seen.refused = name
             answer.raw.close()
-            self._failures += answer.status_code not in {404, 416, 500, 503}
-            return None
-        self._failures = 0
-        return QuickAnswer(answer.headers["ETag"], _Body.of(answer.raw))
+        except Exception as error:
+            # Much of what is used here is botocore's own affair, and may be another one tomorrow.
+            self._failures += 1
+            if not self._said:
+                self._said = True
+                log.info("A quick read of S3 failed, boto3 does it instead: %r", error)
+        return None
 
     def _send(self, name: str, headers: dict[str, str]) -> Any:
         from botocore.auth import S3SigV4Auth
@@ -122,13 +127,18 @@ class QuickReader:
         return self._client._endpoint.http_session.send(request.prepare())
 
     def learn(self, name: str) -> None:
-        """After a read of an object by boto3, in the same thread: take note of where it is."""
-        url = getattr(self._sent, "url", "").partition("?")[0]
+        """After a read of an object by boto3, in the same thread: take note of where it is.
+
+        If a quick read of it was refused just before, that was the quick way's fault.
+        """
+        self._failures += getattr(self._seen, "refused", "") == name
+        self._seen.refused = ""
+        url = getattr(self._seen, "url", "").partition("?")[0]
         if not self._base and url.endswith("/" + _quoted(name)):
             self._base = url.removesuffix(_quoted(name))
 
     def _watch(self, request: Any, **_: object) -> None:
-        self._sent.url = request.url
+        self._seen.url = request.url
 
 
 def _quoted(name: str) -> str:

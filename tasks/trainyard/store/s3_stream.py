@@ -15,18 +15,23 @@ _BUFFER_BYTES = 1 << 16
 """Small: a read of more goes straight into the caller's memory."""
 
 
-def open_object(bucket: Bucket, key: str, start: int = 0, size: int | None = None) -> BinaryIO:
+def open_object(
+    bucket: Bucket, key: str, start: int = 0, size: int | None = None, *, version: str = ""
+) -> BinaryIO:
     """Open `size` bytes of a key from `start` (None: all to its end); fewer if there are no more.
 
     Raises:
         NotFound: there is no such key.
+        Conflict: it is not `version` (empty: any will do).
         Transient, BadInput: the store cannot be read.
     """
     if size == 0:
         with explained("read", bucket.url_of(key)):
-            bucket.call("head_object", key)
+            bucket.look(key)
         return io.BytesIO()
-    return cast(BinaryIO, io.BufferedReader(_ObjectStream(bucket, key, start, size), _BUFFER_BYTES))
+    return cast(
+        BinaryIO, io.BufferedReader(_ObjectStream(bucket, key, start, size, version), _BUFFER_BYTES)
+    )
 
 
 class _ObjectStream(io.RawIOBase):
@@ -36,13 +41,15 @@ class _ObjectStream(io.RawIOBase):
     object is still the same; so often as the settings allow without a byte in between.
     """
 
-    def __init__(self, bucket: Bucket, key: str, start: int, size: int | None) -> None:
+    def __init__(
+        self, bucket: Bucket, key: str, start: int, size: int | None, version: str
+    ) -> None:
         super().__init__()
         self._bucket = bucket
         self._key = key
         self._at = start
         self._end = None if size is None else start + size
-        self._version = ""
+        self._version = version
         self._body: Any = None
         self._waits = self._new_waits()
         with explained("read", bucket.url_of(key)):
@@ -112,6 +119,8 @@ class _ObjectStream(io.RawIOBase):
     def _connect_quickly(self, parameters: dict[str, str]) -> bool:
         """Connect with less ado, if that is possible: a part is one of thousands."""
         headers = {"Range": parameters["Range"]}
+        if self._version:
+            headers["If-Match"] = self._version
         if owner := self._bucket.settings.s3_expected_bucket_owner:
             headers["X-Amz-Expected-Bucket-Owner"] = owner
         answer = self._bucket.quick.get(self._bucket.name(self._key), headers)

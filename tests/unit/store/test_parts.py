@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.store.conformance import content, ranges, sha256
 
-from trainyard.store.parts import MAX_PARTS, Budget, hash_ranges, in_order, parts_of
+from trainyard.store.parts import MAX_PARTS, Budget, hash_ranges, in_memory, in_order, parts_of
 
 
 @given(st.integers(0, 10**13), st.integers(1 << 20, 1 << 30))
@@ -36,6 +36,19 @@ def test_hashing_in_ranges_is_hashing(size: int) -> None:
     data = content(size)
     found = hash_ranges(ranges(data), 1000)
     assert (found.size, found.sha256) == (size, sha256(data))
+
+
+def test_what_is_held_in_memory_is_given_back_whatever_happens() -> None:
+    budget = Budget(10)
+
+    def fail() -> None:
+        with in_memory(8, budget):
+            assert not budget.take(3, wait=False)
+            raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        fail()
+    assert budget.take(10, wait=False)
 
 
 def test_results_come_in_order_whoever_is_faster() -> None:
@@ -109,7 +122,7 @@ def test_leaving_early_ends_it_too() -> None:
 
 
 MEMORY = """
-import resource, sys, threading
+import re, sys, threading
 from pathlib import Path
 from trainyard.store.folder import FolderStore
 from trainyard.store.parts import Ranges
@@ -124,7 +137,8 @@ def move(number):
 threads = [threading.Thread(target=move, args=(n,)) for n in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+# Of this program alone: ru_maxrss would count that of the process it was started from.
+print(int(re.findall(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[0]) >> 10)
 """
 
 

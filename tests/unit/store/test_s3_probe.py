@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from tests.fake_s3 import FakeS3
 from tests.faulty_proxy import Answer, Request
+from tests.unit.store.conformance import PART, content, ranges
 
 from trainyard.errors import BadInput, NotFound
 from trainyard.store.s3 import S3Store
+from trainyard.store.s3_checksums import Checksums
 from trainyard.store.s3_probe import RECORD_KEY, ProbeRecord
 
 
@@ -93,7 +95,7 @@ def test_nor_does_rubbish(s3: FakeS3, store: S3Store) -> None:
     place = {"Bucket": store._bucket.place.bucket, "Key": f"yard/{RECORD_KEY}"}
     s3.client.put_object(**place, Body=b"{")
     store.create("a", b"")
-    assert record(s3, store).version == 1
+    assert record(s3, store).version == 2
 
 
 def is_put(request: Request) -> bool:
@@ -134,6 +136,51 @@ def test_a_store_that_ignores_a_condition_is_refused(
         with pytest.raises(BadInput, match=f"does not keep S3's promises.*{re.escape(shown)}"):
             call()
     assert names(s3, store) == []
+
+
+@pytest.mark.parametrize("algorithm", ["CRC64NVME", "SHA256"])
+def test_the_probe_sends_the_requests_of_an_upload(
+    s3: FakeS3, tmp_path: Path, algorithm: str
+) -> None:
+    store = s3.store(tmp_path, probed=False, s3_checksum=algorithm, s3_kms_key_id="alias/yard")
+    store.upload_ranged("a", ranges(content(PART + 1)))
+
+    def shape(request: Request) -> tuple[set[str], set[bytes]]:
+        ours = {name for name in request.headers if name.startswith(("x-amz-", "if-"))}
+        return ours - {"x-amz-date"}, set(re.findall(rb"<(\w+)>", request.body))
+
+    kinds: list[Callable[[Request], bool]] = [
+        lambda r: r.begins_upload,
+        lambda r: r.is_part,
+        lambda r: r.is_complete,
+    ]
+    for kind in kinds:
+        sent = [request for request in s3.proxy.requests if kind(request)]
+        probe = [shape(each) for each in sent if "/probe/" in each.path]
+        upload = [shape(each) for each in sent if "/probe/" not in each.path]
+        assert len(probe) == 1
+        assert all(each == probe[0] for each in upload)
+        assert any("checksum" in name for name in probe[0][0])
+
+
+def test_a_part_whose_checksum_cannot_be_kept_is_no_condition_that_held(
+    s3: FakeS3, store: S3Store
+) -> None:
+    s3.proxy.fail(lambda r: r.is_complete, answer=Answer.error(400, "InvalidPart"), times=100)
+    with pytest.raises(BadInput, match="S3 says InvalidPart"):
+        store.create("a", b"")
+
+
+def test_the_fake_refuses_a_checksum_that_was_not_announced(s3: FakeS3, store: S3Store) -> None:
+    from botocore.exceptions import ClientError
+
+    place = {"Bucket": store._bucket.place.bucket, "Key": "a"}
+    client = store._bucket.client
+    begun = client.create_multipart_upload(**place, ChecksumAlgorithm="SHA256")
+    upload = {"UploadId": begun["UploadId"], "PartNumber": 1}
+    data = Checksums("CRC64NVME").of(b"x")
+    with pytest.raises(ClientError, match="InvalidRequest"):
+        client.upload_part(**place, **upload, Body=b"x", ChecksumCRC64NVME=data.text)
 
 
 def test_a_store_that_knows_no_conditions_is_refused(s3: FakeS3, store: S3Store) -> None:

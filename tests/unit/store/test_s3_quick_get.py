@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.fast_fake_s3 import Connection, Request, Server
 
-from trainyard.errors import NotFound
+from trainyard.errors import BadInput, NotFound
 from trainyard.settings import Settings
 from trainyard.store.s3 import S3Store
 
@@ -133,6 +134,39 @@ def test_connections_are_used_again(warm: S3Store, server: tuple[Moody, int]) ->
         assert read(warm, start=start, size=100) == DATA[start : start + 100]
     # The server has a thread for each connection.
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("refused", ["a b/none", "secret"])
+def test_what_boto3_may_not_read_either_is_no_fault_of_the_quick_way(
+    warm: S3Store, server: tuple[Moody, int], refused: str
+) -> None:
+    for _ in range(4):
+        server[0].refuse = 2 if refused == "secret" else 0
+        with pytest.raises((BadInput, NotFound)):
+            read(warm, refused)
+    server[0].asked.clear()
+    assert read(warm) == DATA
+    assert [is_quick(headers) for headers in server[0].asked] == [True]
+
+
+@pytest.mark.parametrize("error", [TypeError("one argument more"), KeyError("x"), OSError("y")])
+def test_whatever_breaks_inside_is_said_once_and_boto3_reads(
+    warm: S3Store,
+    server: tuple[Moody, int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(warm._bucket.quick, "_send", broken)
+    server[0].asked.clear()
+    with caplog.at_level(logging.INFO, logger="trainyard.store.s3_quick_get"):
+        for _ in range(5):
+            assert read(warm) == DATA
+    assert [is_quick(headers) for headers in server[0].asked] == [False] * 5
+    assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
 def test_a_store_that_wants_it_differently_is_asked_by_boto3(
