@@ -15,12 +15,17 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 # Imports once, then forks: the kill hits the publication and not the start of Python.
 PUBLISH_AND_DIE = """
-import json, os, random, shutil, signal, sys, time
+import json, os, random, shutil, signal, sys, threading, time
 from pathlib import Path
+from tqdm.std import tqdm
 from tests.unit.yard import Yard, measurement, plan
 from trainyard.releases import list_verdicts, load_release, pins_not_held, release_ids
 from trainyard.steps.gate import gate
 from trainyard.steps.publish import publish
+
+# Great Expectations draws bars, and their lock is one of all forked processes: a child that is killed
+# while it draws would keep it for good.
+tqdm.set_lock(threading.RLock())
 
 root, rounds = Path(sys.argv[1]), int(sys.argv[2])
 dice = random.Random(int(sys.argv[3]))
