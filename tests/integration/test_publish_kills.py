@@ -23,8 +23,8 @@ from trainyard.releases import list_verdicts, load_release, pins_not_held, relea
 from trainyard.steps.gate import gate
 from trainyard.steps.publish import publish
 
-# Great Expectations draws bars, and their lock is one of all forked processes: a child that is killed
-# while it draws would keep it for good.
+# Great Expectations draws bars, and their lock is shared by forked processes: a child that is
+# killed while it draws would keep it for good.
 tqdm.set_lock(threading.RLock())
 
 root, rounds = Path(sys.argv[1]), int(sys.argv[2])
