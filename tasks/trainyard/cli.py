@@ -89,6 +89,8 @@ def _run(
     target: str,
     die_with_parent: bool,
     body: Callable[[StepContext], StepResult],
+    *,
+    force: bool = False,
 ) -> NoReturn:
     """Run a step under its lock and status document, and exit with its code."""
     from trainyard.steps.runner import run_step
@@ -106,6 +108,7 @@ def _run(
         body=body,
         settings=settings,
         store=store,
+        force=force,
         die_with_parent=die_with_parent,
     )
     raise typer.Exit(code)
@@ -182,11 +185,28 @@ def plan(
 
 
 @app.command(rich_help_panel=STEPS)
-def download(plan_id: PlanOption, die_with_parent: DieWithParentOption = False) -> None:
+def download(
+    plan_id: PlanOption,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Read what is stored again, and bring damaged files back from the source.",
+        ),
+    ] = False,
+    die_with_parent: DieWithParentOption = False,
+) -> None:
     """Store the checkpoint of a plan, every file hashed on the way."""
     from trainyard.steps.download import download as step
 
-    _run("download", plan_id, "", die_with_parent, lambda c: step(_plan_of(plan_id, c), c))
+    _run(
+        "download",
+        plan_id,
+        "",
+        die_with_parent,
+        lambda c: step(_plan_of(plan_id, c), c),
+        force=force,
+    )
 
 
 @app.command("compile", rich_help_panel=STEPS)
