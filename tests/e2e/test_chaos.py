@@ -405,9 +405,10 @@ def test_step_of_another_release(platform: Platform, rows: list[Row], name: str)
 
         def is_back() -> bool:
             now = measuring(platform)
-            return platform.statuses(run_id)["measure"].state == "done" or (
-                now is not None and now != step
-            )
+            # It may have been killed before it wrote its first report.
+            report = platform.statuses(run_id).get("measure")
+            done = report is not None and report.state == "done"
+            return done or (now is not None and now != step)
 
         return is_back
 
