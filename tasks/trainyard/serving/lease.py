@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 from trainyard.documents.base import Frozen
 from trainyard.serving.records import ServingPaths, read_record, write_record
 from trainyard.settings import Settings
+from trainyard.store.disk import boot_id
 
 LeaseState = Literal["alive", "expired", "absent"]
-
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class LeaseRecord(Frozen):
@@ -92,11 +90,3 @@ def lease_state(
         left_s = record.ends_wall - wall
     # More than it was given can only come from a clock that was set back.
     return "alive" if 0 < left_s <= record.duration_s else "expired"
-
-
-def boot_id() -> str:
-    """Return what identifies the machine's present run; empty where the system does not tell."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""

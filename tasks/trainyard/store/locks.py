@@ -22,6 +22,7 @@ from types import TracebackType
 
 from trainyard.documents.base import Document, Frozen
 from trainyard.errors import Busy, Conflict, NotFound, TrainyardError
+from trainyard.store.disk import boot_id
 from trainyard.store.documents import read_versioned
 from trainyard.store.layout import lock_key
 from trainyard.store.protocol import Store
@@ -284,12 +285,12 @@ def _try_to_take(
 
 def _machine() -> str:
     """Name host, boot and process namespace: within one, process ids mean the same."""
+    boot = boot_id()
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return ""
-    return f"{platform.node()}/{boot}/{namespace}"
+    return f"{platform.node()}/{boot}/{namespace}" if boot else ""
 
 
 def _process_started(pid: int) -> str | None:
