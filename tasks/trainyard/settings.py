@@ -193,6 +193,13 @@ class Settings(BaseSettings):
     from half a second to 15 s, so that six bridge an outage of 15 s; Airflow's retries come on
     top."""
 
+    kubeconfig: Path | None = None
+    """Kubeconfig of the clusters that environments name. Empty: KUBECONFIG, `~/.kube/config`, or
+    the cluster that we run in."""
+
+    kube_timeout_s: float = Field(default=15.0, gt=0)
+    """Seconds that a request to a cluster's API may take."""
+
     requested_by: str = ""
     """Who asked for the work, for provenance; the DAGs set it to the user of the run."""
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from trainyard.spec.kubernetes import KubernetesServing, KubernetesSteps
 from trainyard.spec.model import Capacity, Name, SpecPart
 
 
@@ -32,6 +33,8 @@ class Environment(SpecPart):
     """Seconds after which a rollout without a living driver loses its traffic."""
     rollback_window_s: float = Field(default=0.0, ge=0)
     """Seconds after a promotion during which the old servers stay warm."""
+    kubernetes: KubernetesServing | None = None
+    """Where in the cluster its servers run; only, and always, on platform `kubernetes`."""
 
 
 class Environments(SpecPart):
@@ -41,3 +44,5 @@ class Environments(SpecPart):
     """Always `trainyard/v1`."""
     environments: dict[Name, Environment] = Field(min_length=1)
     """The environments by name."""
+    steps: KubernetesSteps | None = None
+    """Where heavy steps run as pods. Empty: as processes of Airflow's worker."""

@@ -1,0 +1,145 @@
+"""Where pods run: the cluster's side of environments and of heavy steps.
+
+Everything that differs between an EKS cluster with Neuron nodes and a bare cluster of one node is
+here, so that the same release runs on both.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from trainyard.spec.part import SpecPart
+
+DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+"""Names of namespaces, service accounts and ports."""
+DnsName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$", max_length=253)
+]
+"""Names of most objects."""
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\\0:]*$")]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Toleration(SpecPart):
+    """A taint of nodes that pods put up with."""
+
+    key: str
+    """Key of the taint."""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    """`Equal` compares the value too."""
+    value: str = ""
+    """Value of the taint, with `Equal`."""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    """Empty: every effect."""
+
+
+class HostMount(SpecPart):
+    """A folder of the node that pods see."""
+
+    host_path: AbsolutePath
+    """On the node."""
+    mount_path: AbsolutePath
+    """In the container."""
+    read_only: bool = True
+    """May pods only read it?"""
+
+
+class SecretEnv(SpecPart):
+    """A secret of the namespace whose keys become environment variables."""
+
+    name: DnsName
+    """Of the secret."""
+    optional: bool = False
+    """May it be missing?"""
+
+
+class NodeCacheVolume(SpecPart):
+    """The folder of a node in which pods keep files of releases for each other."""
+
+    host_path: AbsolutePath = "/mnt/k8s-disks/0/trainyard"
+    """On the node: instance store (RAID0 at `/mnt/k8s-disks/0` on Bottlerocket and AL2023 nodes
+    with `instanceStorePolicy: RAID0`), or a mounted volume."""
+    gib: float = Field(default=0.0, ge=0)
+    """GiB (2**30 bytes) that it may hold. 0: as much as its disk."""
+
+
+class PodDefaults(SpecPart):
+    """What all pods of one place share."""
+
+    namespace: DnsLabel
+    """Of the pods; made by `k8s/`, not by Trainyard."""
+    context: str = ""
+    """Context of the kubeconfig. Empty: the current one, or the cluster that we run in."""
+    image: str = ""
+    """Image of pods whose target names none of its own. Best with a digest."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """`Never` for images that were imported into the node."""
+    image_pull_secrets: tuple[DnsName, ...] = ()
+    """Secrets with the registry's login; ECR needs none on EKS."""
+    service_account: DnsName
+    """Carries the IAM role of the pods (IRSA or Pod Identity)."""
+    python: str = "python3"
+    """Interpreter in the image that has Trainyard installed."""
+    serve_python: str = ""
+    """Interpreter in the image that has vLLM installed. Empty: the same."""
+    env: dict[EnvName, str] = Field(default_factory=dict)
+    """More environment variables, such as `TRAINYARD_S3_REGION`. No secrets: they are written into
+    the pods' specs."""
+    env_from_secrets: tuple[SecretEnv, ...] = ()
+    """Secrets whose keys become environment variables, where there is no IAM role."""
+    host_mounts: tuple[HostMount, ...] = ()
+    """Folders of the node that pods see, such as a shared file system."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes, beside those of the target's instance type."""
+    tolerations: tuple[Toleration, ...] = ()
+    """Beside the taint `aws.amazon.com/neuron`, which pods that take a device tolerate anyway."""
+    scheduler_name: DnsName | None = None
+    """Scheduler of pods that take a part of a node's devices, such as `my-scheduler` of the Neuron
+    Helm chart. Empty: the default one."""
+
+
+class KubernetesServing(PodDefaults):
+    """Where the servers of one environment run and how traffic reaches them."""
+
+    service_account: DnsName = "trainyard-serving"
+    """Of servers: may read the store, nothing else."""
+    data_plane: Literal["gateway", "proxy"] = "gateway"
+    """`gateway`: a Gateway API implementation splits the traffic. `proxy`: Trainyard's own proxy
+    follows the HTTPRoute, on clusters without a gateway."""
+    gateway: DnsName = "inference"
+    """Name of the Gateway that routes attach to."""
+    gateway_namespace: DnsLabel | None = None
+    """Namespace of the Gateway. Empty: the servers' own."""
+    gateway_class: DnsName = "eg"
+    """Class of the Gateway: `eg` is Envoy Gateway's."""
+    hostnames: tuple[DnsName, ...] = ()
+    """Host names of the route. Empty: all that the Gateway has."""
+    node_cache: NodeCacheVolume | None = NodeCacheVolume()
+    """Empty (null): each pod fetches its files anew into a volume of its own."""
+    stable_priority_class: DnsName | None = "trainyard-stable"
+    """PriorityClass of servers; above that of every step. Empty (null): the cluster's default."""
+    candidate_priority_class: DnsName | None = "trainyard-candidate"
+    """PriorityClass of a new release's servers until its first promotion."""
+
+
+class KubernetesSteps(PodDefaults):
+    """Where heavy steps run as pods."""
+
+    service_account: DnsName = "trainyard-steps"
+    """Of steps that have none of their own below."""
+    service_accounts: dict[
+        Literal["download", "compile", "measure", "gate", "publish"], DnsName
+    ] = Field(default_factory=dict)
+    """Service account by step, so that each has only its own rights on the store."""
+    work_gib: int = Field(default=100, ge=1)
+    """GiB of scratch space that a step's pod asks for, at least."""
+    schedule_timeout_s: float = Field(default=1800.0, gt=0)
+    """Seconds that a pod may wait for a node. Scarce devices: give more."""
+    startup_timeout_s: float = Field(default=1200.0, gt=0)
+    """Seconds from the node to the running container: images of Neuron have 10 GB and more."""
+    measure_priority_class: DnsName | None = "trainyard-measure"
+    """PriorityClass of measuring pods. Empty (null): the cluster's default."""
+    compile_priority_class: DnsName | None = "trainyard-compile"
+    """PriorityClass of compiling pods, the lowest."""
