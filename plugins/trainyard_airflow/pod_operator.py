@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
 
-from trainyard_airflow.exceptions import StepDefect, StepTransient, outcome_exception
+from trainyard_airflow.exceptions import (
+    OUTCOMES,
+    StepDefect,
+    StepTransient,
+    outcome_exception,
+)
 from trainyard_airflow.hub_credentials import SOURCE_STEPS, hub_credentials
 from trainyard_airflow.identity import requested_by
 from trainyard_airflow.step_operator import StepOperator
@@ -93,6 +98,8 @@ class PodStepOperator(StepOperator):
             name = str(pod.metadata.name)
             self._give_secret(cluster, place, context, name)
             self._wait(deferred, since=started.isoformat(), pod=name)
+        except OUTCOMES:
+            raise
         except AirflowException as error:
             # It found the pod of an earlier try, which had failed.
             self.log.warning("%s", error)
@@ -122,7 +129,7 @@ class PodStepOperator(StepOperator):
                 self._inner.trigger_reentry(context, event)
         except TaskDeferred as deferred:
             self._wait(deferred, since=since, pod=pod)
-        except StepTransient:
+        except OUTCOMES:
             raise
         except AirflowException as error:
             self.log.info("The pod's end: %s", error)
@@ -383,18 +390,21 @@ class PodStepOperator(StepOperator):
         return bool(settings.aws_connection or settings.hub_connection)
 
     def _sweep(self, cluster: Cluster, place: KubernetesSteps) -> None:
-        """Remove pods of steps that failed long ago and were kept to be looked at."""
-        from trainyard.errors import TrainyardError
+        """Remove pods of steps that failed long ago and were kept to be looked at.
+
+        Raises:
+            Transient: the cluster does not answer.
+        """
+        from trainyard.errors import BadInput
         from trainyard.kubernetes.kinds import POD
         from trainyard.kubernetes.labels import owned
 
         try:
             pods, _ = cluster.list(POD, place.namespace, labels=owned("step"))
             for pod in pods:
-                made = datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
-                if not _is_active(pod) and datetime.now(UTC) - made > KEEP_FAILED:
+                if not _is_active(pod) and datetime.now(UTC) - _ended_at(pod) > KEEP_FAILED:
                     cluster.delete(POD, pod["metadata"]["name"], place.namespace)
-        except TrainyardError as error:
+        except BadInput as error:
             self.log.warning("Old pods were not removed: %s", error)
 
 
@@ -469,6 +479,15 @@ def _look(
 
 def _phase(pod: Object | None) -> str:
     return str(((pod or {}).get("status") or {}).get("phase", ""))
+
+
+def _ended_at(pod: Object) -> datetime:
+    """Return when a pod's container ended; when the pod was made, if nobody says."""
+    moment = pod["metadata"]["creationTimestamp"]
+    for container in (pod.get("status") or {}).get("containerStatuses") or ():
+        terminated = (container.get("state") or {}).get("terminated") or {}
+        moment = terminated.get("finishedAt") or moment
+    return datetime.fromisoformat(moment)
 
 
 def _is_active(pod: Object | None) -> bool:

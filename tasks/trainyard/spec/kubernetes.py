@@ -18,7 +18,7 @@ DnsName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$", max_length=253)
 ]
 """Names of most objects."""
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\\0:]*$")]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00:]*$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
