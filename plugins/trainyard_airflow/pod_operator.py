@@ -101,6 +101,8 @@ class PodStepOperator(StepOperator):
         except OUTCOMES:
             raise
         except AirflowException as error:
+            if self._inner.pod is None:
+                raise StepDefect(f"No pod was created or found: {error}") from error
             # It found the pod of an earlier try, which had failed.
             self.log.warning("%s", error)
         name, since = _identity(self._inner.pod, since)

@@ -617,6 +617,17 @@ class TestReattaching:
             world.operator().execute(world.context())
         assert "The compiler says no." in str(raised.value)
 
+    def test_two_pods_of_one_task_are_left_to_people(self, world: World) -> None:
+        world.start(world.operator(), world.context())
+        pod = world.pod()
+        twin = {"metadata": {"name": "twin", "labels": pod["metadata"]["labels"]}}
+        world.fake.put(POD, {**twin, "spec": pod["spec"], "status": {"phase": "Running"}})
+        world.memory.clear()
+        with fails("StepDefect") as raised:
+            world.operator().execute(world.context())
+        assert "More than one pod" in str(raised.value)
+        assert len(world.pods) == 2
+
     def test_a_pod_that_runs_but_cannot_be_followed_is_left_for_the_next_try(
         self, world: World
     ) -> None:
