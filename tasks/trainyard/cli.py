@@ -364,6 +364,36 @@ def schema(
 
 
 @app.command(rich_help_panel=LOOK)
+def toolchain(
+    lane: Annotated[
+        Literal["cpu", "neuron-native", "neuron-nxdi"], typer.Option(help="Lane that it is for.")
+    ],
+    image: Annotated[
+        str,
+        typer.Option(
+            help="The image that this runs in, as the environments file or the target names it. "
+            "Empty: TRAINYARD_IMAGE.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Record the toolchain of the image that this runs in, for plans of pods that use it."""
+    from trainyard.steps.toolchains import record_toolchain
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        record = record_toolchain(
+            settings, open_store(settings), lane=lane, image=image or settings.image
+        )
+    except TrainyardError as error:
+        _fail(error)
+    for name, version in sorted(record.toolchain.items()):
+        _say(f"{name} {version}")
+    _say(f"Recorded for image {record.image} and lane {record.lane}.")
+
+
+@app.command(rich_help_panel=LOOK)
 def releases(model: ModelArgument) -> None:
     """List the published releases of a model."""
     from trainyard.releases import list_releases, load_release
