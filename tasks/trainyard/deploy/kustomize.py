@@ -320,9 +320,9 @@ def _inserted(old: str, value: str, options: Mapping[str, Any]) -> str:
 
 
 def _parts(path: str) -> list[str]:
-    """Split a field path at its dots; brackets keep theirs."""
-    return [part[1:-1] if part.startswith("[") and "=" not in part else part
-            for part in re.findall(r"\[[^\]]*\]|[^.\[\]]+", path)]  # fmt: skip
+    """Split a field path at its dots; brackets keep theirs, and hold a name with dots or `a=b`."""
+    parts = re.findall(r"\[[^\]]*\]|[^.\[\]]+", path)
+    return [part[1:-1] if "." in part and "=" not in part else part for part in parts]
 
 
 def _fields(

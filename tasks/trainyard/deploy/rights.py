@@ -82,7 +82,10 @@ def _step(
     )  # fmt: skip
 
 
-_ROLLOUT_WRITES = ("channels/*", "rollouts/*", "attestations/*", "archive/*")
+_ROLLOUT_WRITES = (
+    "channels/*", "rollouts/*", "archive/*", "attestations/*/promotion-*",
+    "attestations/*/rejection-*", "attestations/*/approval-*",
+)  # fmt: skip
 
 ROLES = (
     Role("trainyard-steps", "steps", "A step that has no account of its own: reads."),
@@ -100,7 +103,7 @@ ROLES = (
     ),
     _step(
         "publish", "Signs and stores releases and the verdicts on them.",
-        ["releases/*", "attestations/*"], repairs=["releases/*"], signs=True,
+        ["releases/*", "attestations/*/verdict-*"], repairs=["releases/*"], signs=True,
     ),
     Role(
         "trainyard-gc", "steps", "Deletes what nobody needs any more.",
@@ -306,10 +309,14 @@ def bucket_policy(account: Account) -> list[dict[str, Any]]:
             for number, (arns, patterns) in enumerate(_by_holders(account, of), start=1)
         ]
     if account.store_kms_key:
-        other = {"s3:x-amz-server-side-encryption-aws-kms-key-id": account.store_kms_key}
+        header = "s3:x-amz-server-side-encryption-aws-kms-key-id"
         statements.append(
             _deny(
-                "OneKey", ["s3:PutObject"], account.keys(["*"]), {"StringNotEqualsIfExists": other}
+                "OneKey",
+                ["s3:PutObject"],
+                account.keys(["*"]),
+                # Requests that name no key get the bucket's own.
+                {"StringNotEquals": {header: account.store_kms_key}, "Null": {header: "false"}},
             )
         )
     return statements

@@ -11,7 +11,7 @@ from trainyard.deploy.rights import COMPARED, FREE, KEYS, ROLES, WRITTEN_ONCE, R
 
 _HEAD = """# Rights
 
-*Made by `trainyard render rights production cpu`; a test compares it with what is rendered.*
+*Made by `trainyard render rights production`; a test compares it with what is rendered.*
 
 Who may write what. Whatever is not here is refused.
 
