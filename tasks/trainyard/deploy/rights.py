@@ -115,9 +115,11 @@ ROLES = (
         uploads=(_PROBE,),
     ),
     Role(
-        "trainyard-airflow-worker", "airflow", "Plans releases, settles rollouts.",
+        "trainyard-airflow-worker", "airflow", "Plans releases, starts steps, settles rollouts.",
         writes=(
-            "plans/*", "evals/*", "locks/*/plan.json", "status/*/plan.json",
+            "plans/*", "evals/*", "locks/*/plan.json",
+            # Also of a pod that was killed before it could write the end of its step.
+            "status/*",
             *_ROLLOUT_WRITES, _PROBE,
         ),
         deletes=(_PROBE,),

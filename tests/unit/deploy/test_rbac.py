@@ -34,7 +34,13 @@ def expected_writes(namespace: str) -> set[tuple[str, str, str, str, str]]:
             ("leases.coordination.k8s.io", {"create", "update", "patch"}),
         ):
             found |= {(account, namespace, kind, verb, "") for verb in verbs}
-        found |= {(account, STEPS_NAMESPACE, "pods", verb, "") for verb in CHANGE}
+    for kind, verbs in (
+        ("pods", CHANGE),
+        ("secrets", CHANGE),
+        ("resourceclaimtemplates.resource.k8s.io", {"create", "patch"}),
+    ):
+        found |= {(WORKER, STEPS_NAMESPACE, kind, verb, "") for verb in verbs}
+    found.add((TRIGGERER, STEPS_NAMESPACE, "pods", "delete", ""))
     guard = f"{namespace}/trainyard-guard"
     found.add((guard, namespace, "httproutes.gateway.networking.k8s.io", "patch", ""))
     found.add((guard, namespace, "leases.coordination.k8s.io", "create", ""))
@@ -90,10 +96,16 @@ def test_servers_and_steps_have_no_right_and_no_token(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_no_right_is_a_wildcard_or_about_secrets(name: str) -> None:
+def test_no_right_is_a_wildcard_or_gives_rights(name: str) -> None:
     for each in rights_of(name):
         assert "*" not in (each.verb, each.resource)
-        assert not each.resource.startswith(("secrets", "roles", "rolebindings", "clusterroles"))
+        # A worker makes the secrets of its pods, and lists none.
+        assert each.resource != "secrets" or (each.account, each.namespace) == (
+            WORKER,
+            STEPS_NAMESPACE,
+        )
+        assert (each.resource, each.verb) != ("secrets", "list")
+        assert not each.resource.startswith(("roles", "rolebindings", "clusterroles"))
         assert each.verb not in {"bind", "escalate", "impersonate", "deletecollection"}
         assert each.resource not in {"pods/exec", "pods/attach", "pods/portforward"}
     whole_cluster = {each for each in rights_of(name) if not each.namespace}
