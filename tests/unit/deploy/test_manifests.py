@@ -160,9 +160,10 @@ def test_applying_during_a_canary_changes_no_weight_and_applying_twice_nothing(n
         },
     }
     with FakeCluster.running() as fake:
-        for each in overlay.objects:
-            if each["kind"] == "Namespace":
-                fake.put(NAMESPACE, each)
+        # Those of others, such as Envoy Gateway's own, are there before.
+        used = {each["metadata"].get("namespace") for each in overlay.objects} - {None}
+        for each in used:
+            fake.put(NAMESPACE, {"metadata": {"name": each}})
         applied = [(kind_of(o), o) for o in overlay.objects if o["kind"] != "Namespace"]
         kinds = sorted({kind for kind, _ in applied}, key=str)
         fake.kinds |= {(kind.api_version, kind.plural): kind for kind in kinds}
