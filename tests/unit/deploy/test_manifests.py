@@ -55,9 +55,14 @@ def objects_of(name: str) -> tuple[Object, ...]:
     return load_overlay(ROOT, name).objects
 
 
+@cache
 def everything() -> list[Object]:
-    """All objects of all overlays and templates, those that are the same once."""
-    found = {to_yaml([each]): each for name in OVERLAYS for each in objects_of(name)}
+    """All objects of all overlays and templates, those that differ in a name of a place once."""
+    found = {
+        str(each).replace("staging", "production"): each
+        for name in OVERLAYS
+        for each in objects_of(name)
+    }
     return [*found.values(), *(scaler(kind) for kind in ("keda", "hpa"))]
 
 
