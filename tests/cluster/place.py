@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +29,14 @@ PROBE_S = 180.0
 PATIENCE_S = 420.0
 """Seconds to wait for what a cluster does by itself: nobody asserts that it is quick."""
 
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/alternatives")
+PROBE = """
+import shutil, sys
+import trainyard
+if not shutil.which("g++"):
+    sys.exit("vLLM on a CPU needs g++, which is not there")
+"""
+
 SERVICE_ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
 CUSTOM_KIND = Kind(
     "apiextensions.k8s.io/v1",
@@ -37,6 +45,7 @@ CUSTOM_KIND = Kind(
     namespaced=False,
 )
 
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 T = TypeVar("T")
 
 
@@ -56,21 +65,16 @@ class Place:
     """A folder of this machine that pods see at the same path, to write too."""
     mounts: tuple[HostMount, ...]
     image: str
-    pull_policy: Literal["Always", "IfNotPresent", "Never"]
+    pull_policy: PullPolicy
     python: str
     serve_python: str
-    python_path: str
-    """PYTHONPATH of the pods; empty where the image has Trainyard installed."""
     service_account: str
     data_plane: Literal["gateway", "proxy"]
     gateway: str
     gateway_namespace: str
     gateway_class: str
-
-    @property
-    def env(self) -> dict[str, str]:
-        """Environment of every pod."""
-        return {"PYTHONPATH": self.python_path} if self.python_path else {}
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment of every pod."""
 
     @property
     def pod_settings(self) -> dict[str, Any]:
@@ -83,7 +87,7 @@ class Place:
             "service_account": self.service_account,
             "python": self.python,
             "serve_python": self.serve_python,
-            "env": self.env,
+            "env": dict(self.env),
             "host_mounts": [mount.model_dump() for mount in self.mounts],
         }
 
@@ -311,9 +315,9 @@ def found_place(
 ) -> Place:
     """Return the place, with what was not told found out."""
     here = is_node_of(cluster)
-    mounts, python_path = mounts_told(told("HOST_MOUNTS")), told("PYTHON_PATH")
+    mounts = mounts_told(told("HOST_MOUNTS"))
     if not mounts and here:
-        mounts, python_path = own_mounts(), own_python_path()
+        mounts = own_mounts()
     if not here and not mounts and not told("IMAGE"):
         raise Missing(
             f"This machine is not a node of the cluster, so pods cannot use its files: "
@@ -333,14 +337,13 @@ def found_place(
         pull_policy=told("PULL_POLICY") or "IfNotPresent",  # type: ignore[arg-type]
         python=python,
         serve_python=told("SERVE_PYTHON") or (str(serve) if here and serve.exists() else python),
-        python_path=python_path,
         service_account=account,
         data_plane="gateway" if told("GATEWAY") else "proxy",
         gateway=told("GATEWAY", "inference"),
         gateway_namespace=told("GATEWAY_NAMESPACE") or namespace,
         gateway_class=told("GATEWAY_CLASS", "eg"),
     )
-    return with_image(made)
+    return with_image(made, here=here)
 
 
 def is_node_of(cluster: Cluster) -> bool:
@@ -358,39 +361,63 @@ def own_mounts() -> tuple[HostMount, ...]:
         if python.exists():
             folders |= {python.parents[1].resolve(), python.resolve().parents[1]}
     outer = [each for each in folders if not any(other in each.parents for other in folders)]
-    # The system's own Python must come with the image: its folders hold the image's libraries too.
+    # The system's own folders are the image's, unless no image has what is needed.
     outer = [each for each in outer if each not in {Path("/"), Path("/usr"), Path("/usr/local")}]
-    return tuple(HostMount(host_path=str(each), mount_path=str(each)) for each in sorted(outer))
+    own = tuple(HostMount(host_path=str(each), mount_path=str(each)) for each in sorted(outer))
+    return (*own, *mounts_of_code(folders))
 
 
-def own_python_path() -> str:
-    """Return the PYTHONPATH that finds this checkout's code, whatever the environment links to."""
-    return f"{REPOSITORY / 'tasks'}:{REPOSITORY / 'plugins'}"
+def mounts_of_code(environments: set[Path]) -> tuple[HostMount, ...]:
+    """Return mounts of this checkout's code where environments of another checkout look for it.
+
+    Servers start without PYTHONPATH, so what an environment links to is what runs in a pod.
+    """
+    links = {
+        Path(line)
+        for environment in environments
+        for file in environment.glob("lib/python*/site-packages/*.pth")
+        for line in file.read_text().splitlines()
+        if line.startswith("/")
+    }
+    return tuple(
+        HostMount(host_path=str(REPOSITORY / link.name), mount_path=str(link))
+        for link in sorted(links)
+        if link.name in {"tasks", "plugins"} and REPOSITORY not in link.parents
+    )
 
 
-def with_image(made: Place) -> Place:
-    """Return the place with an image whose pods can import Trainyard.
+def system_mounts() -> tuple[HostMount, ...]:
+    """Return mounts of this machine's programs and libraries over those of an image."""
+    return tuple(
+        HostMount(host_path=folder, mount_path=folder) for folder in SYSTEM if Path(folder).exists()
+    )
+
+
+def with_image(made: Place, *, here: bool) -> Place:
+    """Return the place with an image whose pods can run Trainyard and vLLM.
+
+    On the node itself, an image that lacks something gets this machine's programs and libraries.
 
     Raises:
         Missing: neither the image that was told nor one of the node's own can.
     """
-    from dataclasses import replace
-
     tried = []
     for image, policy in candidates(made):
-        place_ = replace(made, image=image, pull_policy=policy)  # type: ignore[arg-type]
-        problem = probe(place_)
-        if not problem:
-            return place_
-        tried.append(f"{image}: {problem}")
+        plain = replace(made, image=image, pull_policy=policy)
+        places = [plain, replace(plain, mounts=(*system_mounts(), *made.mounts))]
+        for each in places if here else places[:1]:
+            problem = probe(each)
+            if not problem:
+                return each
+            tried.append(f"{image}: {problem}")
     raise Missing(
-        f"No image runs `{made.python} -c 'import trainyard'`. Set {PREFIX}IMAGE to one that can "
-        f"(and {PREFIX}PULL_POLICY, {PREFIX}PYTHON, {PREFIX}HOST_MOUNTS). Tried: "
+        f"No image can run `{made.python} -m trainyard` and vLLM. Set {PREFIX}IMAGE to one that "
+        f"can (and {PREFIX}PULL_POLICY, {PREFIX}PYTHON, {PREFIX}HOST_MOUNTS). Tried: "
         + ("; ".join(tried) or "nothing, since the node has no image")
     )
 
 
-def candidates(made: Place) -> list[tuple[str, str]]:
+def candidates(made: Place) -> list[tuple[str, PullPolicy]]:
     """Return images to try with their pull policies: the one told, else the node's, largest first.
 
     A node that has no registry has its images under names that nothing could pull.
@@ -401,14 +428,14 @@ def candidates(made: Place) -> list[tuple[str, str]]:
     images = [image for node in nodes for image in node["status"].get("images", [])]
     images.sort(key=lambda image: -image.get("sizeBytes", 0))
     named = [next((name for name in image["names"] if "@" not in name), "") for image in images]
-    return [(name, "Never") for name in named if name and "/pause" not in name][:5]
+    return [(name, "Never") for name in named if name][:5]
 
 
 def probe(place_: Place) -> str:
-    """Return why pods of a place cannot import Trainyard, empty if they can."""
+    """Return why pods of a place cannot do what they must, empty if they can."""
     name = f"probe-{uuid.uuid4().hex[:6]}"
     try:
-        place_.cluster.create(POD, place_.pod(name, [place_.python, "-c", "import trainyard"]))
+        place_.cluster.create(POD, place_.pod(name, [place_.python, "-c", PROBE]))
         ended = wait_for(lambda: settled(place_, name), "the probe", timeout_s=PROBE_S)
         if ended == "Succeeded":
             return ""
