@@ -75,7 +75,7 @@ class Cluster:
         # One try: who calls us decides what to do next, and a guard must not sleep in a request.
         configuration.retries = False
         try:
-            if not context and settings.kubeconfig is None and _in_cluster():
+            if not context and settings.kubeconfig is None and in_cluster():
                 config.load_incluster_config(client_configuration=configuration)
             else:
                 config.load_kube_config(
@@ -311,13 +311,19 @@ class Cluster:
                 _request_timeout=timeout_s or self._timeout_s,
             )
         except ApiException as error:
-            raise _error(error.status or 0, _status_of(error.body), what) from error
+            raise api_error(error, what) from error
         except (HTTPError, OSError) as error:
             raise Transient(f"{what}: the cluster does not answer: {error}") from error
         return response
 
 
-def _in_cluster() -> bool:
+def api_error(error: Any, what: str) -> TrainyardError:
+    """Return our error for an `ApiException` of Kubernetes' own client."""
+    return _error(error.status or 0, _status_of(error.body), what)
+
+
+def in_cluster() -> bool:
+    """Tell whether this process runs in a pod of a cluster."""
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
