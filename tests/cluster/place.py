@@ -346,6 +346,13 @@ def found_place(
     return with_image(made, here=here)
 
 
+def as_user(here: Place, user: str) -> Cluster:
+    """Return the cluster as somebody else, whom the tests' own user may speak for."""
+    other = Cluster.connect(Settings(kubeconfig=here.kubeconfig), here.context)
+    other._api.set_default_header("Impersonate-User", user)
+    return other
+
+
 def is_node_of(cluster: Cluster) -> bool:
     """Is this machine the cluster's only node, so that pods may mount its folders?"""
     nodes, _ = cluster.list(NODE)

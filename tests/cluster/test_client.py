@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.cluster.place import Place, wait_for
+from tests.cluster.place import Place, as_user, wait_for
 
 from trainyard.errors import BadInput, Conflict, NotFound, OutOfCapacity, Transient
 from trainyard.kubernetes.client import Cluster, MissingKind
@@ -404,13 +404,6 @@ def test_a_server_that_is_not_there_is_transient(here: Place) -> None:
 
 def test_the_version(cluster: Cluster) -> None:
     assert cluster.version().startswith("v1.")
-
-
-def as_user(here: Place, user: str) -> Cluster:
-    """Return the cluster as somebody else, whom the tests' own user may speak for."""
-    other = Cluster.connect(Settings(kubeconfig=here.kubeconfig), here.context)
-    other._api.set_default_header("Impersonate-User", user)
-    return other
 
 
 def test_nothing_that_we_send_is_more_than_json(here: Place, cluster: Cluster) -> None:
