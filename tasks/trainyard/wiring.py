@@ -15,7 +15,9 @@ from trainyard.rollout.judge import judge
 from trainyard.rollout.metrics import HttpMetricReader
 from trainyard.rollout.rollouts import Kind, Rollouts, Tick
 from trainyard.rollout.warm_up import HttpWarmer
+from trainyard.serving.by_platform import HostByPlatform
 from trainyard.serving.guard_events import guard_events
+from trainyard.serving.kubernetes.host import KubernetesHost
 from trainyard.serving.lease import FileLease
 from trainyard.serving.local_host import LocalHost
 from trainyard.serving.local_router import LocalRouter
@@ -42,7 +44,7 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
     return Rollouts(
         RolloutDeps(
             store=store,
-            host=LocalHost(settings),
+            host=_host(settings, environments),
             router=LocalRouter(settings),
             lease=FileLease(settings),
             metrics=HttpMetricReader(),
@@ -55,6 +57,14 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
             tell=tell or (lambda line: None),
             provenance=Provenance.of(settings),
         )
+    )
+
+
+def _host(settings: Settings, environments: dict[str, Environment]) -> HostByPlatform:
+    """Return a host for every environment; a cluster is connected to at the first use."""
+    return HostByPlatform(
+        {"local": LocalHost(settings), "kubernetes": KubernetesHost(settings, environments)},
+        {name: environment.platform for name, environment in environments.items()},
     )
 
 

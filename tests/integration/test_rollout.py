@@ -56,6 +56,16 @@ def at_phase(name: str) -> Any:
     return lambda channel: channel.rollout is not None and channel.rollout.phase == name
 
 
+def test_autoscalers_rest_while_two_releases_are_compared(world: World) -> None:
+    b = world.publish("b")
+    assert world.autoscaling == release_id("a")
+    result = world.run(world.promote(b), until=at_phase("holding"))
+    assert world.autoscaling == "held"
+    assert result is not None
+    world.run(world.promote(b))
+    assert world.autoscaling == b
+
+
 # --- the ways a promotion can end -----------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.errors import Refused
 from trainyard.lanes.cpu_toolchain import read_toolchain
-from trainyard.lanes.protocol import ServerCommand, StartProof
+from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
 from trainyard.spec.model import Target
 
 SHUTDOWN_TIMEOUT_S = 60
@@ -117,8 +117,9 @@ class CpuLane:
         served_model_name: str,
         port: int,
         cache_only: bool,
+        host: str = LOOPBACK,
     ) -> ServerCommand:
-        """Return the command that serves `model_dir` on loopback with `cache_dir` as its caches.
+        """Return the command that serves `model_dir` with `cache_dir` as its caches.
 
         vLLM has no switch that forbids compiling on a CPU: `cache_only` changes nothing, and
         `prove_start` finds out.
@@ -130,7 +131,7 @@ class CpuLane:
             "trainyard.lanes.cpu_server",
             f"--model={model_dir.absolute()}",
             f"--served-model-name={served_model_name}",
-            "--host=127.0.0.1",
+            f"--host={host}",
             f"--port={port}",
             f"--dtype={target.dtype}",
             f"--tensor-parallel-size={target.tensor_parallel_size}",
@@ -205,6 +206,10 @@ class CpuLane:
             if path.suffix == ".json"
         ]
         return sorted(kept), sorted(dropped)
+
+    def restored_problems(self, cache_dir: Path, target: Target) -> Sequence[str]:
+        """Return nothing: `prove_start` finds a server that compiled all the same."""
+        return ()
 
     def snapshot(self, cache_dir: Path) -> frozenset[str]:
         """Return `<path>|<bytes>|<time of change>` for each output of the compiler.

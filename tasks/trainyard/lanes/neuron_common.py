@@ -312,14 +312,14 @@ def common_key_inputs(
 
 
 def common_arguments(
-    target: Target, *, model_dir: Path, served_model_name: str, port: int
+    target: Target, *, model_dir: Path, served_model_name: str, port: int, host: str
 ) -> Iterator[str]:
     """Yield what both lanes pass to `vllm serve`, after the interpreter."""
     neuron = settings_of(target)
     yield "serve"
     yield str(model_dir.absolute())
     yield f"--served-model-name={served_model_name}"
-    yield "--host=127.0.0.1"
+    yield f"--host={host}"
     yield f"--port={port}"
     yield f"--dtype={target.dtype}"
     yield f"--tensor-parallel-size={target.tensor_parallel_size}"

@@ -38,7 +38,7 @@ from trainyard.lanes.neuron_common import (
 from trainyard.lanes.neuron_stages import neuron_stage
 from trainyard.lanes.neuron_support import NeuronLaneName, family_of
 from trainyard.lanes.neuron_toolchain import mismatches, read_neuron_toolchain
-from trainyard.lanes.protocol import ServerCommand, StartProof
+from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
 from trainyard.spec.model import Target
 from trainyard.spec.neuron import NativeConfig, NativeSettings
 
@@ -123,6 +123,7 @@ class NativeLane:
         served_model_name: str,
         port: int,
         cache_only: bool,
+        host: str = LOOPBACK,
     ) -> ServerCommand:
         """Return `vllm serve` with everything spelled out that the compile key names."""
         native = native_of(target)
@@ -132,7 +133,11 @@ class NativeLane:
             "-m",
             "vllm.entrypoints.cli.main",
             *common_arguments(
-                target, model_dir=model_dir, served_model_name=served_model_name, port=port
+                target,
+                model_dir=model_dir,
+                served_model_name=served_model_name,
+                port=port,
+                host=host,
             ),
             f"--block-size={block_size_of(target)}",
             f"--gpu-memory-utilization={native.gpu_memory_utilization:g}",
@@ -163,6 +168,10 @@ class NativeLane:
     ) -> tuple[Sequence[Path], Sequence[str]]:
         """Return the files of a bundle (relative to `cache_dir`) and what was dropped and why."""
         return native_cache.capture(cache_dir, target)
+
+    def restored_problems(self, cache_dir: Path, target: Target) -> Sequence[str]:
+        """Return nothing: the plugin looks code up by what it is, and a miss ends the start."""
+        return ()
 
     def snapshot(self, cache_dir: Path) -> frozenset[str]:
         """Return the compiler's outputs, to compare two starts."""

@@ -37,7 +37,7 @@ from trainyard.lanes.neuron_native import ascending_problems
 from trainyard.lanes.neuron_stages import neuron_stage
 from trainyard.lanes.neuron_support import NeuronLaneName, family_of
 from trainyard.lanes.neuron_toolchain import mismatches, read_neuron_toolchain
-from trainyard.lanes.protocol import ServerCommand, StartProof
+from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
 from trainyard.spec.model import Target
 from trainyard.spec.neuron import NxdiConfig, NxdiSettings
 
@@ -124,6 +124,7 @@ class NxdiLane:
         served_model_name: str,
         port: int,
         cache_only: bool,
+        host: str = LOOPBACK,
     ) -> ServerCommand:
         """Return `vllm serve`, without a compiler in reach if it may not compile."""
         config = override_neuron_config(target)
@@ -137,7 +138,11 @@ class NxdiLane:
             "-m",
             module,
             *common_arguments(
-                target, model_dir=model_dir, served_model_name=served_model_name, port=port
+                target,
+                model_dir=model_dir,
+                served_model_name=served_model_name,
+                port=port,
+                host=host,
             ),
         ]
         if target.block_size is not None:
@@ -162,6 +167,13 @@ class NxdiLane:
     ) -> tuple[Sequence[Path], Sequence[str]]:
         """Return the files of a bundle (relative to `cache_dir`) and what was dropped and why."""
         return nxdi_folder.capture(cache_dir, target)
+
+    def restored_problems(self, cache_dir: Path, target: Target) -> Sequence[str]:
+        """Return where `neuron_config.json` is not what the target asks for.
+
+        The plugin ignores its own arguments once it has loaded a folder.
+        """
+        return nxdi_folder.config_problems(cache_dir, target)
 
     def snapshot(self, cache_dir: Path) -> frozenset[str]:
         """Return the compiler's outputs, to compare two starts."""

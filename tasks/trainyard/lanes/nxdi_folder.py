@@ -113,6 +113,18 @@ def capture_expected(cache_dir: Path, expected: Expected) -> tuple[Sequence[Path
     return sorted({*kept, *modules}), sorted({*dropped, *failed})
 
 
+def config_problems(cache_dir: Path, target: Target) -> list[str]:
+    """Return why the compiled model in `cache_dir` is not the one of `target`, by its fields."""
+    try:
+        folder = _model_folder(cache_dir)
+    except Refused as error:
+        return [error.message]
+    config = _read_config(folder / CONFIG)
+    if isinstance(config, str):
+        return [config]
+    return differences(expected_of(target).neuron_config, config)
+
+
 def differences(
     asked: Mapping[str, Any], found: Mapping[str, Any], *, inside: str = ""
 ) -> list[str]:

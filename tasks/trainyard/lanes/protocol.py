@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.spec.model import Target
 
+LOOPBACK = "127.0.0.1"
+
 
 @dataclass(frozen=True)
 class ServerCommand:
@@ -86,11 +88,13 @@ class Lane(Protocol):
         served_model_name: str,
         port: int,
         cache_only: bool,
+        host: str = LOOPBACK,
     ) -> ServerCommand:
-        """Return the command that serves `model_dir` on loopback with `cache_dir` as its caches.
+        """Return the command that serves `model_dir` with `cache_dir` as its caches.
 
-        The same command compiles (empty `cache_dir`) and serves (restored `cache_dir`), but for
-        `cache_only`: with it the start must fail rather than compile, where the lane can do that.
+        It listens on `host` only: loopback, or a pod's own network. The same command compiles
+        (empty `cache_dir`) and serves (restored `cache_dir`), but for `cache_only`: with it the
+        start must fail rather than compile, where the lane can do that.
         """
 
     def start_timeout_s(self, *, cache_only: bool) -> float:
@@ -106,6 +110,12 @@ class Lane(Protocol):
 
         With `target`, code that was compiled for another one does not count, as far as the code
         tells. Raises Refused if the caches hold no complete result of a compiler.
+        """
+
+    def restored_problems(self, cache_dir: Path, target: Target) -> Sequence[str]:
+        """Return why a restored bundle must not be served, where the server itself would not say.
+
+        Each is a sentence; none if the server refuses a bundle of other code by itself.
         """
 
     def snapshot(self, cache_dir: Path) -> frozenset[str]:

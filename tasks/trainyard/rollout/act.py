@@ -17,10 +17,12 @@ from trainyard.rollout.events import (
     Command,
     DeployServers,
     Event,
+    HoldAutoscaling,
     Notify,
     ReleaseLease,
     RemoveServers,
     RenewLease,
+    ResumeAutoscaling,
     WarmedUp,
     WarmUp,
 )
@@ -31,7 +33,7 @@ from trainyard.store.layout import release_key
 
 log = logging.getLogger(__name__)
 
-_SERVERS = (DeployServers, RemoveServers, WarmUp)
+_SERVERS = (DeployServers, RemoveServers, HoldAutoscaling, ResumeAutoscaling, WarmUp)
 
 WARM_UP_SHARE = 0.25
 """Share of the lease that the warm-up of one server may take."""
@@ -106,6 +108,10 @@ def _carry_out(
             deps.host.deploy(environment, deps.release(model, release_id), replicas)
         case RemoveServers(release_id=release_id):
             deps.host.remove(environment, release_id)
+        case HoldAutoscaling():
+            deps.host.hold_autoscaling(environment, model)
+        case ResumeAutoscaling(release_id=release_id):
+            deps.host.resume_autoscaling(environment, model, release_id)
         case WarmUp():
             return _warm_up(deps, channel, command, servers)
         case Attest(kind=kind, release_id=release_id, subject=subject):

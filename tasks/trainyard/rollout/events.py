@@ -176,6 +176,18 @@ class RemoveServers:
 
 
 @dataclass(frozen=True)
+class HoldAutoscaling:
+    """Have nobody else change the number of servers while two releases are compared."""
+
+
+@dataclass(frozen=True)
+class ResumeAutoscaling:
+    """Have autoscalers work again, on the servers of a release."""
+
+    release_id: str
+
+
+@dataclass(frozen=True)
 class WarmUp:
     """Have every ready server of a release answer requests, unless it has."""
 
@@ -215,4 +227,14 @@ class Notify:
     entry: HistoryEntry = field(hash=False)
 
 
-Command = DeployServers | RemoveServers | WarmUp | RenewLease | ReleaseLease | Attest | Notify
+Command = (
+    DeployServers
+    | RemoveServers
+    | HoldAutoscaling
+    | ResumeAutoscaling
+    | WarmUp
+    | RenewLease
+    | ReleaseLease
+    | Attest
+    | Notify
+)

@@ -41,6 +41,7 @@ def plan_rollout(
     reason: str = "",
     required: Mapping[str, Channel] | None = None,
     same_checkpoint: Callable[[str], bool] | None = None,
+    stable_servers: int = 0,
 ) -> RolloutPlan | NothingToDo:
     """Return what promoting `release` would do, pinned.
 
@@ -55,6 +56,8 @@ def plan_rollout(
         required: the channels of the environments that `environment` requires, by name.
         same_checkpoint: tells whether a release id of a required environment stands for the same
             checkpoint; by default only the very release does.
+        stable_servers: servers that the stable release has now. An autoscaler may have given it
+            more than were wished for; then the candidate gets as many.
 
     Raises:
         Busy: another rollout is under way.
@@ -80,7 +83,7 @@ def plan_rollout(
         )
     spec = release.spec.rollout
     kind = "canary" if channel.stable else "bootstrap"
-    stable_replicas = _stable_replicas(channel, spec.replicas)
+    spec, stable_replicas = _sizes(channel, spec, stable_servers)
     capacity = _capacity(spec, environment, name, stable_replicas)
     plan = RolloutPlan(
         kind=kind,
@@ -111,6 +114,7 @@ def plan_rollback(
     environment: Environment,
     *,
     drain_timeout_s: float,
+    stable_servers: int = 0,
 ) -> RolloutPlan | NothingToDo:
     """Return what rolling back to `release` would do, pinned.
 
@@ -132,7 +136,7 @@ def plan_rollback(
             hint="A rollback goes to a release that was; promote this one instead.",
         )
     spec = release.spec.rollout
-    stable_replicas = _stable_replicas(channel, spec.replicas)
+    spec, stable_replicas = _sizes(channel, spec, stable_servers)
     capacity: Capacity = "single"
     if stable_replicas + spec.replicas <= environment.devices:
         capacity = "surge"
@@ -339,6 +343,18 @@ def _soaked_s(channel: Channel, same: Callable[[str], bool], now: datetime) -> f
 
 def _is_baking(channel: Channel) -> bool:
     return channel.rollout is not None and channel.rollout.phase == "baking"
+
+
+def _sizes(channel: Channel, spec: RolloutSpec, stable_servers: int) -> tuple[RolloutSpec, int]:
+    """Return the settings with the servers that the release needs, and those of the stable one.
+
+    What an autoscaler added to the stable release, the other one needs as well.
+    """
+    wished = _stable_replicas(channel, spec.replicas)
+    if channel.stable is None or stable_servers <= wished:
+        return spec, wished
+    replicas = max(spec.replicas, stable_servers)
+    return spec.model_copy(update={"replicas": replicas}), stable_servers
 
 
 def _stable_replicas(channel: Channel, default: int) -> int:

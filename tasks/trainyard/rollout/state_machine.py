@@ -49,7 +49,7 @@ once, and bakes under an absolute limit on errors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from math import ceil, sqrt
 from typing import Any
@@ -79,6 +79,7 @@ from trainyard.rollout.events import (
     DriverClaimed,
     Event,
     FuseBlown,
+    HoldAutoscaling,
     Looked,
     Notify,
     OutcomeNoted,
@@ -86,6 +87,7 @@ from trainyard.rollout.events import (
     RemoveServers,
     RenewLease,
     RequesterNoted,
+    ResumeAutoscaling,
     RolloutRequested,
     RouteSeen,
     ServersSeen,
@@ -160,6 +162,7 @@ def commands_for(channel: Channel, now: datetime) -> tuple[Command, ...]:
     commands: list[Command] = []
     if channel.in_progress:
         commands.append(RenewLease(rollout.plan.lease_s))
+        commands.append(HoldAutoscaling())
     if channel.stable is not None:
         stable = channel.stable.release_id
         if rollout.replicas.stable > 0:
@@ -176,14 +179,21 @@ def commands_for(channel: Channel, now: datetime) -> tuple[Command, ...]:
                 commands.append(WarmUp(candidate, rollout.plan.warm_up_requests, rollout.warmed))
     commands.extend(RemoveServers(release_id) for release_id in _unwanted(channel, now))
     if not channel.in_progress:
-        commands.append(ReleaseLease())
-        commands.extend(_attestations(channel, rollout))
+        commands.extend(_afterwards(channel, rollout))
     commands.extend(
         Notify(rollout.number, entry)
         for entry in channel.history
         if entry.rollout == rollout.number and entry.event in NOTABLE
     )
     return tuple(commands)
+
+
+def _afterwards(channel: Channel, rollout: Rollout) -> Iterator[Command]:
+    """Yield what is left to do about a rollout that is over."""
+    if channel.stable is not None:
+        yield ResumeAutoscaling(channel.stable.release_id)
+    yield ReleaseLease()
+    yield from _attestations(channel, rollout)
 
 
 def has_comparison(plan: RolloutPlan) -> bool:

@@ -22,7 +22,13 @@ from trainyard.sources.protocol import ResolvedRevision
 from trainyard.spec.environments import Environment, Environments
 from trainyard.spec.model import Gates, ModelSpec, Target
 from trainyard.spec.overrides import apply_overrides
-from trainyard.spec.rules import Finding, destination_findings, fit_findings, room_findings
+from trainyard.spec.rules import (
+    Finding,
+    destination_findings,
+    fit_findings,
+    image_findings,
+    room_findings,
+)
 from trainyard.spec.sentences import choose
 from trainyard.store.layout import (
     bundle_manifest_key,
@@ -142,6 +148,7 @@ def destination_problems(
         if environment is not None:
             findings += room_findings(spec.rollout, name, environment)
             findings += platform_findings(name, environment)
+            findings += image_findings(name, environment, targets)
     return [f"{finding.message} {finding.remedy}" for finding in findings]
 
 

@@ -49,6 +49,7 @@ def plan(
     force: bool = False,
     reason: str = "",
     same: Any = None,
+    servers: int = 0,
     **rollout: Any,
 ) -> RolloutPlan | NothingToDo:
     return plan_rollout(
@@ -61,6 +62,7 @@ def plan(
         reason=reason,
         required=required,
         same_checkpoint=same,
+        stable_servers=servers,
     )
 
 
@@ -177,6 +179,19 @@ def test_the_stable_release_keeps_its_own_size() -> None:
     used = channel().model_copy(update={"rollout": over})
     found = made(used, replicas=2, environment={"devices": 5})
     assert (found.stable_replicas, found.replicas) == (3, 2)
+
+
+def test_what_an_autoscaler_added_is_kept_and_given_to_the_candidate_too() -> None:
+    found = made(replicas=2, servers=4, environment={"devices": 8})
+    assert (found.stable_replicas, found.replicas, found.capacity) == (4, 4, "surge")
+    with pytest.raises(BadInput, match="devices"):
+        made(replicas=2, servers=4, environment={"devices": 7})
+
+
+@pytest.mark.parametrize("servers", [0, 1, 2])
+def test_fewer_servers_than_wished_for_change_no_plan(servers: int) -> None:
+    found = made(replicas=2, servers=servers, environment={"devices": 4})
+    assert (found.stable_replicas, found.replicas) == (2, 2)
 
 
 # --- environments that come first -----------------------------------------------------------------
