@@ -24,7 +24,7 @@ from trainyard.serving.records import (
     read_record,
     write_record,
 )
-from trainyard.serving.route import Endpoint, Route, Upstream
+from trainyard.serving.route import Endpoint, Route, Upstream, take_idle
 from trainyard.settings import Settings
 from trainyard.store.documents import parse_document
 from trainyard.store.protocol import Store
@@ -52,9 +52,12 @@ class ChannelReader:
         """Read channels of `store`."""
         self._store = store
         self._seen: dict[str, tuple[object, Channel]] = {}
+        self.reached = False
+        """Did the last look see the store as it was?"""
 
     def channels(self) -> list[Channel]:
         """Return the channels; one that cannot be read now is returned as it was last seen."""
+        self.reached = True
         try:
             found = {
                 entry.key: entry.version
@@ -63,6 +66,7 @@ class ChannelReader:
             }
         except (TrainyardError, OSError) as error:
             log.warning("The store cannot list its channels: %s", error)
+            self.reached = False
             found = dict.fromkeys(self._seen, "")
         self._seen = {key: seen for key, seen in self._seen.items() if key in found}
         for key, version in found.items():
@@ -70,6 +74,7 @@ class ChannelReader:
                 self._look_at(key, version)
             except (TrainyardError, OSError) as error:
                 log.warning("%s cannot be read: %s", key, error)
+                self.reached = False
         return [channel for _, channel in self._seen.values()]
 
     def _look_at(self, key: str, listed_version: str) -> None:
@@ -162,9 +167,7 @@ class Guard:
 
     def closable(self) -> list[Upstream]:
         """Take out and return the retired upstreams without requests."""
-        done = [up for up in self.retired if up.in_flight == 0]
-        self.retired = [up for up in self.retired if up.in_flight > 0]
-        return done
+        return take_idle(self.retired)
 
     def _recall(self, name: ChannelName) -> None:
         if name not in self._memory:

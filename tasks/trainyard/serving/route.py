@@ -86,6 +86,13 @@ class Upstream:
         return self.endpoint.port
 
 
+def take_idle(upstreams: list[Upstream]) -> list[Upstream]:
+    """Take those out of a list that have no requests, and return them."""
+    idle = [upstream for upstream in upstreams if upstream.in_flight == 0]
+    upstreams[:] = [upstream for upstream in upstreams if upstream.in_flight > 0]
+    return idle
+
+
 @dataclass
 class Traffic:
     """Counts of one release: since the proxy's start, and of the present rollout."""
