@@ -32,6 +32,8 @@ from trainyard.errors import BadInput
 
 Object = dict[str, Any]
 
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""As safe as the other, and faster where there is a libyaml."""
 _FILE = "kustomization.yaml"
 _LOCAL_CONFIG = "config.kubernetes.io/local-config"
 _KNOWN = {
@@ -97,7 +99,7 @@ def _hint() -> str:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
         raise BadInput(f"There is no {path}.") from error
     except yaml.YAMLError as error:
@@ -117,7 +119,8 @@ def _resource(path: Path) -> list[Object]:
 def read_objects(path: Path) -> list[Object]:
     """Return the objects of a file of manifests. Raises BadInput."""
     try:
-        found = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each]
+        text = path.read_text(encoding="utf-8")
+        found = [each for each in yaml.load_all(text, Loader=_Loader) if each]
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:

@@ -100,19 +100,20 @@ def load_overlays(
         NotFound: a name is neither.
         BadInput: an overlay cannot be rendered, or does not have what its environment names.
     """
-    overlays = {name: load_overlay(root, name) for name in overlay_names(root)}
-    chosen = {}
+    known = overlay_names(root)
+    chosen: dict[str, Overlay] = {}
     for name in names:
         serving = _serving(environments, name)
-        overlay = overlays.get(name) if serving is None else _overlay_of(name, serving, overlays)
-        if overlay is None:
+        overlay_name = name if name in known else _with_namespace(root, known, serving)
+        if overlay_name is None:
             raise NotFound(
                 f"{name!r} is neither an overlay nor an environment on platform kubernetes.",
-                hint=f"Overlays: {', '.join(overlays)}.",
+                hint=f"Overlays: {', '.join(known)}.",
             )
+        overlay = chosen.get(overlay_name) or load_overlay(root, overlay_name)
         if serving is not None:
             _check_serving(name, serving, overlay)
-        chosen[overlay.name] = overlay
+        chosen[overlay_name] = overlay
     if environments is not None and environments.steps is not None:
         _check_steps(environments.steps, list(chosen.values()))
     return list(chosen.values())
@@ -123,13 +124,15 @@ def _serving(environments: Environments | None, name: str) -> KubernetesServing 
     return known[name].kubernetes if name in known else None
 
 
-def _overlay_of(
-    name: str, serving: KubernetesServing, overlays: Mapping[str, Overlay]
-) -> Overlay | None:
-    if name in overlays:
-        return overlays[name]
+def _with_namespace(
+    root: Path, overlays: Sequence[str], serving: KubernetesServing | None
+) -> str | None:
+    """Return the one overlay that makes an environment's namespace."""
     fitting = [
-        each for each in overlays.values() if each.parameters.get("namespace") == serving.namespace
+        name
+        for name in overlays
+        if serving is not None
+        and read_env(root / "overlays" / name / _PARAMETERS).get("namespace") == serving.namespace
     ]
     return fitting[0] if len(fitting) == 1 else None
 

@@ -74,6 +74,7 @@ GATEWAY = fields(
 )
 
 ENVOY_PROXY = fields(
+    telemetry=fields(metrics=fields(enablePerEndpointStats=FLAG)),
     shutdown=fields(drainTimeout=GO_DURATION, minDrainDuration=GO_DURATION),
     provider=fields(
         "type",

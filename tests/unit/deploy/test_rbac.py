@@ -44,8 +44,7 @@ def expected_writes(namespace: str) -> set[tuple[str, str, str, str, str]]:
     guard = f"{namespace}/trainyard-guard"
     found.add((guard, namespace, "httproutes.gateway.networking.k8s.io", "patch", ""))
     found.add((guard, namespace, "leases.coordination.k8s.io", "create", ""))
-    for verb in ("update", "patch"):
-        found.add((guard, namespace, "leases.coordination.k8s.io", verb, "trainyard-guard"))
+    found.add((guard, namespace, "leases.coordination.k8s.io", "update", "trainyard-guard"))
     return found
 
 
