@@ -65,6 +65,10 @@ class FakeS3:
         self.client.create_bucket(Bucket=name)
         return name
 
+    def place(self) -> dict[str, str]:
+        """Return a new bucket and how another process reaches it, through the proxy and past it."""
+        return {"bucket": self.new_bucket(), "url": self.proxy.url, "past": self.moto_url}
+
     @staticmethod
     def _client(url: str) -> Any:
         settings = Settings(store="s3://bucket", s3_endpoint_url=url, **FAST)
