@@ -166,6 +166,10 @@ class CpuLane:
         }
         return ServerCommand(argv=tuple(argv), env=env)
 
+    def misfits(self, target: Target, cache_dir: Path) -> Sequence[str]:
+        """Return nothing: TorchInductor's code says nowhere what it was made for."""
+        return ()
+
     def start_timeout_s(self, *, cache_only: bool) -> float:
         """Return nothing: the settings are made for this lane."""
         return 0.0
@@ -217,6 +221,10 @@ class CpuLane:
             if not _is_lock(path.relative_to(cache_dir))
             for stat in (path.stat(),)
         )
+
+    def missed(self, log: str) -> str:
+        """Return nothing: this lane has no start that may not compile."""
+        return ""
 
     def prove_start(
         self,

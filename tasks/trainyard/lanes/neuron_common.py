@@ -73,6 +73,11 @@ def world_size(target: Target) -> int:
     return target.tensor_parallel_size * settings_of(target).data_parallel_size * pipeline
 
 
+def compiled_off_device(target: Target) -> bool:
+    """Tell whether a target's bundle is compiled on a machine that cannot run it."""
+    return target.neuron is not None and target.neuron.compile_on == "cpu"
+
+
 def chips_needed(target: Target) -> int:
     """Return the whole devices that one server takes (`aws.amazon.com/neuron`)."""
     instance = INSTANCES[target.instance]

@@ -149,6 +149,13 @@ class NxdiLane:
         }
         return ServerCommand(tuple(argv), env)
 
+    def misfits(self, target: Target, cache_dir: Path) -> Sequence[str]:
+        """Return every field that was compiled in otherwise than the target asks for.
+
+        The plugin would load the folder all the same, without a word.
+        """
+        return nxdi_folder.misfits(cache_dir, target)
+
     def start_timeout_s(self, *, cache_only: bool) -> float:
         """Return the time that a compile of a large model, or a start without one, may take."""
         return start_timeout_s(cache_only=cache_only)
@@ -166,6 +173,10 @@ class NxdiLane:
     def snapshot(self, cache_dir: Path) -> frozenset[str]:
         """Return the compiler's outputs, to compare two starts."""
         return nxdi_folder.snapshot(cache_dir)
+
+    def missed(self, log: str) -> str:
+        """Return that a start called the compiler, which was out of its reach."""
+        return nxdi_folder.missed(log)
 
     def prove_start(
         self,

@@ -21,6 +21,9 @@ class ServerCommand:
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    answers: bool = True
+    """False: it only compiles. It computes nothing, so it cannot answer a request, and it may end
+    by itself with exit code 0 once everything is compiled."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,13 @@ class Lane(Protocol):
         `cache_only`: with it the start must fail rather than compile, where the lane can do that.
         """
 
+    def misfits(self, target: Target, cache_dir: Path) -> Sequence[str]:
+        """Return why a server of `target` could not start from `cache_dir` alone, each a sentence.
+
+        Asked before a cache-only start. Only headers and small files are read: that the files are
+        those of the bundle is checked when they are restored.
+        """
+
     def start_timeout_s(self, *, cache_only: bool) -> float:
         """Return how many seconds a start may take at least, whatever the settings say."""
 
@@ -110,6 +120,12 @@ class Lane(Protocol):
 
     def snapshot(self, cache_dir: Path) -> frozenset[str]:
         """Return the names of the compiler's outputs below `cache_dir`, to compare two starts."""
+
+    def missed(self, log: str) -> str:
+        """Return the sentence that says that a cache-only start ended for lack of compiled code.
+
+        Empty if the log tells nothing of the kind.
+        """
 
     def prove_start(
         self,
