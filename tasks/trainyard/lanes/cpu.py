@@ -16,6 +16,7 @@ from typing import Any
 
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.errors import Refused
+from trainyard.lanes.cache_files import empty
 from trainyard.lanes.cpu_toolchain import read_toolchain
 from trainyard.lanes.protocol import ServerCommand, StartProof
 from trainyard.spec.model import Target
@@ -177,6 +178,11 @@ class CpuLane:
     def stage(self, log: str) -> str:
         """Return what a starting server does now, from its log."""
         return next((words for mark, words in _STAGES if mark in log), "starting Python")
+
+    def keep_whole(self, cache_dir: Path, target: Target) -> int:
+        """Remove everything: nothing in these caches says that it is finished."""
+        empty(cache_dir)
+        return 0
 
     def capture(
         self, cache_dir: Path, target: Target | None = None

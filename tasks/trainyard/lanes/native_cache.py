@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from trainyard.lanes import neff
 from trainyard.lanes.cache_files import (
     changed,
     compiler_code,
+    empty,
     engine_init_s,
     files_below,
     is_leftover,
@@ -105,6 +107,27 @@ def capture_expected(cache_dir: Path, expected: Expected) -> tuple[Sequence[Path
     others, defects = _others(cache_dir, expected)
     dropped += defects
     return sorted(path.relative_to(cache_dir) for path in kept + others), sorted(dropped)
+
+
+def keep_whole(cache_dir: Path, target: Target) -> int:
+    """Remove all but whole entries made for `target`, and return how many are left.
+
+    Entries are named by all that they depend on, so a later attempt takes them as they are. Locks
+    of a process that was killed go too; NKI kernels and traces stay only beside an entry.
+    """
+    try:
+        kept, _ = capture(cache_dir, target)
+    except Refused:
+        empty(cache_dir)
+        return 0
+    wanted = {cache_dir / path for path in kept}
+    for path in [*links_below(cache_dir), *files_below(cache_dir)]:
+        if path not in wanted:
+            path.unlink()
+    for entry in _entries(cache_dir):
+        if not (entry / MARK).is_file():
+            shutil.rmtree(entry)
+    return sum(path.name == MARK for path in kept)
 
 
 def misfits(cache_dir: Path, target: Target) -> tuple[str, ...]:

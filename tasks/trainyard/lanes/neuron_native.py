@@ -166,6 +166,10 @@ class NativeLane:
         """Return what a starting server does now, from its log."""
         return neuron_stage(log)
 
+    def keep_whole(self, cache_dir: Path, target: Target) -> int:
+        """Remove all but the entries that bear their mark and are made for the target."""
+        return native_cache.keep_whole(cache_dir, target)
+
     def capture(
         self, cache_dir: Path, target: Target | None = None
     ) -> tuple[Sequence[Path], Sequence[str]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.lanes import nxdi_folder
+from trainyard.lanes.cache_files import empty
 from trainyard.lanes.neuron_common import (
     as_json,
     common_arguments,
@@ -163,6 +164,11 @@ class NxdiLane:
     def stage(self, log: str) -> str:
         """Return what a starting server does now, from its log."""
         return neuron_stage(log)
+
+    def keep_whole(self, cache_dir: Path, target: Target) -> int:
+        """Remove everything: nothing in these caches says that it is finished."""
+        empty(cache_dir)
+        return 0
 
     def capture(
         self, cache_dir: Path, target: Target | None = None

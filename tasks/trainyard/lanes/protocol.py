@@ -109,6 +109,13 @@ class Lane(Protocol):
     def stage(self, log: str) -> str:
         """Return what a starting server does now, in a few words, from its log so far."""
 
+    def keep_whole(self, cache_dir: Path, target: Target) -> int:
+        """Remove from `cache_dir` what an attempt that was cut left half-done, failed or locked.
+
+        Returns:
+            How many finished graphs are left to build upon. 0: the folder is empty.
+        """
+
     def capture(
         self, cache_dir: Path, target: Target | None = None
     ) -> tuple[Sequence[Path], Sequence[str]]:

@@ -17,6 +17,7 @@ from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.plan import Plan, PlannedTarget
 from trainyard.errors import BadInput, Conflict, NotFound
 from trainyard.lanes.bundle_facts import neff_records, recorded_versions
+from trainyard.lanes.cache_files import empty
 from trainyard.lanes.protocol import Lane
 from trainyard.lanes.registry import get_lane
 from trainyard.materialize import materialize_checkpoint
@@ -104,10 +105,12 @@ def _compile(
     means = told_to(context.progress, checkpoint.files)
     model_dir = materialize_checkpoint(context.store, checkpoint, context.work_dir / "model", means)
     cache_dir = context.work_dir / "cache"
-    shutil.rmtree(cache_dir, ignore_errors=True)
-    cache_dir.mkdir(parents=True)
+    found = _left_over(lane, planned, context, cache_dir)
     name = plan.spec.client_model_name
-    context.progress.say(f"Starting the server of lane {lane.name} with empty caches.")
+    context.progress.say(
+        f"Starting the server of lane {lane.name} with "
+        + (f"{found} graphs of an attempt that was cut." if found else "empty caches.")
+    )
     with lane_server(
         lane,
         planned,
@@ -140,6 +143,17 @@ def _compile(
         recorded_versions=versions,
         compiled_on=describe_machine(),
     )
+
+
+def _left_over(lane: Lane, planned: PlannedTarget, context: StepContext, cache_dir: Path) -> int:
+    """Clear the caches but for what an attempt at this very bundle finished; return how much."""
+    mark = context.work_dir / "cache-of"
+    if mark.is_file() and mark.read_text(encoding="ascii") == planned.compile_key:
+        cache_dir.mkdir(exist_ok=True)
+        return lane.keep_whole(cache_dir, planned.target)
+    empty(cache_dir)
+    mark.write_text(planned.compile_key, encoding="ascii")
+    return 0
 
 
 def store_files(
