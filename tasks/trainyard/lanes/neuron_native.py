@@ -278,7 +278,7 @@ def _problems(target: Target) -> Iterator[str]:
     yield from _vision_problems(target)
     yield from extra_problems(native.extra_neuron_config, NativeConfig, managed={})
     quantization = native.neuron_config.quantization
-    if quantization is not None and family_of(target.instance) == "trn2":
+    if quantization in ("mxfp4", "mxfp8") and family_of(target.instance) == "trn2":
         yield (
             f"quantization {quantization} exists on Trn3 only: leave it out on Trn2, where weights "
             "stay in bfloat16."

@@ -248,10 +248,11 @@ def _bucket_problems(target: Target, config: NxdiConfig) -> Iterator[str]:
         if buckets is None:
             continue
         yield from ascending_problems(name, buckets)
-        if not buckets or max(buckets) != target.max_model_len:
+        if not buckets or max(buckets) > target.max_model_len:
+            # models/config.py of NxD Inference asserts it.
             yield (
-                f"The largest of {name} must be max_model_len ({target.max_model_len}): end the "
-                f"list with {target.max_model_len}."
+                f"The largest of {name} must be at most max_model_len ({target.max_model_len}): "
+                f"end the list with {target.max_model_len}."
             )
     if config.prefix_buckets is not None:
         yield from ascending_problems("prefix_buckets", config.prefix_buckets)
@@ -311,6 +312,7 @@ def _warnings(target: Target) -> Iterator[str]:
     yield from common_warnings(target, _LANE)
     nxdi = nxdi_of(target)
     yield from extra_warnings(nxdi.extra_neuron_config, NxdiConfig)
+    yield from _short_buckets(target, nxdi.override_neuron_config)
     if nxdi.override_neuron_config.on_device_sampling_config is not None:
         yield (
             "Sampling on the device ignores presence and repetition penalties without a word: let "
@@ -321,3 +323,13 @@ def _warnings(target: Target) -> Iterator[str]:
             "Prefix caching with max_num_seqs 1 gave wrong answers in plugin 0.2: let an accuracy "
             "task share prefixes."
         )
+
+
+def _short_buckets(target: Target, config: NxdiConfig) -> Iterator[str]:
+    for name in ("context_encoding_buckets", "token_generation_buckets"):
+        buckets: tuple[int, ...] | None = getattr(config, name)
+        if buckets and max(buckets) < target.max_model_len:
+            yield (
+                f"The largest of {name} ({max(buckets)}) is less than max_model_len "
+                f"({target.max_model_len}): longer requests have no compiled graph."
+            )
