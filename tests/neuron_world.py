@@ -29,6 +29,7 @@ MODEL_CONFIG = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "num_hidden_layers": 2,
+    "head_dim": 128,
     "max_position_embeddings": 8192,
 }
 TARGETS: Mapping[str, dict[str, Any]] = {

@@ -61,6 +61,13 @@ DieWithParentOption = Annotated[
         help="Stop when standard input closes. Airflow uses it; a terminal has no need of it.",
     ),
 ]
+AcceptUnprovenOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-unproven",
+        help="Go on although nobody has proven image, instance and lane of a target.",
+    ),
+]
 ModelArgument = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
 EnvironmentArgument = Annotated[
     str, typer.Argument(help="Name of the environment.", show_default=False)
@@ -140,6 +147,7 @@ def plan(
         list[str] | None,
         typer.Option(help="Environment to promote to; may be repeated; with --model."),
     ] = None,
+    accept_unproven: AcceptUnprovenOption = False,
     plan_id: Annotated[
         str, typer.Option("--plan", help="Id of the plan; empty: made from its content.")
     ] = "",
@@ -153,11 +161,11 @@ def plan(
 
     if bool(request) == bool(model):
         _fail(BadInput("Give either --request or --model."))
-    if request and (revision or environment):
+    if request and (revision or environment or accept_unproven):
         _fail(
             BadInput(
-                "--revision and --environment go with --model only.",
-                hint='Put "revision" and "environments" into the request.',
+                "--revision, --environment and --accept-unproven go with --model only.",
+                hint='Put "revision", "environments" and "accept_unproven" into the request.',
             )
         )
     try:
@@ -165,7 +173,10 @@ def plan(
             ReleaseRequest.model_validate_json(request)
             if request
             else ReleaseRequest(
-                model=model, revision=revision or None, environments=tuple(environment or ())
+                model=model,
+                revision=revision or None,
+                environments=tuple(environment or ()),
+                accept_unproven=accept_unproven,
             )
         )
     except ValidationError as error:
@@ -565,6 +576,7 @@ def request_release(
         str,
         typer.Option(help="Settings that this release changes, as JSON.", show_default=False),
     ] = "",
+    accept_unproven: AcceptUnprovenOption = False,
     key: KeyOption = "",
     wait: WaitOption = False,
     timeout: TimeoutOption = 86400.0,
@@ -580,6 +592,7 @@ def request_release(
             targets=tuple(target or ()),
             environments=tuple(environment or ()),
             overrides=parse_overrides(overrides),
+            accept_unproven=accept_unproven,
             key=key,
         ),
         timeout if wait else None,

@@ -33,10 +33,12 @@ from trainyard.documents.release import Release
 from trainyard.documents.status import StepStatus
 from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
 from trainyard.names import check_relative_path
+from trainyard.proofs import read_proof
 from trainyard.releases import list_attestations, list_verdicts, load_release, pins_not_held
 from trainyard.rollout.outbox import RolloutEvent
 from trainyard.serving.guard_events import GuardEvent
 from trainyard.settings import Settings
+from trainyard.signing.keys import trusted_keys
 from trainyard.store.documents import parse_document, read_document, substance
 from trainyard.store.layout import (
     MANIFEST_NAME,
@@ -301,6 +303,8 @@ class Verifier:
                 return _called(key, f"plans/{parse_document(data, key, Plan).plan_id}.json")
             case "verdicts":
                 return _verdict(key, data)
+            case "proof":
+                read_proof(data, key, trusted_keys(self._settings))
             case "rollout":
                 parse_document(data, key, _kind_in_rollout(key))
             case "status":

@@ -18,6 +18,7 @@ from typing import Any
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.lanes import native_cache
 from trainyard.lanes.neuron_common import (
+    DEFAULT_BLOCK_SIZE,
     as_json,
     common_arguments,
     common_environment,
@@ -44,7 +45,6 @@ from trainyard.spec.neuron import NativeConfig, NativeSettings
 
 _LANE: NeuronLaneName = "neuron-native"
 
-DEFAULT_BLOCK_SIZE = 32
 SEGMENT_SIZES = (512, 1024, 2048, 4096, 8192)
 CONTEXT_UNIT = 128
 

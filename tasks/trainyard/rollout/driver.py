@@ -173,6 +173,7 @@ def plan_for(
         reason=reason,
         required=required,
         same_checkpoint=same_checkpoint,
+        proven=deps.proven,
     )
     return release, plan
 

@@ -21,6 +21,7 @@ from trainyard.store.layout import (
     evals_prefix,
     measurement_key,
     plan_key,
+    proof_key,
     release_key,
     rollout_prefix,
     status_prefix,
@@ -42,6 +43,7 @@ Kind = Literal[
     "rollout",
     "lock",
     "archive",
+    "proof",
     "unknown",
 ]
 
@@ -183,5 +185,6 @@ _SHAPES: dict[str, Callable[[list[str]], Place]] = {
     "rollouts": _rollout,
     "locks": _lock,
     "evals": lambda parts: Place("evals", evals_prefix(*_below(parts, 1))),
+    "proofs": lambda parts: Place("proof", proof_key(*_one(parts, 3))),
     "archive": lambda parts: Place("archive", "/".join(["archive", *parts])),
 }
