@@ -472,7 +472,25 @@ def export(
     _say(f"{done.reference} {'was there already' if done.reused else 'pushed'}: {done.digest}")
 
 
-@app.command(rich_help_panel=LOOK)
+class _ShowByDefault(typer.core.TyperGroup):
+    """`trainyard channel MODEL ENVIRONMENT` is `trainyard channel show MODEL ENVIRONMENT`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that `args` name."""
+        if args and args[0] not in self.commands:
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
+channel_app = typer.Typer(
+    cls=_ShowByDefault,
+    help="Show a channel, or make its route in a cluster.",
+    no_args_is_help=True,
+)
+app.add_typer(channel_app, name="channel", rich_help_panel=LOOK)
+
+
+@channel_app.command("show")
 def channel(
     model: ModelArgument,
     environment: EnvironmentArgument,
@@ -494,6 +512,52 @@ def channel(
         sys.stdout.write(document.to_bytes().decode())
     else:
         _show(channel_table(document))
+
+
+@channel_app.command("init")
+def channel_init(
+    model: ModelArgument,
+    environment: EnvironmentArgument,
+    path: Annotated[
+        str,
+        typer.Option(
+            help="Prefix of clients' paths, such as /v1 for a host of its own.",
+            show_default="/ENVIRONMENT/MODEL/v1",
+        ),
+    ] = "",
+    timeouts: Annotated[
+        bool, typer.Option(help="Say in the route that answers may take any time.")
+    ] = True,
+    exception_added: Annotated[
+        bool,
+        typer.Option(
+            "--exception-added",
+            help="A GitOps tool made the route, and has been told to leave its weights alone.",
+        ),
+    ] = False,
+) -> None:
+    """Make the HTTPRoute of a model in an environment, once. Changes no weight."""
+    from trainyard.serving.kubernetes.channel_init import init_channel
+    from trainyard.serving.kubernetes.places import ServingPlaces
+
+    settings = _settings()
+    try:
+        _require_known(settings, model, environment)
+        places = ServingPlaces.load(settings, [environment])
+        done = init_channel(
+            places.connect(settings),
+            model,
+            environment,
+            places.by_name[environment],
+            path=path,
+            timeouts=timeouts,
+            exception_added=exception_added,
+        )
+    except TrainyardError as error:
+        _fail(error)
+    for warning in done.warnings:
+        _say(f"Warning: {warning}")
+    _say(done.did)
 
 
 def _require_known(settings: Settings, model: str, environment: str) -> None:
@@ -1034,12 +1098,39 @@ def agent() -> None:
         _fail(error)
 
 
+EnvironmentsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Environments of one namespace; by default all that are in a cluster."),
+]
+
+
 @app.command(hidden=True)
-def proxy() -> None:
-    """Split traffic between releases (the supervisor starts this)."""
+def proxy(
+    environments: EnvironmentsArgument = None,
+    follow_route: Annotated[
+        bool,
+        typer.Option("--follow-route", help="Follow HTTPRoutes; runs in the cluster."),
+    ] = False,
+) -> None:
+    """Split traffic between releases (the supervisor, or a Deployment, starts this)."""
+    from trainyard.serving.kubernetes.route_follower import run_follower
     from trainyard.serving.proxy import run_proxy
 
     try:
-        run_proxy(_settings())
+        if follow_route:
+            run_follower(_settings(), environments or ())
+        else:
+            run_proxy(_settings())
+    except TrainyardError as error:
+        _fail(error)
+
+
+@app.command(hidden=True)
+def guard(environments: EnvironmentsArgument = None) -> None:
+    """Keep the weights of HTTPRoutes in line with channels (a Deployment in the cluster)."""
+    from trainyard.serving.kubernetes.guard import run_guard
+
+    try:
+        run_guard(_settings(), environments or ())
     except TrainyardError as error:
         _fail(error)

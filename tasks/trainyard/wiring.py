@@ -5,10 +5,11 @@ Whoever starts a rollout (the trigger in Airflow, the tests) gets it from here. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from trainyard.documents.base import Provenance
+from trainyard.kubernetes.client import Cluster
 from trainyard.proofs import read_proofs
 from trainyard.releases import load_release
 from trainyard.rollout.deps import RolloutDeps
@@ -16,12 +17,17 @@ from trainyard.rollout.judge import judge
 from trainyard.rollout.metrics import HttpMetricReader
 from trainyard.rollout.rollouts import Kind, Rollouts, Tick
 from trainyard.rollout.warm_up import HttpWarmer
+from trainyard.serving.by_environment import LeaseByEnvironment, RouterByEnvironment
 from trainyard.serving.guard_events import guard_events
+from trainyard.serving.kubernetes.lease import KubernetesLease
+from trainyard.serving.kubernetes.route_status import KubernetesRouter
 from trainyard.serving.lease import FileLease
 from trainyard.serving.local_host import LocalHost
 from trainyard.serving.local_router import LocalRouter
+from trainyard.serving.protocol import Lease, Router
 from trainyard.settings import Settings
 from trainyard.spec.environments import Environment
+from trainyard.spec.kubernetes import KubernetesServing
 from trainyard.spec.loader import load_environments
 from trainyard.store.factory import open_store
 
@@ -44,8 +50,8 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
         RolloutDeps(
             store=store,
             host=LocalHost(settings),
-            router=LocalRouter(settings),
-            lease=FileLease(settings),
+            router=RouterByEnvironment(partial(_router, settings, environments)),
+            lease=LeaseByEnvironment(partial(_lease, settings, environments)),
             metrics=HttpMetricReader(),
             warmer=HttpWarmer(store),
             judge=judge,
@@ -58,6 +64,25 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
             provenance=Provenance.of(settings),
         )
     )
+
+
+def _router(settings: Settings, environments: Mapping[str, Environment], name: str) -> Router:
+    place = _place(environments, name)
+    if place is None:
+        return LocalRouter(settings)
+    return KubernetesRouter(Cluster.connect(settings, place.context), place)
+
+
+def _lease(settings: Settings, environments: Mapping[str, Environment], name: str) -> Lease:
+    place = _place(environments, name)
+    if place is None:
+        return FileLease(settings)
+    return KubernetesLease(Cluster.connect(settings, place.context), place.namespace)
+
+
+def _place(environments: Mapping[str, Environment], name: str) -> KubernetesServing | None:
+    """Return where in a cluster an environment's servers run; None if it is on this machine."""
+    return environments[name].kubernetes if name in environments else None
 
 
 def _local_only(environments: dict[str, Environment]) -> dict[str, Environment]:

@@ -114,6 +114,10 @@ class KubernetesServing(PodDefaults):
     """Namespace of the Gateway. Empty: the servers' own."""
     gateway_class: DnsName = "eg"
     """Class of the Gateway: `eg` is Envoy Gateway's."""
+    gateway_pods_namespace: DnsLabel = "envoy-gateway-system"
+    """Namespace of the pods behind the Gateway, which count arrivals."""
+    gateway_stats_port: int = Field(default=19001, ge=1, le=65535)
+    """Port of those pods at which `/stats/prometheus` answers; 19001 is Envoy Gateway's."""
     hostnames: tuple[DnsName, ...] = ()
     """Host names of the route. Empty: all that the Gateway has."""
     node_cache: NodeCacheVolume | None = NodeCacheVolume()
