@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainyard import __version__
+from trainyard.cli_doctor import doctor_app
 from trainyard.cli_presets import presets_app
 from trainyard.cli_store import store_app
 from trainyard.console import err, out
@@ -49,6 +50,7 @@ PLATFORM = "The platform on this machine"
 app.add_typer(node_cache, name="node-cache", rich_help_panel=PLATFORM)
 app.add_typer(store_app, name="store", rich_help_panel=LOOK)
 app.add_typer(presets_app, name="presets", rich_help_panel=LOOK)
+app.add_typer(doctor_app, name="doctor", rich_help_panel=LOOK)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
 TargetOption = Annotated[
