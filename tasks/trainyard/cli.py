@@ -381,6 +381,24 @@ def schema(
 
 
 @app.command(rich_help_panel=LOOK)
+def pools() -> None:
+    """Print the pools that Airflow needs, for `airflow pools import`."""
+    from trainyard.platform.pools import pools_of
+    from trainyard.spec.loader import load_environments
+
+    try:
+        found = pools_of(load_environments(_settings().environments).steps)
+    except TrainyardError as error:
+        _fail(error)
+    # Deferred tasks count: their work goes on in a pod.
+    values = {
+        pool.name: {"slots": pool.slots, "description": pool.description, "include_deferred": True}
+        for pool in found
+    }
+    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+
+
+@app.command(rich_help_panel=LOOK)
 def toolchain(
     lane: Annotated[
         Literal["cpu", "neuron-native", "neuron-nxdi"], typer.Option(help="Lane that it is for.")
