@@ -344,10 +344,12 @@ def _init_containers(
                 "resources": {"requests": {"cpu": "5m", "memory": "32Mi"}},
                 "terminationMessagePolicy": "FallbackToLogsOnError",
                 "securityContext": _security(),
-                "volumeMounts": [node],
+                # Its interpreter may lie on one of them.
+                "volumeMounts": [node, *_host_mounts(place)],
             }
         )
     cached = place.node_cache is not None
+    cpu = _cpu(release.target, place, _instance(release.target))
     containers.append(
         {
             "name": RESTORE,
@@ -365,7 +367,8 @@ def _init_containers(
                 {"secretRef": {"name": secret.name, "optional": secret.optional}}
                 for secret in place.env_from_secrets
             ],
-            "resources": {"requests": {"cpu": "1", "memory": "1Gi"}},
+            # No more than the server, which starts when it has ended: the larger counts.
+            "resources": {"requests": {"cpu": f"{min(1, cpu):g}", "memory": "1Gi"}},
             # The reason of a failed restore is in the pod's status.
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "securityContext": _security(),
@@ -448,8 +451,7 @@ def _resources(target: Target, place: KubernetesServing, instance: Instance | No
     """Return what a server asks for. No limits but devices: a server that is slowed down, or that
     reads its weights through the page cache, is not to be taken for one that leaks."""
     requests = {"ephemeral-storage": f"{_disk_gib(place)}Gi"}
-    cpu = place.server_cpu or (1 if instance is None else world_size(target))
-    requests["cpu"] = f"{cpu:g}"
+    requests["cpu"] = f"{_cpu(target, place, instance):g}"
     memory_gib = place.server_memory_gib or _memory_gib(target, instance)
     if memory_gib is not None:
         requests["memory"] = f"{math.ceil(memory_gib)}Gi"
@@ -461,6 +463,11 @@ def _resources(target: Target, place: KubernetesServing, instance: Instance | No
         "limits": {_NEURON: devices},
         "requests": {_NEURON: devices, **dict(sorted(requests.items()))},
     }
+
+
+def _cpu(target: Target, place: KubernetesServing, instance: Instance | None) -> float:
+    """Return the cores that a server asks for."""
+    return place.server_cpu or (1 if instance is None else world_size(target))
 
 
 def _disk_gib(place: KubernetesServing) -> int:
