@@ -58,7 +58,7 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
             judge=judge,
             load_release=lambda model, release_id: load_release(store, model, release_id, settings),
             guard_events=partial(guard_events, store),
-            environments=_local_only(environments),
+            environments=environments,
             drain_timeout_s=settings.drain_timeout_s,
             tell=tell or (lambda line: None),
             provenance=Provenance.of(settings),
@@ -91,8 +91,3 @@ def _lease(settings: Settings, environments: Mapping[str, Environment], name: st
 def _place(environments: Mapping[str, Environment], name: str) -> KubernetesServing | None:
     """Return where in a cluster an environment's servers run; None if it is on this machine."""
     return environments[name].kubernetes if name in environments else None
-
-
-def _local_only(environments: dict[str, Environment]) -> dict[str, Environment]:
-    """Return the environments this version can roll out to."""
-    return {name: env for name, env in environments.items() if env.platform == "local"}
