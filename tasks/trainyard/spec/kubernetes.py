@@ -180,9 +180,7 @@ class KubernetesSteps(PodDefaults):
     """PriorityClass of measuring pods. Empty (null): the cluster's default."""
     compile_priority_class: DnsName | None = "trainyard-compile"
     """PriorityClass of compiling pods, the lowest."""
-    slots: dict[DeviceKind, Annotated[int, Field(ge=1)]] = Field(
-        default_factory=lambda: {"cpu": 1}, min_length=1
-    )
+    slots: dict[DeviceKind, Annotated[int, Field(ge=1)]] = Field(default={"cpu": 1}, min_length=1)
     """The kinds of devices that there are, and for each how many pods may compile or measure at a
     time: the size of Airflow's pool `trainyard_pods_<kind>`."""
     devices: Literal["plugin", "dra"] = "plugin"
