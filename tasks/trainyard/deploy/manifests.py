@@ -238,6 +238,7 @@ def account_of(overlays: Sequence[Overlay]) -> Account:
         ),
         store_kms_key=first.parameters.get("store_kms_key", ""),
         signing_kms_key=first.parameters.get("signing_kms_key", ""),
+        logs=first.parameters.get("airflow_logs", "").removeprefix("s3://").strip("/"),
     )
 
 

@@ -51,6 +51,8 @@ class Role:
     """Patterns of keys that are large files, sent in parts."""
     signs: bool = False
     """May it sign with the KMS key of releases?"""
+    logs: Literal["", "reads", "writes"] = ""
+    """What it does with Airflow's logs of tasks."""
 
 
 def _step(
@@ -124,14 +126,16 @@ ROLES = (
         ),
         deletes=(_PROBE,),
         uploads=("evals/*", _PROBE),
+        logs="writes",
     ),
     Role(
         "trainyard-airflow-triggerer", "airflow", "Drives rollouts: promotes and rolls back.",
         writes=(*_ROLLOUT_WRITES, _PROBE),
         deletes=(_PROBE,),
         uploads=(_PROBE,),
+        logs="writes",
     ),
-    Role("trainyard-airflow-api-server", "airflow", "Shows what is there."),
+    Role("trainyard-airflow-api-server", "airflow", "Shows what is there.", logs="reads"),
     Role("trainyard-serving", "serving", "Restores releases."),
     Role(
         "trainyard-guard", "serving", "Reads channels, notes what it did by itself.",
@@ -159,6 +163,8 @@ class Account:
     """ARN of the key that encrypts the store's objects; empty: S3's own."""
     signing_kms_key: str = ""
     """ARN of the key that signs releases; empty: none."""
+    logs: str = ""
+    """Where Airflow keeps the logs of tasks, as `bucket/prefix`; empty: not in S3."""
 
     @property
     def partition(self) -> str:
@@ -256,6 +262,15 @@ def permissions(account: Account, role: Role) -> list[dict[str, Any]]:
                 "Condition": {"StringEquals": via},
             }
         )
+    if role.logs and account.logs:
+        bucket = account.logs.partition("/")[0]
+        actions = ["s3:GetObject", *(["s3:PutObject"] if role.logs == "writes" else [])]
+        resource = f"arn:{account.partition}:s3:::{account.logs}/*"
+        listed = [f"arn:{account.partition}:s3:::{bucket}"]
+        statements += [
+            _allow("Logs", actions, [resource]),
+            _allow("ListLogs", ["s3:ListBucket"], listed),
+        ]
     if role.signs and account.signing_kms_key:
         actions = ["kms:Sign", "kms:GetPublicKey"]
         statements.append(_allow("Sign", actions, [account.signing_kms_key]))

@@ -58,7 +58,9 @@ def _keys(patterns: Iterable[str]) -> str:
 
 
 def _also(role: Role) -> str:
-    return "signs with the KMS key" if role.signs else "none"
+    also = ["signs with the KMS key"] * role.signs
+    also += [f"{role.logs} Airflow's logs"] * bool(role.logs)
+    return ", ".join(also) or "none"
 
 
 def _how_table() -> str:

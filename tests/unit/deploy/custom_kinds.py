@@ -85,7 +85,6 @@ ENVOY_PROXY = fields(
             ),
             envoyService=fields(
                 type=one_of("ClusterIP", "LoadBalancer", "NodePort"),
-                externalTrafficPolicy=one_of("Local", "Cluster"),
                 loadBalancerClass=TEXT,
                 annotations=TEXTS,
             ),

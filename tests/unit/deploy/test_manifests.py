@@ -435,27 +435,57 @@ def test_the_node_cache_of_servers_is_a_folder_that_they_may_mount() -> None:
     assert all(selector.items() <= labels.items() for labels in open_to_host_paths)
 
 
-@pytest.mark.parametrize("component", ["efs", "fsx"])
-def test_a_shared_file_system_can_be_added(tmp_path: Path, component: str) -> None:
-    overlay = tmp_path / "overlays" / "mine"
+def with_component(root: Path, name: str, component: str) -> tuple[Object, ...]:
+    """An overlay with one more component."""
+    overlay = root / "overlays" / "mine"
     overlay.mkdir(parents=True)
     for part in ("base", "components"):
-        (tmp_path / part).symlink_to(ROOT / part)
-    content = yaml.safe_load((ROOT / "overlays/production/kustomization.yaml").read_text())
+        (root / part).symlink_to(ROOT / part)
+    content = yaml.safe_load((ROOT / "overlays" / name / "kustomization.yaml").read_text())
     content["components"].append(f"../../components/{component}")
     (overlay / "kustomization.yaml").write_text(yaml.safe_dump(content))
     for part in ("parameters", "serving"):
         (overlay / part).mkdir()
-        for each in (ROOT / "overlays/production" / part).iterdir():
+        for each in (ROOT / "overlays" / name / part).iterdir():
             (overlay / part / each.name).write_text(each.read_text())
+    return load_overlay(root, "mine").objects
 
-    found = load_overlay(tmp_path, "mine").objects
+
+@pytest.mark.parametrize("component", ["efs", "fsx"])
+def test_a_shared_file_system_can_be_added(tmp_path: Path, component: str) -> None:
+    found = with_component(tmp_path, "production", component)
 
     data = [each["spec"]["userData"] for each in found if each["kind"] == "EC2NodeClass"]
     assert len(data) == 3
     assert all("mount /mnt/trainyard" in each and each.endswith("--//--\n") for each in data)
     (steps,) = (each for each in found if identity(each)[1:] == ("Namespace", "", STEPS_NAMESPACE))
     assert steps["metadata"]["labels"]["trainyard.dev/host-paths"] == "limited"
+
+
+def test_the_guard_can_read_a_store_that_is_a_folder(tmp_path: Path) -> None:
+    found = with_component(tmp_path, "cpu", "shared-folder")
+
+    (guard,) = (each for each in found if identity(each)[1::2] == ("Deployment", "trainyard-guard"))
+    kubernetes_validate.validate(guard, VERSIONS[0], strict=True)
+    spec = guard["spec"]["template"]["spec"]
+    assert {"name": "shared", "mountPath": "/mnt/trainyard"} in spec["containers"][0][
+        "volumeMounts"
+    ]
+    assert spec["volumes"][-1]["hostPath"]["path"] == "/mnt/trainyard"
+
+
+def test_every_component_is_in_an_overlay_or_tried_above() -> None:
+    used = {
+        entry.rpartition("/")[2]
+        for name in OVERLAYS
+        for entry in yaml.safe_load((ROOT / "overlays" / name / "kustomization.yaml").read_text())[
+            "components"
+        ]
+    }
+
+    assert {each.name for each in (ROOT / "components").iterdir()} == {
+        *used, "efs", "fsx", "shared-folder",
+    }  # fmt: skip
 
 
 # --- Choosing what to render ------------------------------------------------------------------

@@ -196,8 +196,19 @@ def test_no_role_has_a_right_that_is_not_about_the_store_or_its_keys(role: Role)
     signs = {"kms:Sign", "kms:GetPublicKey"}
     assert actions - known == (signs if role.account == PUBLISH else set())
     assert all(each["Effect"] == "Allow" for each in own(role))
-    (writes,) = [each for each in own(role) if "s3:PutObject" in each["Action"]] or [None]
-    assert ("kms:GenerateDataKey" in actions) == (writes is not None)
+    writes = any(each["Sid"] == "Write" for each in own(role))
+    assert ("kms:GenerateDataKey" in actions) == writes
+
+
+def test_airflow_s_logs_are_written_by_tasks_and_read_by_the_page_only() -> None:
+    resource = f"arn:aws:s3:::{ACCOUNT.logs}/dag_id=x/attempt=1.log"
+
+    def who(action: str) -> set[str]:
+        # They are in another bucket, which has no policy of ours.
+        return {role.account for role in ROLES if allowed(own(role), [], action, resource, {})}
+
+    assert who("s3:PutObject") == ROLLOUTS
+    assert who("s3:GetObject") == {*ROLLOUTS, "trainyard-airflow-api-server"}
 
 
 def test_an_administrator_cannot_write_into_the_store_by_accident() -> None:
