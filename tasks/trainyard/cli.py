@@ -1046,6 +1046,52 @@ def materialize(
         _fail(error)
 
 
+@app.command(rich_help_panel=PLATFORM)
+def adopt(
+    model: ModelArgument,
+    environment: EnvironmentArgument,
+    deployment: Annotated[
+        str, typer.Argument(help="Name of the running Deployment.", show_default=False)
+    ],
+    container: Annotated[
+        str, typer.Option(help="Container that serves. Empty: the only one.")
+    ] = "",
+    port: Annotated[int, typer.Option(help="Where it listens. 0: as the Deployment says.")] = 0,
+) -> None:
+    """Make a Deployment that runs already the stable release, unverified; restarts nothing."""
+    from datetime import UTC, datetime
+
+    from trainyard.kubernetes.client import Cluster
+    from trainyard.serving.kubernetes.adopt import adopt as adopt_
+    from trainyard.serving.kubernetes.adopt import place_of
+    from trainyard.spec.loader import Catalogue, load_environments
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        place = place_of(load_environments(settings.environments), environment)
+        adoption, _ = adopt_(
+            Cluster.connect(settings, place.context),
+            open_store(settings),
+            namespace=place.namespace,
+            model=model,
+            environment=environment,
+            deployment=deployment,
+            container=container,
+            port=port,
+            served_name=Catalogue(settings.catalogue).load(model).client_model_name,
+            who=settings.requested_by,
+            now=datetime.now(UTC),
+        )
+    except TrainyardError as error:
+        _fail(error)
+    _say(
+        f"{deployment} is the stable release of {model} in {environment} now, unverified, as "
+        f"{adoption.release_id}: {adoption.ready} ready, container {adoption.container}, port "
+        f"{adoption.port}."
+    )
+
+
 @node_cache.command("ls")
 def node_cache_ls() -> None:
     """Show which releases are in the node cache, and who pinned them."""

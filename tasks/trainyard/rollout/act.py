@@ -10,6 +10,7 @@ from datetime import datetime
 from trainyard.documents.channel import Channel
 from trainyard.errors import TrainyardError
 from trainyard.releases import record_attestation
+from trainyard.rollout.adopted import is_adopted, known_release
 from trainyard.rollout.channel_store import read_channel
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.events import (
@@ -103,9 +104,7 @@ def _carry_out(
         case ReleaseLease():
             deps.lease.release(environment, model, holder=lease_holder(channel))
         case DeployServers(release_id=release_id, replicas=replicas):
-            # The channel names the release by now; who collects it has seen that, or is seen here.
-            demand_not_collected(deps.store, release_key(model, release_id))
-            deps.host.deploy(environment, deps.release(model, release_id), replicas)
+            _deploy(deps, channel, release_id, replicas)
         case RemoveServers(release_id=release_id):
             deps.host.remove(environment, release_id)
         case HoldAutoscaling():
@@ -121,6 +120,16 @@ def _carry_out(
         case Notify():
             deps.outbox.deliver(model, environment, command)
     return []
+
+
+def _deploy(deps: RolloutDeps, channel: Channel, release_id: str, replicas: int) -> None:
+    model, environment = channel.model, channel.environment
+    if is_adopted(channel, release_id):
+        deps.host.scale(environment, release_id, replicas)
+        return
+    # The channel names the release by now; who collects it has seen that, or is seen here.
+    demand_not_collected(deps.store, release_key(model, release_id))
+    deps.host.deploy(environment, deps.release(model, release_id), replicas)
 
 
 def lease_holder(channel: Channel) -> str:
@@ -139,7 +148,7 @@ def _warm_up(
     deps: RolloutDeps, channel: Channel, command: WarmUp, servers: Sequence[ServerStatus]
 ) -> list[Event]:
     assert channel.rollout is not None
-    release = deps.release(channel.model, command.release_id)
+    release = known_release(deps, channel, command.release_id)
     lease_s = channel.rollout.plan.lease_s
     events: list[Event] = []
     for server in servers:

@@ -27,6 +27,7 @@ from trainyard.documents.channel import (
 from trainyard.documents.release import Release
 from trainyard.errors import Busy, Conflict, NotFound, StaleDriver, TrainyardError
 from trainyard.rollout.act import act, strays
+from trainyard.rollout.adopted import known_release
 from trainyard.rollout.channel_store import (
     change_channel,
     read_channel,
@@ -245,7 +246,7 @@ def request_rollback(
     def go_back(channel: Channel, target: str) -> Channel:
         plan = plan_rollback(
             channel,
-            deps.release(model, target),
+            known_release(deps, channel, target),
             deps.environment(environment),
             drain_timeout_s=deps.drain_timeout_s,
             stable_servers=_stable_servers(deps, channel),

@@ -137,6 +137,15 @@ class RequesterNoted:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """Servers that somebody else deployed are to be the stable release."""
+
+    release_id: str
+    deployment: str
+    who: str = ""
+
+
+@dataclass(frozen=True)
 class TimePassed:
     """Nothing happened but time."""
 
@@ -153,6 +162,7 @@ Event = (
     | AbortRequested
     | OutcomeNoted
     | RequesterNoted
+    | Adopted
     | TimePassed
 )
 

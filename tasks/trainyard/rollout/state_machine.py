@@ -35,6 +35,7 @@ baking          `bake_s` passed without harm, all servers ready         scaling 
 any exposed     a look says HARM, or a fuse blew                        rolling_back (rejected)
 any exposed     the lease ran out                                       rolling_back (withdrawn)
 any             AbortRequested                                          rolling_back (withdrawn)
+idle            Adopted, and there is no stable release                 idle
 rolling_back    arrivals stop, requests end, servers are gone           idle
 ==============  ======================================================  ==========================
 
@@ -72,6 +73,7 @@ from trainyard.documents.channel import (
 )
 from trainyard.rollout.events import (
     AbortRequested,
+    Adopted,
     Attest,
     Command,
     ControllerLost,
@@ -291,6 +293,21 @@ def _requester_noted(channel: Channel, event: RequesterNoted, now: datetime) -> 
         return channel
     changed = _with(channel, requested_by=event.who)
     return _noted(changed, now, "requester", release_id=rollout.release_id, who=event.who)
+
+
+def _adopted(channel: Channel, event: Adopted, now: datetime) -> Channel:
+    if channel.stable is not None or channel.in_progress:
+        return channel
+    track = Track(release_id=event.release_id, since=now, verified=False)
+    changed = channel.model_copy(update={"stable": track, "weights": Weights()})
+    return _noted(
+        changed,
+        now,
+        "adopted",
+        release_id=event.release_id,
+        who=event.who,
+        deployment=event.deployment,
+    )
 
 
 # --- servers --------------------------------------------------------------------------------------
@@ -1004,7 +1021,7 @@ def _noted(
         generation=channel.generation + 1,
         event=event,
         release_id=release_id,
-        rollout=_rollout(channel).number,
+        rollout=channel.rollout.number if channel.rollout is not None else None,
         who=who,
         detail={name: value for name, value in detail.items() if value not in ("", None)},
     )
@@ -1053,16 +1070,18 @@ def _attestations(channel: Channel, rollout: Rollout) -> list[Command]:
 
 def _check(channel: Channel) -> None:
     """Refuse what must never be stored; a failure here is a defect of this module."""
-    rollout = _rollout(channel)
+    rollout = channel.rollout
     weight = channel.weights.candidate
     exposed = (
-        channel.in_progress
+        rollout is not None
+        and channel.in_progress
         and channel.candidate is not None
         and rollout.phase in EXPOSED_PHASES
         and rollout.ending is None
     )
     if channel.weights.stable + weight != 100 or (weight and not exposed):
-        raise ValueError(f"weights {channel.weights} in phase {rollout.phase} are not allowed")
+        phase = rollout.phase if rollout is not None else "idle"
+        raise ValueError(f"weights {channel.weights} in phase {phase} are not allowed")
 
 
 _BY_PHASE: dict[Phase, Callable[[Channel, _Seen, datetime], Channel]] = {
@@ -1086,5 +1105,6 @@ _HANDLERS: dict[type, Callable[[Channel, Any, datetime], Channel]] = {
     AbortRequested: _abort,
     OutcomeNoted: _outcome_noted,
     RequesterNoted: _requester_noted,
+    Adopted: _adopted,
     TimePassed: _time_passed,
 }
