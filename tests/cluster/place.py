@@ -167,6 +167,19 @@ class Place:
         return phase if phase in {"Succeeded", "Failed"} else ""
 
 
+@contextmanager
+def away(store: Path) -> Iterator[None]:
+    """Take a store's folder away; a file in its place makes every use of it fail."""
+    kept = store.with_name(f"{store.name}-away")
+    store.rename(kept)
+    store.write_text("not a folder")
+    try:
+        yield
+    finally:
+        store.unlink()
+        kept.rename(store)
+
+
 def _host_of(process: psutil.Process) -> str:
     try:
         return process.environ().get("HOSTNAME", "")

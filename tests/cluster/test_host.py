@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cluster.place import Place, wait_for
+from tests.cluster.place import Place, away, wait_for
 from tests.cluster.releases import MODEL, TARGET, Yard
 
 from trainyard.documents.release import Release
@@ -164,9 +164,7 @@ def test_a_server_starts_again_with_the_store_down(
     host.deploy(ENVIRONMENT, release, 1)
     ready(host, 1)
     (pod,) = pods_of(yard)
-    store, away = yard.settings.store_root, yard.settings.store_root.with_name("away")
-    store.rename(away)
-    try:
+    with away(yard.settings.store_root):
         yard.here.cluster.delete(POD, pod["metadata"]["name"], yard.here.namespace)
 
         def another() -> bool:
@@ -177,8 +175,6 @@ def test_a_server_starts_again_with_the_store_down(
 
         wait_for(another, "another pod")
         ready(host, 1)
-    finally:
-        away.rename(store)
 
 
 def test_a_server_that_gets_no_node_says_so(yard: Yard, release: Release) -> None:

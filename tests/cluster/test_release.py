@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.cluster.data_plane import KINDS, all_ready, deployed
-from tests.cluster.place import Place, wait_for
+from tests.cluster.place import Place, away, wait_for
 from tests.platform_world import ENVIRONMENT, MODEL, RELEASE, ROLLBACK, Platform, note
 
 from trainyard.kubernetes.kinds import DEPLOYMENT, EVENT, HTTP_ROUTE, LEASE, POD
@@ -230,16 +230,11 @@ def test_a_server_starts_again_with_the_store_away(
     platform: ClusterPlatform, here: Place, better: Canary
 ) -> None:
     before = platform.servers(better.release_id)
-    store = platform.settings.store_root
-    away = store.with_name("away")
-    store.rename(away)
-    try:
+    with away(platform.settings.store_root):
         for pod in here.pods({RELEASE_LABEL: better.release_id}):
             here.cluster.delete(POD, pod["metadata"]["name"], here.namespace)
         wait_for(lambda: platform.servers(better.release_id) not in ([], before), "another server")
         wait_for(lambda: answers(platform) == better.release_id, "an answer", timeout_s=600)
-    finally:
-        away.rename(store)
 
 
 def test_a_person_rolls_back(platform: ClusterPlatform, first: str, better: Canary) -> None:

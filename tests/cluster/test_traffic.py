@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.cluster.data_plane import KINDS, all_ready, deployed
-from tests.cluster.place import REPOSITORY, Place, wait_for
+from tests.cluster.place import REPOSITORY, Place, away, wait_for
 from tests.serving_world import ENVIRONMENT, MODEL, NEW, OLD, make_channel, put_channel
 
 from trainyard.kubernetes.client import Object
@@ -211,14 +211,9 @@ def test_a_rollout_without_a_driver_loses_its_traffic_with_the_store_away(world:
     world.drive(300)
     world.wish(50, 6)
     world.follows(stable=50, candidate=50)
-    root = world.store.root
-    away = root.with_name("away")
-    root.rename(away)
-    try:
+    with away(world.store.root):
         ended = world.drive(LEASE_S)
         back_s = went_back(world, ended)
-    finally:
-        away.rename(root)
     print(f"\nback {back_s:.1f} s after the lease ended")
     assert 0 <= back_s <= BACK_S
     assert record_of(world.route).memory.guard == "lease_expired"
@@ -231,16 +226,11 @@ def test_so_it_does_when_the_leading_guard_is_killed(world: World) -> None:
     world.drive(300)
     world.follows(stable=50, candidate=50)
     leader = wait_for(world.leader, "a leading guard", explain=lambda: world.logs("guard"))
-    root = world.store.root
-    away = root.with_name("away")
-    root.rename(away)
-    try:
+    with away(world.store.root):
         ended = world.drive(LEASE_S)
         time.sleep(max(0.0, ended - time.monotonic() - 1))
         world.here.kill(leader.rpartition("-")[0])
         back_s = went_back(world, ended)
-    finally:
-        away.rename(root)
     print(f"\nback {back_s:.1f} s after the lease ended, with the leader killed")
     assert 0 <= back_s <= BACK_S + TAKE_OVER_S
     wait_for(lambda: world.leader() not in {"", leader}, "another leader")
