@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import psutil
+
 from trainyard.errors import BadInput, NotFound
 from trainyard.kubernetes.client import Cluster, Object
 from trainyard.kubernetes.kinds import HTTP_ROUTE, NAMESPACE, NODE, POD, Kind
@@ -132,6 +134,23 @@ class Place:
         finally:
             self.cluster.delete(POD, name, self.namespace)
 
+    @property
+    def volumes(self) -> tuple[list[Object], list[Object]]:
+        """Volume mounts of containers, and volumes of pods, for the tests' mounts."""
+        volumes, inside = volumes_of(self.mounts)
+        return inside, volumes
+
+    def kill(self, pod: str) -> None:
+        """End a pod's processes at once, without a chance to say goodbye, where we can."""
+        victims = [process for process in psutil.process_iter() if _host_of(process) == pod]
+        for process in victims:
+            process.kill()
+        if not victims:
+            # On another machine: the kubelet gives it a second or two.
+            now = {"gracePeriodSeconds": 0, "apiVersion": "v1", "kind": "DeleteOptions"}
+            path = POD.path(self.namespace, pod)
+            self.cluster._request("DELETE", path, body=now, what=f"Pod {pod}")
+
     def pods(self, labels: Mapping[str, str]) -> list[Object]:
         """Return the pods with these labels that are not on their way out."""
         found, _ = self.cluster.list(POD, self.namespace, labels=labels)
@@ -146,6 +165,26 @@ class Place:
         found = self.cluster.get(POD, name, self.namespace) or {}
         phase = str((found.get("status") or {}).get("phase", ""))
         return phase if phase in {"Succeeded", "Failed"} else ""
+
+
+@contextmanager
+def away(store: Path) -> Iterator[None]:
+    """Take a store's folder away; a file in its place makes every use of it fail."""
+    kept = store.with_name(f"{store.name}-away")
+    store.rename(kept)
+    store.write_text("not a folder")
+    try:
+        yield
+    finally:
+        store.unlink()
+        kept.rename(store)
+
+
+def _host_of(process: psutil.Process) -> str:
+    try:
+        return process.environ().get("HOSTNAME", "")
+    except psutil.Error:
+        return ""
 
 
 def wait_for(
