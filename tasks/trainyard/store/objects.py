@@ -42,6 +42,7 @@ Kind = Literal[
     "rollout",
     "lock",
     "archive",
+    "internal",
     "unknown",
 ]
 
@@ -52,7 +53,8 @@ class Place:
 
     kind: Kind
     prefix: str
-    """The folder whose keys belong together, or the one key."""
+    """The folder whose keys belong together, or the one key; the name of what the store keeps for
+    itself."""
     model: str = ""
     """The model, where the key names it."""
 
