@@ -66,8 +66,8 @@ class FakeS3:
         return name
 
     def place(self) -> dict[str, str]:
-        """Return a new bucket and how another process reaches it, through the proxy and past it."""
-        return {"bucket": self.new_bucket(), "url": self.proxy.url, "past": self.moto_url}
+        """Return a new bucket of the fake, and where another process reaches it past the proxy."""
+        return {"bucket": self.new_bucket(), "url": self.moto_url}
 
     @staticmethod
     def _client(url: str) -> Any:

@@ -45,6 +45,7 @@ Kind = Literal[
     "lock",
     "archive",
     "proof",
+    "internal",
     "unknown",
 ]
 
@@ -55,7 +56,8 @@ class Place:
 
     kind: Kind
     prefix: str
-    """The folder whose keys belong together, or the one key."""
+    """The folder whose keys belong together, or the one key; the name of what the store keeps for
+    itself."""
     model: str = ""
     """The model, where the key names it."""
 

@@ -115,6 +115,7 @@ def test_nothing_published_or_promoted_ever_dangles(empty: Yard) -> None:
     assert Verifier(yard.store, yard.settings, AT_ONCE).run().problems == ()
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("place", ["folder", "s3"])
 @pytest.mark.parametrize(
     "rounds",
