@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainyard import __version__
+from trainyard.cli_judge import judge
 from trainyard.cli_store import store_app
 from trainyard.console import err, out
 from trainyard.console import fail as _fail
@@ -47,6 +48,7 @@ PLATFORM = "The platform on this machine"
 
 app.add_typer(node_cache, name="node-cache", rich_help_panel=PLATFORM)
 app.add_typer(store_app, name="store", rich_help_panel=LOOK)
+app.command(rich_help_panel=LOOK)(judge)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
 TargetOption = Annotated[
