@@ -16,6 +16,7 @@ from rich.table import Table
 
 from trainyard import __version__
 from trainyard.cli_doctor import doctor_app
+from trainyard.cli_judge import judge
 from trainyard.cli_presets import presets_app
 from trainyard.cli_render import render_app
 from trainyard.cli_store import store_app
@@ -53,6 +54,7 @@ app.add_typer(store_app, name="store", rich_help_panel=LOOK)
 app.add_typer(render_app, name="render", rich_help_panel=LOOK)
 app.add_typer(presets_app, name="presets", rich_help_panel=LOOK)
 app.add_typer(doctor_app, name="doctor", rich_help_panel=LOOK)
+app.command(rich_help_panel=LOOK)(judge)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
 TargetOption = Annotated[
