@@ -16,15 +16,16 @@ Where = Literal["steps", "serving", "airflow"]
 
 WRITTEN_ONCE = (
     "plans/*", "evals/*", "checkpoints/*", "bundles/*", "measurements/*", "verdicts/*",
-    "reports/*", "rollouts/*", "archive/*",
+    "reports/*", "rollouts/*", "archive/*", "proofs/*",
 )  # fmt: skip
 """Keys that are created and never replaced: every write must carry `If-None-Match: *`."""
 
 COMPARED = ("releases/*", "attestations/*", "channels/*", "locks/*")
 """Keys that are replaced by compare-and-swap: a write must carry `If-None-Match` or `If-Match`."""
 
-FREE = ("status/*", ".trainyard/*")
-"""Keys of which the last writer wins: progress for people, and the store's probe of itself."""
+FREE = ("status/*", "toolchains/*", ".trainyard/*")
+"""Keys of which the last writer wins: progress for people, what was last read in an image, and the
+store's probe of itself."""
 
 KEYS = (*WRITTEN_ONCE, *COMPARED, *FREE)
 """Everything in the store."""
@@ -96,7 +97,9 @@ ROLES = (
         repairs=["checkpoints/*"], uploads=["checkpoints/*"],
     ),
     _step(
-        "compile", "Stores bundles.", ["bundles/*"], repairs=["bundles/*"], uploads=["bundles/*"]
+        # `trainyard toolchain` runs as it: what an image has is what compiles in it.
+        "compile", "Stores bundles, and the toolchain of an image.", ["bundles/*", "toolchains/*"],
+        repairs=["bundles/*"], uploads=["bundles/*"],
     ),
     _step("measure", "Stores measurements.", ["measurements/*"]),
     _step(
