@@ -59,6 +59,10 @@ soak: test-packages setup ## Run the long tests and the benchmarks, and print th
 	@$(RUN)/pytest -s -m "soak or benchmark"
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(RUN)/python "$$script"; done
 
+.PHONY: test-cluster
+test-cluster: setup ## Run the tests against the cluster of TRAINYARD_TEST_KUBECONFIG
+	@$(RUN)/pytest -m cluster tests/cluster
+
 .PHONY: check
 check: $(AIRFLOW_STAMP) ## Check format, lint, types and import rules
 	@$(RUN)/ruff format --check .

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainyard import __version__
+from trainyard.cli_render import render_app
 from trainyard.cli_store import store_app
 from trainyard.console import err, out
 from trainyard.console import fail as _fail
@@ -47,6 +48,7 @@ PLATFORM = "The platform on this machine"
 
 app.add_typer(node_cache, name="node-cache", rich_help_panel=PLATFORM)
 app.add_typer(store_app, name="store", rich_help_panel=LOOK)
+app.add_typer(render_app, name="render", rich_help_panel=LOOK)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
 TargetOption = Annotated[
@@ -364,6 +366,54 @@ def schema(
 
 
 @app.command(rich_help_panel=LOOK)
+def pools() -> None:
+    """Print the pools that Airflow needs, for `airflow pools import`."""
+    from trainyard.platform.pools import pools_of
+    from trainyard.spec.loader import load_environments
+
+    try:
+        found = pools_of(load_environments(_settings().environments).steps)
+    except TrainyardError as error:
+        _fail(error)
+    # Deferred tasks count: their work goes on in a pod.
+    values = {
+        pool.name: {"slots": pool.slots, "description": pool.description, "include_deferred": True}
+        for pool in found
+    }
+    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+
+
+@app.command(rich_help_panel=LOOK)
+def toolchain(
+    lane: Annotated[
+        Literal["cpu", "neuron-native", "neuron-nxdi"], typer.Option(help="Lane that it is for.")
+    ],
+    image: Annotated[
+        str,
+        typer.Option(
+            help="The image that this runs in, as the environments file or the target names it. "
+            "Empty: TRAINYARD_IMAGE.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Record the toolchain of the image that this runs in, for plans of pods that use it."""
+    from trainyard.steps.toolchains import record_toolchain
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        record = record_toolchain(
+            settings, open_store(settings), lane=lane, image=image or settings.image
+        )
+    except TrainyardError as error:
+        _fail(error)
+    for name, version in sorted(record.toolchain.items()):
+        _say(f"{name} {version}")
+    _say(f"Recorded for image {record.image} and lane {record.lane}.")
+
+
+@app.command(rich_help_panel=LOOK)
 def releases(model: ModelArgument) -> None:
     """List the published releases of a model."""
     from trainyard.releases import list_releases, load_release
@@ -459,7 +509,25 @@ def export(
     _say(f"{done.reference} {'was there already' if done.reused else 'pushed'}: {done.digest}")
 
 
-@app.command(rich_help_panel=LOOK)
+class _ShowByDefault(typer.core.TyperGroup):
+    """`trainyard channel MODEL ENVIRONMENT` is `trainyard channel show MODEL ENVIRONMENT`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that `args` name."""
+        if args and args[0] not in self.commands:
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
+channel_app = typer.Typer(
+    cls=_ShowByDefault,
+    help="Show a channel, or make its route in a cluster.",
+    no_args_is_help=True,
+)
+app.add_typer(channel_app, name="channel", rich_help_panel=LOOK)
+
+
+@channel_app.command("show")
 def channel(
     model: ModelArgument,
     environment: EnvironmentArgument,
@@ -481,6 +549,52 @@ def channel(
         sys.stdout.write(document.to_bytes().decode())
     else:
         _show(channel_table(document))
+
+
+@channel_app.command("init")
+def channel_init(
+    model: ModelArgument,
+    environment: EnvironmentArgument,
+    path: Annotated[
+        str,
+        typer.Option(
+            help="Prefix of clients' paths, such as /v1 for a host of its own.",
+            show_default="/ENVIRONMENT/MODEL/v1",
+        ),
+    ] = "",
+    timeouts: Annotated[
+        bool, typer.Option(help="Say in the route that answers may take any time.")
+    ] = True,
+    exception_added: Annotated[
+        bool,
+        typer.Option(
+            "--exception-added",
+            help="A GitOps tool made the route, and has been told to leave its weights alone.",
+        ),
+    ] = False,
+) -> None:
+    """Make the HTTPRoute of a model in an environment, once. Changes no weight."""
+    from trainyard.serving.kubernetes.channel_init import init_channel
+    from trainyard.serving.kubernetes.places import ServingPlaces
+
+    settings = _settings()
+    try:
+        _require_known(settings, model, environment)
+        places = ServingPlaces.load(settings, [environment])
+        done = init_channel(
+            places.connect(settings),
+            model,
+            environment,
+            places.by_name[environment],
+            path=path,
+            timeouts=timeouts,
+            exception_added=exception_added,
+        )
+    except TrainyardError as error:
+        _fail(error)
+    for warning in done.warnings:
+        _say(f"Warning: {warning}")
+    _say(done.did)
 
 
 def _require_known(settings: Settings, model: str, environment: str) -> None:
@@ -1065,12 +1179,39 @@ def agent() -> None:
         _fail(error)
 
 
+EnvironmentsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Environments of one namespace; by default all that are in a cluster."),
+]
+
+
 @app.command(hidden=True)
-def proxy() -> None:
-    """Split traffic between releases (the supervisor starts this)."""
+def proxy(
+    environments: EnvironmentsArgument = None,
+    follow_route: Annotated[
+        bool,
+        typer.Option("--follow-route", help="Follow HTTPRoutes; runs in the cluster."),
+    ] = False,
+) -> None:
+    """Split traffic between releases (the supervisor, or a Deployment, starts this)."""
+    from trainyard.serving.kubernetes.route_follower import run_follower
     from trainyard.serving.proxy import run_proxy
 
     try:
-        run_proxy(_settings())
+        if follow_route:
+            run_follower(_settings(), environments or ())
+        else:
+            run_proxy(_settings())
+    except TrainyardError as error:
+        _fail(error)
+
+
+@app.command(hidden=True)
+def guard(environments: EnvironmentsArgument = None) -> None:
+    """Keep the weights of HTTPRoutes in line with channels (a Deployment in the cluster)."""
+    from trainyard.serving.kubernetes.guard import run_guard
+
+    try:
+        run_guard(_settings(), environments or ())
     except TrainyardError as error:
         _fail(error)

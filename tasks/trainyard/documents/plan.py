@@ -82,6 +82,8 @@ class Plan(Document):
     source_fingerprint: str
     """Digest of the source's listing at planning time; download checks that it still holds."""
     checkpoint_key: str
+    checkpoint_bytes: int = 0
+    """Size of the checkpoint's files; 0: a plan of an earlier version, which did not say."""
     architecture_digest: str
     assets: EvalAssets | None = None
     """Task files and prompts of the spec, frozen with the plan."""

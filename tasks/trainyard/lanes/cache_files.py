@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainyard.documents.artifacts import BundleManifest
+from trainyard.failures import recognise
 
 ENGINE_INIT = re.compile(r"init engine \([^)]*\) took ([\d.]+) s")
 """vLLM's line about the start of its engine, in seconds."""
 
-_COMPILER_CODE = re.compile(r"\bNCC_[A-Z]+\d+\b|\[F137\]")
+COMPILER_LOGS = ("log-neuron-cc.txt", "model.log")
+"""Names of the compiler's logs in the native plugin's cache and in libneuronxla's."""
+
 _LOG_TAIL_BYTES = 64 << 10
 _MAX_TEXT_BYTES = 1 << 20
 _LEFTOVER = re.compile(r"\.(tmp|trash|capture|part)(\.|$)")
@@ -64,8 +67,7 @@ def compiler_code(log: Path) -> str:
             text = stream.read(_LOG_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ""
-    codes = _COMPILER_CODE.findall(text)
-    return codes[-1] if codes else ""
+    return recognise.compiler_code(text)
 
 
 def look(cache_dir: Path, path: Path) -> str:

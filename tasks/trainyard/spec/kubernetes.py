@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AwareDatetime, Field, StringConstraints
 
 from trainyard.spec.part import SpecPart
 
 DNS_LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 DNS_NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
-ABSOLUTE_PATH_PATTERN = r"^/[^\\:]*$"
+ABSOLUTE_PATH_PATTERN = r"^/[^\x00:]*$"
 ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL_PATTERN)]
@@ -117,6 +117,10 @@ class KubernetesServing(PodDefaults):
     """Namespace of the Gateway. Empty: the servers' own."""
     gateway_class: DnsName = "eg"
     """Class of the Gateway: `eg` is Envoy Gateway's."""
+    gateway_pods_namespace: DnsLabel = "envoy-gateway-system"
+    """Namespace of the pods behind the Gateway, which count arrivals."""
+    gateway_stats_port: int = Field(default=19001, ge=1, le=65535)
+    """Port of those pods at which `/stats/prometheus` answers; 19001 is Envoy Gateway's."""
     hostnames: tuple[DnsName, ...] = ()
     """Host names of the route. Empty: all that the Gateway has."""
     node_cache: NodeCacheVolume | None = NodeCacheVolume()
@@ -141,6 +145,22 @@ class KubernetesServing(PodDefaults):
     ever displaces a server that was promoted."""
 
 
+class CapacityReservation(SpecPart):
+    """Instances that are reserved in EC2 for heavy steps."""
+
+    id: str = Field(pattern=r"^cr-[0-9a-f]{8,32}$")
+    """Of the reservation or Capacity Block; Karpenter labels its nodes with it."""
+    instance: str
+    """Instance type that it is for, such as `trn2.48xlarge`."""
+    ends_at: AwareDatetime | None = None
+    """When a Capacity Block ends, with a time zone. Work that cannot end an hour before is refused.
+    Empty: it does not end."""
+
+
+DeviceKind = Literal["cpu", "inf2", "trn1", "trn2", "trn3"]
+"""What a step computes on: a kind of Neuron chip, or none."""
+
+
 class KubernetesSteps(PodDefaults):
     """Where heavy steps run as pods."""
 
@@ -151,7 +171,7 @@ class KubernetesSteps(PodDefaults):
     ] = Field(default_factory=dict)
     """Service account by step, so that each has only its own rights on the store."""
     work_gib: int = Field(default=100, ge=1)
-    """GiB of scratch space that a step's pod asks for, at least."""
+    """GiB of the node's disk that pods which compile or measure ask for, at least."""
     schedule_timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that a pod may wait for a node. Scarce devices: give more."""
     startup_timeout_s: float = Field(default=1200.0, gt=0)
@@ -160,3 +180,13 @@ class KubernetesSteps(PodDefaults):
     """PriorityClass of measuring pods. Empty (null): the cluster's default."""
     compile_priority_class: DnsName | None = "trainyard-compile"
     """PriorityClass of compiling pods, the lowest."""
+    slots: dict[DeviceKind, Annotated[int, Field(ge=1)]] = Field(default={"cpu": 1}, min_length=1)
+    """The kinds of devices that there are, and for each how many pods may compile or measure at a
+    time: the size of Airflow's pool `trainyard_pods_<kind>`."""
+    devices: Literal["plugin", "dra"] = "plugin"
+    """How pods ask for devices: `plugin` counts `aws.amazon.com/neuron`; `dra` makes a claim, on
+    nodes with the Neuron DRA driver instead of the device plugin."""
+    device_class: DnsName = "neuron.aws.com"
+    """DeviceClass of the claims, with `devices: dra`."""
+    reservations: tuple[CapacityReservation, ...] = ()
+    """Reserved instances. Pods for an instance type of the list go to its nodes only."""

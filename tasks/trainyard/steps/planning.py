@@ -237,6 +237,7 @@ def make_plan(
         revision=resolved.revision,
         source_fingerprint=resolved.fingerprint,
         checkpoint_key=checkpoint_manifest_key(spec.model, resolved.revision),
+        checkpoint_bytes=sum(file.size for file in resolved.files),
         architecture_digest=facts.architecture_digest,
         assets=facts.assets,
         targets=targets,
