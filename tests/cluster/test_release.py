@@ -91,8 +91,7 @@ def platform(here: Place, shared: Path) -> Iterator[ClusterPlatform]:
             made.start()
             for component in ("guard", "proxy"):
                 all_ready(here, component)
-            (pod,) = here.pods({"app.kubernetes.io/component": "proxy"})
-            made.proxy_url = f"http://{pod['status']['podIP']}:8080"
+            made.proxy_url = here.url_of_traffic
             yield made
         finally:
             made.stop()
