@@ -19,7 +19,9 @@ Then one promotion for each environment, in order. Whatever exists already is re
 | `accuracy_gate`, `latency_gate` | it is not good enough | read the verdict |
 | `promote.…` | the canary found a regression | read the task `settle` of the promotion |
 
-Every task may be cleared and run again: finished work is found and not repeated.
+Known failures of compilers, devices and nodes are told by name and tried again where that helps:
+`docs/failures.md` has the table. Every task may be cleared and run again: finished work is found
+and not repeated.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def plan_targets(plan_id: str, kind: str = "") -> list[str]:
         kind: of device; only the targets that compute on it. Empty: all.
     """
     from trainyard.documents.plan import Plan
-    from trainyard.platform.pools import kind_of
+    from trainyard.kubernetes.step_size import kind_of
     from trainyard.settings import get_settings
     from trainyard.steps.plan import explain
     from trainyard.store.documents import read_document

@@ -366,6 +366,54 @@ def schema(
 
 
 @app.command(rich_help_panel=LOOK)
+def pools() -> None:
+    """Print the pools that Airflow needs, for `airflow pools import`."""
+    from trainyard.platform.pools import pools_of
+    from trainyard.spec.loader import load_environments
+
+    try:
+        found = pools_of(load_environments(_settings().environments).steps)
+    except TrainyardError as error:
+        _fail(error)
+    # Deferred tasks count: their work goes on in a pod.
+    values = {
+        pool.name: {"slots": pool.slots, "description": pool.description, "include_deferred": True}
+        for pool in found
+    }
+    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+
+
+@app.command(rich_help_panel=LOOK)
+def toolchain(
+    lane: Annotated[
+        Literal["cpu", "neuron-native", "neuron-nxdi"], typer.Option(help="Lane that it is for.")
+    ],
+    image: Annotated[
+        str,
+        typer.Option(
+            help="The image that this runs in, as the environments file or the target names it. "
+            "Empty: TRAINYARD_IMAGE.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Record the toolchain of the image that this runs in, for plans of pods that use it."""
+    from trainyard.steps.toolchains import record_toolchain
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        record = record_toolchain(
+            settings, open_store(settings), lane=lane, image=image or settings.image
+        )
+    except TrainyardError as error:
+        _fail(error)
+    for name, version in sorted(record.toolchain.items()):
+        _say(f"{name} {version}")
+    _say(f"Recorded for image {record.image} and lane {record.lane}.")
+
+
+@app.command(rich_help_panel=LOOK)
 def releases(model: ModelArgument) -> None:
     """List the published releases of a model."""
     from trainyard.releases import list_releases, load_release

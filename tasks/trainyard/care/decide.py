@@ -17,6 +17,7 @@ ALWAYS_KEPT: Mapping[Kind, str] = {
     "channel": "Channels are never collected.",
     "attestations": "What was found out about a release is kept, also when the release is gone.",
     "archive": "Archived channels are kept for audits.",
+    "toolchain": "What was recorded of an image is kept: plans ask for it.",
     "unknown": "Nobody knows what this is, so it is left alone.",
 }
 

@@ -31,6 +31,7 @@ from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import Plan
 from trainyard.documents.release import Release
 from trainyard.documents.status import StepStatus
+from trainyard.documents.toolchain import ToolchainRecord
 from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
 from trainyard.names import check_relative_path
 from trainyard.releases import list_attestations, list_verdicts, load_release, pins_not_held
@@ -307,6 +308,8 @@ class Verifier:
                 parse_document(data, key, StepStatus)
             case "lock":
                 parse_document(data, key, StepLock)
+            case "toolchain":
+                parse_document(data, key, ToolchainRecord)
         return []
 
     def _release(self, key: str) -> Iterator[Problem]:

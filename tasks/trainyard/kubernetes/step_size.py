@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainyard.lanes.neuron_common import chips_needed, lnc_of
-from trainyard.lanes.neuron_support import INSTANCES, Instance
+from trainyard.lanes.neuron_support import INSTANCES, Instance, family_of
+from trainyard.spec.kubernetes import DeviceKind
 from trainyard.spec.model import Target
 
 GIB = 1 << 30
@@ -73,6 +74,11 @@ class StepSize:
     """Shared memory; 0: what every container has (64 MiB)."""
     needed_s: float
     """Seconds that the work may need, without waiting for a node."""
+
+
+def kind_of(target: Target) -> DeviceKind:
+    """Return what a target computes on. Its compiler may need less: it is counted there too."""
+    return family_of(target.instance) or "cpu"
 
 
 def class_of(checkpoint_bytes: int) -> SizeClass:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainyard.lanes.neuron_support import family_of
 from trainyard.spec.kubernetes import DeviceKind, KubernetesSteps
-from trainyard.spec.model import Target
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,3 @@ def pools_of(steps: KubernetesSteps | None) -> tuple[Pool, ...]:
     if steps is None:
         return (LOCAL_POOL,)
     return (LOCAL_POOL, *(pods_pool(kind, slots) for kind, slots in steps.slots.items()))
-
-
-def kind_of(target: Target) -> DeviceKind:
-    """Return what a target computes on. Its compiler may need less: it is counted there too."""
-    return family_of(target.instance) or "cpu"

@@ -18,7 +18,7 @@ DnsName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$", max_length=253)
 ]
 """Names of most objects."""
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\\0:]*$")]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00:]*$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -159,9 +159,7 @@ class KubernetesSteps(PodDefaults):
     """PriorityClass of measuring pods. Empty (null): the cluster's default."""
     compile_priority_class: DnsName | None = "trainyard-compile"
     """PriorityClass of compiling pods, the lowest."""
-    slots: dict[DeviceKind, Annotated[int, Field(ge=1)]] = Field(
-        default_factory=lambda: {"cpu": 1}, min_length=1
-    )
+    slots: dict[DeviceKind, Annotated[int, Field(ge=1)]] = Field(default={"cpu": 1}, min_length=1)
     """The kinds of devices that there are, and for each how many pods may compile or measure at a
     time: the size of Airflow's pool `trainyard_pods_<kind>`."""
     devices: Literal["plugin", "dra"] = "plugin"

@@ -57,8 +57,8 @@ def compile_bundle(plan: Plan, target_name: str, context: StepContext) -> StepRe
     if stored is not None:
         return _result(key, stored, reused=True)
     lane = get_lane(planned.target.lane)
-    check_toolchain(lane, planned, context)
-    manifest = _compile(plan, planned, lane, context)
+    toolchain = check_toolchain(lane, planned, context)
+    manifest = _compile(plan, planned, lane, context, toolchain)
     context.ensure_held()
     create_document(context.store, key, manifest)
     return _result(key, manifest, reused=False)
@@ -98,7 +98,11 @@ def stored_bundle(store: Store, key: str, compile_key: str) -> BundleManifest | 
 
 
 def _compile(
-    plan: Plan, planned: PlannedTarget, lane: Lane, context: StepContext
+    plan: Plan,
+    planned: PlannedTarget,
+    lane: Lane,
+    context: StepContext,
+    toolchain: dict[str, str],
 ) -> BundleManifest:
     """Run the compiler and store the files that it made; return the manifest to be stored."""
     checkpoint_key = checkpoint_manifest_key(plan.spec.model, plan.revision)
@@ -141,7 +145,7 @@ def _compile(
         key_inputs=planned.key_inputs,
         files=entries,
         digest=files_digest(entries),
-        toolchain=planned.toolchain,
+        toolchain=toolchain,
         compile_s=round(server.ready_s, 2),
         engine_init_s=start.engine_init_s,
         dropped=tuple(dropped),

@@ -11,6 +11,7 @@ import httpx
 
 from trainyard.documents.plan import PlannedTarget
 from trainyard.errors import BadInput, Refused, TrainyardError
+from trainyard.lanes.neuron_toolchain import differences
 from trainyard.lanes.protocol import Lane
 from trainyard.serving.process import PortTaken, ServerProcess, explain_exit, free_port
 from trainyard.steps.context import StepContext
@@ -34,23 +35,21 @@ class RunningServer:
             raise explain_exit(self.process.log_text(), self.process.exit_code)
 
 
-def check_toolchain(lane: Lane, planned: PlannedTarget, context: StepContext) -> None:
-    """Make sure that the toolchain is the planned one, which the compile key names.
+def check_toolchain(lane: Lane, planned: PlannedTarget, context: StepContext) -> dict[str, str]:
+    """Make sure that the toolchain is the planned one, which the compile key names; return it.
 
     Raises:
         BadInput: it changed since, or is missing.
     """
     now = lane.toolchain(context.settings.serving_interpreter)
-    changed = [
-        f"{name} {planned.toolchain.get(name, 'absent')} -> {now.get(name, 'absent')}"
-        for name in sorted(planned.toolchain.keys() | now.keys())
-        if planned.toolchain.get(name) != now.get(name)
-    ]
+    changed = differences(planned.toolchain, now, context.settings.image)
     if changed:
         raise BadInput(
             f"The serving environment is not the one of the plan: {'; '.join(changed)}.",
-            hint="Plan again: the compile key names the toolchain.",
+            hint="The compile key names the toolchain. Record that of the image with `trainyard "
+            "toolchain`, if it runs in one, and plan again.",
         )
+    return now
 
 
 @contextmanager

@@ -65,14 +65,20 @@ def measure(plan: Plan, target_name: str, context: StepContext) -> StepResult:
     else:
         return _result(key, stored, reused=True)
     lane = get_lane(planned.target.lane)
-    check_toolchain(lane, planned, context)
-    measurement = _measure(plan, planned, lane, context)
+    toolchain = check_toolchain(lane, planned, context)
+    measurement = _measure(plan, planned, lane, context, toolchain)
     context.ensure_held()
     create_document(context.store, key, measurement)
     return _result(key, measurement, reused=False)
 
 
-def _measure(plan: Plan, planned: PlannedTarget, lane: Lane, context: StepContext) -> Measurement:
+def _measure(
+    plan: Plan,
+    planned: PlannedTarget,
+    lane: Lane,
+    context: StepContext,
+    toolchain: dict[str, str],
+) -> Measurement:
     checkpoint_key = checkpoint_manifest_key(plan.spec.model, plan.revision)
     bundle_key = bundle_manifest_key(planned.compile_key)
     checkpoint = read_document(context.store, checkpoint_key, CheckpointManifest)
@@ -137,7 +143,7 @@ def _measure(plan: Plan, planned: PlannedTarget, lane: Lane, context: StepContex
         accuracy=outcome.accuracy,
         latency=outcome.latency,
         machine=machine,
-        toolchain=planned.toolchain,
+        toolchain=toolchain,
     )
 
 

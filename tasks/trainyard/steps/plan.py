@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,21 @@ from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.channel import Channel
 from trainyard.documents.plan import EvalAssets, Plan, ReleaseRequest
 from trainyard.errors import BadInput, Conflict, NotFound
+from trainyard.kubernetes.step_pod import StepWork, place_warnings
 from trainyard.lanes.registry import get_lane
 from trainyard.releases import load_release
+from trainyard.settings import Settings
 from trainyard.sources.factory import open_source
 from trainyard.sources.files import read_architecture
 from trainyard.sources.protocol import ResolvedRevision
 from trainyard.spec.assets import asset_files
 from trainyard.spec.check import Problem, check_files
 from trainyard.spec.environments import Environments
+from trainyard.spec.kubernetes import KubernetesSteps
 from trainyard.spec.loader import Catalogue, load_environments, load_spec
 from trainyard.spec.model import ModelSpec, Target
 from trainyard.steps.context import StepContext, StepResult
+from trainyard.steps.place import pod_problems
 from trainyard.steps.planning import (
     Facts,
     StepLine,
@@ -40,6 +45,7 @@ from trainyard.steps.planning import (
     make_plan,
     refuse,
 )
+from trainyard.steps.toolchains import KnownToolchain, toolchain_for
 from trainyard.store.documents import create_document, read_document
 from trainyard.store.layout import (
     channel_key,
@@ -86,7 +92,9 @@ def plan(
     path = Catalogue(settings.catalogue).path(request.model)
     spec = load_spec(path)
     targets = choose_targets(request, spec, lane_rules=lane_rules)
-    environments = load_environments(settings.environments) if request.environments else None
+    found = _environments(settings, needed=bool(request.environments))
+    place = found.steps if found is not None else None
+    environments = found if request.environments else None
     if environments is not None:
         # Where the release has been can be told only when its id is known.
         refuse(
@@ -100,19 +108,7 @@ def plan(
     problems = list(architecture_problems(targets, architecture.config))
     refuse("The request", problems + _lane_problems(targets, architecture.config))
     checkpoint_digest = _stored_checkpoint(store, spec.model, resolved, architecture.digest)
-    context.progress.say(f"Asking {settings.serving_interpreter} for its toolchain.")
-    toolchains = {
-        name: get_lane(name).toolchain(settings.serving_interpreter)
-        for name in {target.lane for target in targets}
-    }
-    refuse(
-        "The request",
-        [
-            f"Target {target.name}: {problem}"
-            for target in targets
-            for problem in get_lane(target.lane).toolchain_problems(target, toolchains[target.lane])
-        ],
-    )
+    toolchains = _toolchains(spec.model, targets, place, context)
     assets, files = _assets(spec, path.parent)
     facts = Facts(
         request=request,
@@ -126,8 +122,9 @@ def plan(
                 spec,
                 architecture_digest=architecture.digest,
                 config=architecture.config,
-                toolchain=toolchains[target.lane],
+                toolchain=toolchains[target.name],
                 baselines=_baselines(request, spec.model, target, environments, context),
+                place=place,
             )
             for target in targets
         ),
@@ -138,6 +135,8 @@ def plan(
     made = make_plan(
         facts, exists=store.exists, plan_id=plan_id, provenance=Provenance.of(settings)
     )
+    if place is not None:
+        refuse("The request", list(pod_problems(made, place, settings, now=datetime.now(UTC))))
     _store_assets(store, assets, files)
     return _store_plan(made, context)
 
@@ -214,20 +213,63 @@ def _target_facts(
     *,
     architecture_digest: str,
     config: Mapping[str, Any],
-    toolchain: Mapping[str, str],
+    toolchain: KnownToolchain,
     baselines: Mapping[str, str],
+    place: KubernetesSteps | None,
 ) -> TargetFacts:
     lane = get_lane(target.lane)
+    warnings = [*lane.warnings(target, config), *filter(None, [toolchain.warning])]
+    if place is not None:
+        warnings += place_warnings(StepWork("measure", "", spec.model, target), place)
     return TargetFacts(
         target=target,
         key_inputs=lane.key_inputs(
-            target, architecture_digest=architecture_digest, toolchain=toolchain
+            target, architecture_digest=architecture_digest, toolchain=toolchain.versions
         ),
-        toolchain=toolchain,
+        toolchain=toolchain.versions,
         serving=lane.serving_settings(target, served_model_name=spec.client_model_name),
         baselines=baselines,
-        warnings=lane.warnings(target, config),
+        warnings=tuple(warnings),
     )
+
+
+def _environments(settings: Settings, *, needed: bool) -> Environments | None:
+    """Return the environments file; None if there is none and it is not needed."""
+    if not needed and not settings.environments.exists():
+        return None
+    return load_environments(settings.environments)
+
+
+def _toolchains(
+    model: str, targets: Sequence[Target], place: KubernetesSteps | None, context: StepContext
+) -> dict[str, KnownToolchain]:
+    """Return the toolchain that will compile each target, by the target's name."""
+    where = "the images of the pods" if place is not None else context.settings.serving_interpreter
+    context.progress.say(f"Asking {where} for the toolchain.")
+    by_lane: dict[str, KnownToolchain] = {}
+    found: dict[str, KnownToolchain] = {}
+    for target in targets:
+        if place is not None or target.lane not in by_lane:
+            by_lane[target.lane] = toolchain_for(
+                target,
+                get_lane(target.lane),
+                model=model,
+                place=place,
+                settings=context.settings,
+                store=context.store,
+            )
+        found[target.name] = by_lane[target.lane]
+    refuse(
+        "The request",
+        [
+            f"Target {target.name}: {problem}"
+            for target in targets
+            for problem in get_lane(target.lane).toolchain_problems(
+                target, found[target.name].versions
+            )
+        ],
+    )
+    return found
 
 
 def _lane_problems(targets: Sequence[Target], config: Mapping[str, Any]) -> list[str]:

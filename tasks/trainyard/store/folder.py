@@ -180,7 +180,9 @@ class FolderStore:
             raise _other_content(key, self.url)
         return FileEntry(path=key, size=content.size, sha256=content.sha256)
 
-    def upload_ranged(self, key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
+    def upload_ranged(
+        self, key: str, source: Ranges, *, sha256: str | None = None, new: bool = False
+    ) -> FileEntry:
         """Store a file that can be read in ranges. Raises CorruptFile, Conflict, StorageFull."""
         path = self._path(key)
         if (found := self._content(path)) is not None:

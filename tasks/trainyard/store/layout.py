@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from trainyard.canonical import digest, short
 from trainyard.errors import BadInput
 from trainyard.names import check_name, check_relative_path, check_release_id, check_revision
 
@@ -49,6 +50,11 @@ def bundle_prefix(compile_key: str) -> str:
 def bundle_manifest_key(compile_key: str) -> str:
     """Return the key of a bundle's manifest."""
     return f"{bundle_prefix(compile_key)}/{MANIFEST_NAME}"
+
+
+def toolchain_key(image: str, lane: str) -> str:
+    """Return the key of what is recorded of the toolchain of an image."""
+    return f"toolchains/{short(digest([image, lane]))}.json"
 
 
 def measurement_key(measurement_id: str) -> str:

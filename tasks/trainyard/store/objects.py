@@ -39,6 +39,7 @@ Kind = Literal[
     "reports",
     "status",
     "evals",
+    "toolchain",
     "rollout",
     "lock",
     "archive",
@@ -183,5 +184,6 @@ _SHAPES: dict[str, Callable[[list[str]], Place]] = {
     "rollouts": _rollout,
     "locks": _lock,
     "evals": lambda parts: Place("evals", evals_prefix(*_below(parts, 1))),
+    "toolchains": lambda parts: Place("toolchain", f"toolchains/{_one(parts, 1)[0]}.json"),
     "archive": lambda parts: Place("archive", "/".join(["archive", *parts])),
 }

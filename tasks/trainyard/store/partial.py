@@ -19,7 +19,7 @@ from types import TracebackType
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainyard.store.disk import explained, write_all
-from trainyard.store.parts import PART_BYTES, Part, Ranges, in_order, parts_of
+from trainyard.store.parts import PART_BYTES, Bytes, Part, Ranges, in_order, parts_of
 from trainyard.store.transfer import CHUNK_BYTES, Content
 
 KEPT_S = 14 * 24 * 3600.0
@@ -79,7 +79,7 @@ class PartialFile:
             os.ftruncate(self._descriptor, have)
             os.lseek(self._descriptor, have, os.SEEK_SET)
 
-        def read(part: Part) -> bytes:
+        def read(part: Part) -> Bytes:
             return source.read(have + part.start, part.size)
 
         parts = parts_of(source.size - have, PART_BYTES)

@@ -92,11 +92,14 @@ class Store(Protocol):
         Raises Conflict if it holds other content, StorageFull.
         """
 
-    def upload_ranged(self, key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
+    def upload_ranged(
+        self, key: str, source: Ranges, *, sha256: str | None = None, new: bool = False
+    ) -> FileEntry:
         """Store a file that can be read in ranges; idempotent, and otherwise as `upload`.
 
         Parts are moved at the same time and hashed in their order. An upload that was cut is found
-        again: what is there and equal to the source is not moved again.
+        again: what is there and equal to the source is not moved again. `new` says that the key was
+        not there a moment ago, which saves asking for it; it need not be true any more.
         """
 
     def local_path(self, key: str) -> Path | None:

@@ -25,7 +25,7 @@ from trainyard.documents.base import FileEntry
 from trainyard.errors import BadInput, Conflict, CorruptFile, Transient
 from trainyard.names import check_relative_path
 from trainyard.settings import Settings
-from trainyard.store.parts import Ranges, hash_ranges, in_memory
+from trainyard.store.parts import Bytes, Ranges, hash_ranges, in_memory
 from trainyard.store.protocol import Entry, Stored
 from trainyard.store.s3_bucket import CONTENT_SHA256, Bucket, ConditionFailed, Head, pauses
 from trainyard.store.s3_client import AwsCredentials
@@ -186,11 +186,13 @@ class S3Store:
                 raise
         return _entry(key, sent.content)
 
-    def upload_ranged(self, key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
+    def upload_ranged(
+        self, key: str, source: Ranges, *, sha256: str | None = None, new: bool = False
+    ) -> FileEntry:
         """Store a file that can be read in ranges. Raises CorruptFile, Conflict."""
         self._check(key)
         if source.size <= self._bucket.settings.s3_part_bytes:
-            if sha256 is not None and (head := self._head(key)) is not None:
+            if sha256 is not None and not new and (head := self._head(key)) is not None:
                 return self._kept(key, head, sha256)
             with self._writing(key):
                 try:
@@ -233,7 +235,7 @@ class S3Store:
             raise
         return _entry(key, sent.content)
 
-    def _upload_whole(self, key: str, data: bytes, sha256: str | None) -> FileEntry:
+    def _upload_whole(self, key: str, data: Bytes, sha256: str | None) -> FileEntry:
         """Store a file that fits into one request. Raises KeyTaken."""
         content = Content(size=len(data), sha256=hashlib.sha256(data).hexdigest())
         self._demand(key, content, sha256)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from trainyard.settings import Settings
+from trainyard.store.parts import Bytes
 from trainyard.store.s3_checksums import Checksums
 from trainyard.store.s3_client import AwsCredentials, S3Place, make_client
 from trainyard.store.s3_errors import (
@@ -136,7 +137,7 @@ class Bucket:
     def put(
         self,
         key: str,
-        data: bytes,
+        data: Bytes,
         *,
         metadata: Mapping[str, str] | None = None,
         **condition: str,
@@ -154,7 +155,7 @@ class Bucket:
         return str(answer["ETag"])
 
     def put_if(
-        self, key: str, data: bytes, *, metadata: Mapping[str, str] | None = None, **condition: str
+        self, key: str, data: Bytes, *, metadata: Mapping[str, str] | None = None, **condition: str
     ) -> str:
         """Write on a condition (IfNoneMatch, IfMatch) and return the ETag.
 

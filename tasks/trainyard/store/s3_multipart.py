@@ -17,7 +17,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from trainyard.store.parts import Part, Ranges, in_order, parts_of
+from trainyard.store.parts import Bytes, Part, Ranges, in_order, parts_of
 from trainyard.store.s3_bucket import Bucket
 from trainyard.store.s3_checksums import PartSum
 from trainyard.store.s3_errors import code_of, is_precondition, is_race
@@ -38,7 +38,7 @@ class _Chunk:
     """A part with its bytes."""
 
     number: int
-    data: bytes
+    data: Bytes
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Moved:
     """A part that is in the store."""
 
     number: int
-    data: bytes
+    data: Bytes
     etag: str
     checksum: PartSum
 
