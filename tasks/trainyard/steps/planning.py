@@ -19,7 +19,7 @@ from trainyard.documents.plan import (
 from trainyard.errors import BadInput
 from trainyard.releases import release_id_of
 from trainyard.sources.protocol import ResolvedRevision
-from trainyard.spec.environments import Environment, Environments
+from trainyard.spec.environments import Environments
 from trainyard.spec.model import Gates, ModelSpec, Target
 from trainyard.spec.overrides import apply_overrides
 from trainyard.spec.rules import (
@@ -147,20 +147,8 @@ def destination_problems(
         environment = environments.environments.get(name)
         if environment is not None:
             findings += room_findings(spec.rollout, name, environment)
-            findings += platform_findings(name, environment)
             findings += image_findings(name, environment, targets)
     return [f"{finding.message} {finding.remedy}" for finding in findings]
-
-
-def platform_findings(name: str, environment: Environment) -> Iterator[Finding]:
-    """Yield why this version cannot run servers in an environment."""
-    if environment.platform == "kubernetes":
-        yield Finding(
-            ("platform",),
-            f"Environment {name} is on platform kubernetes, where this version cannot run servers "
-            "yet.",
-            "Plan without it: what is published now can be promoted there later.",
-        )
 
 
 def architecture_problems(targets: Iterable[Target], config: Mapping[str, Any]) -> Iterator[str]:

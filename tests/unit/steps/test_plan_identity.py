@@ -214,15 +214,18 @@ def test_weights_that_the_lane_cannot_use_are_refused(native: World) -> None:
         native.plan()
 
 
-def test_environments_on_kubernetes_are_refused_as_long_as_nothing_serves_there(
-    native: World,
-) -> None:
-    native.plan()
-    native.context.settings.environments.write_text(
-        "schema: trainyard/v1\nenvironments:\n  eks: {platform: kubernetes, target: trn2}\n"
+def test_environments_on_kubernetes_need_an_image_for_their_servers(native: World) -> None:
+    environments = native.context.settings.environments
+    text = (
+        "schema: trainyard/v1\nenvironments:\n  eks: {platform: kubernetes, target: trn2, "
+        "kubernetes: {namespace: serving%s}}\n"
     )
-    with pytest.raises(BadInput, match="on platform kubernetes, where this version cannot run"):
+    native.plan()
+    environments.write_text(text % "")
+    with pytest.raises(BadInput, match="No image is named for the servers of target trn2"):
         plan(ReleaseRequest(model="adder", environments=("eks",)), native.context)
+    environments.write_text(text % ", image: serve")
+    plan(ReleaseRequest(model="adder", environments=("eks",)), native.context)
 
 
 def test_a_machine_without_neuron_packages_says_what_it_lacks(
