@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
 
+from trainyard.kubernetes.step_pod import HOSTNAME
 from trainyard_airflow.exceptions import (
     OUTCOMES,
     StepDefect,
@@ -52,10 +53,12 @@ CLOCKS_S = 5.0
 """Seconds that the clocks of the cluster and of its pods may differ."""
 FOUND_BY_KEY = frozenset({"download", "compile", "measure"})
 """Steps whose output is known by its key before they run."""
-FROM_OUTSIDE = frozenset(
-    {"device-fault", "spot-interruption", "preempted", "node-gone", "evicted", "deadline"}
-)
+FROM_OUTSIDE = frozenset({"spot-interruption", "preempted", "node-gone", "evicted", "deadline"})
 """Failures that end a step by SIGTERM: its own last words know less than its pod."""
+BAD_NODE = frozenset({"device-fault", "device-hang", "no-device", "devices-busy"})
+"""Failures after which the next try must go to another node."""
+AVOIDED = "trainyard_avoided_nodes"
+"""Where a task remembers those nodes for its next tries."""
 
 
 class PodStepOperator(StepOperator):
@@ -92,19 +95,17 @@ class PodStepOperator(StepOperator):
             with api_outcomes(f"The pod of step {self.step}"):
                 self._inner.execute_async(context)
         except TaskDeferred as deferred:
-            pod = self._inner.pod
-            assert pod is not None
-            started = pod.metadata.creation_timestamp or since
-            name = str(pod.metadata.name)
+            name, since = _identity(self._inner.pod, since)
             self._give_secret(cluster, place, context, name)
-            self._wait(deferred, since=started.isoformat(), pod=name)
+            self._wait(deferred, since=since.isoformat(), pod=name)
         except OUTCOMES:
             raise
         except AirflowException as error:
+            if self._inner.pod is None:
+                raise StepDefect(f"No pod was created or found: {error}") from error
             # It found the pod of an earlier try, which had failed.
             self.log.warning("%s", error)
-        pod = self._inner.pod
-        name = str(pod.metadata.name) if pod is not None else ""
+        name, since = _identity(self._inner.pod, since)
         return self._outcome(context, name, since=since, looked=None, timed_out=False)
 
     def resume(self, context: Context, event: dict[str, Any], since: str, pod: str) -> str:
@@ -201,6 +202,7 @@ class PodStepOperator(StepOperator):
             arguments=tuple(self.arguments),
             checkpoint_bytes=plan.checkpoint_bytes,
             out_of_memory=earlier.get("out_of_memory", 0),
+            avoided_nodes=_avoided(context),
             **(
                 {"limit_s": self.execution_timeout.total_seconds()}
                 if self.execution_timeout is not None
@@ -327,38 +329,70 @@ class PodStepOperator(StepOperator):
             self._clear(cluster, place, pod, before, context)
             if status is not None and status.state == "done" and store.exists(status.output_key):
                 return status.output_key
-            slack = timedelta(seconds=CLOCKS_S)
-            own = status if status is not None and status.started_at >= since - slack else None
-            raise self._failure(store, own, before, node, timed_out=timed_out)
+            since -= timedelta(seconds=CLOCKS_S)
+            own = status if status is not None and status.started_at >= since else None
+            ended = self._end(store, own, before, node, since=since, timed_out=timed_out)
+            if ended is not None and ended.code in BAD_NODE and node is not None:
+                self._avoid(node, context)
+            raise self._failure(ended, before)
 
-    def _failure(
+    def _end(
         self,
         store: Store,
         status: StepStatus | None,
         pod: Object | None,
         node: Object | None,
         *,
+        since: datetime,
         timed_out: bool,
-    ) -> AirflowException:
-        """Return the exception for a pod that ended without the step being done."""
+    ) -> StepStatus | None:
+        """Return the status document that says why the pod ended, if anything says it.
+
+        Args:
+            store: where a step that was killed gets its last words.
+            status: what this pod's step said.
+            pod: as it was at its end.
+            node: the pod's.
+            since: what was said before is not about this pod.
+            timed_out: it was not waited for any longer.
+        """
         from trainyard.failures.recognise import container_exit_code, recognise_pod
         from trainyard.settings import get_settings
         from trainyard.steps.after_failure import record_killed
 
-        exit_code = container_exit_code(pod)
-        if exit_code is None and timed_out and _phase(pod) == "Running":
+        if container_exit_code(pod) is None and timed_out and _phase(pod) == "Running":
             pod = {"status": {"reason": "DeadlineExceeded", "message": "its task ended"}}
         known = recognise_pod(pod, node)
-        has_words = status is not None and status.state == "failed"
-        if known is not None and (not has_words or known.code in FROM_OUTSIDE):
-            plan = _read_plan(store, self.plan_id)
-            status = record_killed(
-                store, get_settings(), plan, self.status_name, self.target, known
-            )
-        if status is not None and status.state == "failed" and status.exit_code is not None:
+        spoke = status is not None and status.state == "failed"
+        if known is None or (spoke and not _knows_better(known.code, status)):
+            return status if spoke else None
+        return record_killed(
+            store,
+            get_settings(),
+            _read_plan(store, self.plan_id),
+            self.status_name,
+            self.target,
+            known,
+            since=since,
+        )
+
+    def _failure(self, status: StepStatus | None, pod: Object | None) -> AirflowException:
+        """Return the exception for the end of a step that is not done."""
+        from trainyard.failures.recognise import container_exit_code
+
+        if status is not None and status.exit_code is not None:
             return outcome_exception(status.exit_code)(f"{status.reason} {status.hint}".strip())
+        exit_code = container_exit_code(pod)
         message = f"Step {self.step} ended with exit code {exit_code} and left no report."
         return (outcome_exception(exit_code) if exit_code is not None else StepDefect)(message)
+
+    def _avoid(self, node: Object, context: Context) -> None:
+        """Remember a node that the next tries of this task must not go to."""
+        metadata = node["metadata"]
+        host = (metadata.get("labels") or {}).get(HOSTNAME) or metadata["name"]
+        hosts: list[Any] = sorted({*_avoided(context), str(host)})
+        context["task_state_store"].set(AVOIDED, hosts)
+        self.log.info("The next tries avoid node %s.", host)
 
     def _clear(
         self,
@@ -479,6 +513,27 @@ def _look(
 
 def _phase(pod: Object | None) -> str:
     return str(((pod or {}).get("status") or {}).get("phase", ""))
+
+
+def _avoided(context: Context) -> tuple[str, ...]:
+    """Return the host names of the nodes that this task must not go to."""
+    kept = context["task_state_store"].get(AVOIDED)
+    return tuple(map(str, kept)) if isinstance(kept, list) else ()
+
+
+def _identity(pod: Any, now: datetime) -> tuple[str, datetime]:
+    """Return the name of a pod of the provider, and when it was made (now, if just now)."""
+    if pod is None:
+        return "", now
+    return str(pod.metadata.name), pod.metadata.creation_timestamp or now
+
+
+def _knows_better(code: str, status: StepStatus | None) -> bool:
+    """Does a failure of the pod explain more than what the step said itself?"""
+    if code == "device-fault":
+        return True
+    # A refusal stands wherever the node goes.
+    return code in FROM_OUTSIDE and (status is None or status.exit_code not in (10, 20))
 
 
 def _ended_at(pod: Object) -> datetime:

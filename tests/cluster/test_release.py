@@ -13,6 +13,7 @@ Airflow runs on this machine, which must reach the pods, as Airflow does in a cl
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,8 @@ def configure(here: Place, platform: Platform) -> Environment:
         "measure_priority_class": None,
         "compile_priority_class": None,
     }
-    file.write_text(yaml.safe_dump(written))
+    # As JSON, which is YAML without anchors: the file may have none.
+    file.write_text(json.dumps(written))
     return Environment.model_validate(environment)
 
 

@@ -428,6 +428,44 @@ class TestFailures:
         ) as raised:
             world.follow(deferred, context)
         assert "NeuronHasError_HBM_UNCORRECTABLE_ERROR" in str(raised.value)
+        world.start(world.operator(), world.context())
+        newest = max(world.pods, key=lambda pod: pod["metadata"]["labels"]["try_number"])
+        assert "ip-66" in json.dumps(newest["spec"]["affinity"]["nodeAffinity"])
+
+    def test_a_refusal_stands_though_the_node_goes(self, world: World) -> None:
+        taint = {"key": "aws-node-termination-handler/spot-itn", "effect": "NoSchedule"}
+        world.fake.put(NODE, {"metadata": {"name": "ip-77"}, "spec": {"taints": [taint]}})
+        context = world.context()
+        deferred = world.start(world.operator(), context)
+        world.runs(node="ip-77")
+        world.reports("failed", exit_code=20, reason="The compiler says no.")
+        world.ends(20)
+        with fails("StepRefused"):
+            world.follow(deferred, context)
+
+    def test_a_spot_interruption_is_told_by_its_name(self, world: World) -> None:
+        taint = {"key": "aws-node-termination-handler/spot-itn", "effect": "NoSchedule"}
+        world.fake.put(NODE, {"metadata": {"name": "ip-77"}, "spec": {"taints": [taint]}})
+        context = world.context()
+        deferred = world.start(world.operator(), context)
+        world.runs(node="ip-77")
+        world.reports("failed", exit_code=30, reason="Stopped by SIGTERM.")
+        world.ends(143)
+        with fails("StepTransient") as raised:
+            world.follow(deferred, context)
+        assert "spot interruption" in str(raised.value)
+        assert world.status().code == "spot-interruption"
+
+    def test_what_an_earlier_pod_said_is_no_log_of_this_one(self, world: World) -> None:
+        old = datetime.now(UTC) - timedelta(hours=1)
+        world.reports("failed", exit_code=20, reason="Old.", started_at=old, log_tail=("old",))
+        context = world.context()
+        deferred = world.start(world.operator(), context)
+        world.runs()
+        world.ends(137, "OOMKilled")
+        with fails("StepCapacity"):
+            world.follow(deferred, context)
+        assert (world.status().log_tail, world.status().attempt) == ((), 2)
 
     def test_a_pod_without_a_node_is_removed_and_tried_later(self, world: World) -> None:
         context = world.context()
@@ -578,6 +616,17 @@ class TestReattaching:
         with fails("StepRefused") as raised:
             world.operator().execute(world.context())
         assert "The compiler says no." in str(raised.value)
+
+    def test_two_pods_of_one_task_are_left_to_people(self, world: World) -> None:
+        world.start(world.operator(), world.context())
+        pod = world.pod()
+        twin = {"metadata": {"name": "twin", "labels": pod["metadata"]["labels"]}}
+        world.fake.put(POD, {**twin, "spec": pod["spec"], "status": {"phase": "Running"}})
+        world.memory.clear()
+        with fails("StepDefect") as raised:
+            world.operator().execute(world.context())
+        assert "More than one pod" in str(raised.value)
+        assert len(world.pods) == 2
 
     def test_a_pod_that_runs_but_cannot_be_followed_is_left_for_the_next_try(
         self, world: World

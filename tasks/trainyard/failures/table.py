@@ -207,7 +207,7 @@ RUNTIME: tuple[Row, ...] = (
         f"{_TROUBLE}; SDK 2.30 release notes of containers",
     ),
     _stop(
-        "neff-other-chip", r"NEURON_RT_ALLOW_LEGACY_NEFF",
+        "neff-other-chip", r"NEURON_RT_ALLOW_LEGACY_NEFF(?! *= *(0|false|FALSE))",
         "The code was compiled for an older kind of chip.",
         "Compile for this kind: a bundle of Trn1 does not count on Trn2.",
         "AWS Neuron SDK 2.32 documentation: neuron-runtime/guides/configuration-guide.rst; "

@@ -33,6 +33,7 @@ HOME = "/trainyard"
 NEURON = "aws.amazon.com/neuron"
 """Resource and taint of whole Neuron devices. Cores (`…/neuroncore`) will not do: the plugin then
 sets NEURON_RT_VISIBLE_CORES, which vLLM refuses with more than one."""
+HOSTNAME = "kubernetes.io/hostname"
 GRACE_S = 45
 """Seconds between SIGTERM and SIGKILL: a step cleans up in 30."""
 BLOCK_MARGIN = timedelta(hours=1)
@@ -58,6 +59,8 @@ class StepWork:
     """Seconds that the task may take in all."""
     out_of_memory: int = 0
     """How often the step ran out of memory before."""
+    avoided_nodes: tuple[str, ...] = ()
+    """Host names of nodes whose devices failed it."""
 
     @property
     def devices(self) -> Devices | None:
@@ -127,6 +130,12 @@ def step_pod(
         "containers": [_container(work, place, size, image=image, env=env, secret=secret)],
         "volumes": list(_volumes(place, size)),
     }
+    if work.avoided_nodes:
+        expression = {"key": HOSTNAME, "operator": "NotIn", "values": list(work.avoided_nodes)}
+        terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+        spec["affinity"] = {
+            "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}
+        }
     if place.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in place.image_pull_secrets]
     priority = {

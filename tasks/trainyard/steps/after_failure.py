@@ -55,12 +55,19 @@ def after_failure(
 
 
 def record_killed(
-    store: Store, settings: Settings, plan: Plan, step: str, target: str, failure: Failure
+    store: Store,
+    settings: Settings,
+    plan: Plan,
+    step: str,
+    target: str,
+    failure: Failure,
+    *,
+    since: datetime,
 ) -> StepStatus:
     """Write the end of an attempt whose process could not, and return the status document.
 
     A pod that is out of memory or whose node is gone writes no last words. What it reported so far
-    (attempt, log) is kept.
+    (attempt, log) is kept; what was reported before `since` was another attempt's.
 
     Raises:
         TrainyardError: the store cannot be read or written.
@@ -73,9 +80,12 @@ def record_killed(
         target=target,
         state="failed",
         attempt=0,
-        started_at=now,
+        started_at=since,
         updated_at=now,
     )
+    if found is None or found.started_at < since:
+        fresh = {"attempt": status.attempt + 1, "started_at": since, "log_tail": ()}
+        status = status.model_copy(update=fresh)
     exit_code, hint, tuning = after_failure(
         failure.code,
         exit_code=failure.exit_code,

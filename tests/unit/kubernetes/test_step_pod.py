@@ -304,6 +304,17 @@ class TestPlace:
         for minor in MINORS:
             kubernetes_validate.validate(long, minor, strict=True)
 
+    def test_nodes_whose_devices_failed_are_avoided(self) -> None:
+        manifest = pod(avoided_nodes=("ip-1", "ip-2"))
+        (term,) = manifest["spec"]["affinity"]["nodeAffinity"][
+            "requiredDuringSchedulingIgnoredDuringExecution"
+        ]["nodeSelectorTerms"]
+        assert term["matchExpressions"] == [
+            {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["ip-1", "ip-2"]}
+        ]
+        for minor in MINORS:
+            kubernetes_validate.validate(manifest, minor, strict=True)
+
 
 class TestEnvironment:
     def test_paths_and_secrets_of_this_machine_stay_here(self) -> None:
