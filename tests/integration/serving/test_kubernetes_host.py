@@ -542,6 +542,7 @@ def test_an_adopted_deployment_is_scaled_and_never_deleted(
         IN: ENVIRONMENT,
         RELEASE: THEIRS,
     }
+    assert pod["metadata"]["annotations"] == {PORT: "80"}
     servers = [each.name for each in host.servers(ENVIRONMENT, "adder")]
     assert servers == ["vllm-1", "vllm-without-pod-1", "vllm-without-pod-2"]
     assert deployment(adopted, "vllm")["spec"]["replicas"] == 3

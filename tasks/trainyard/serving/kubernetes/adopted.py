@@ -43,10 +43,11 @@ def mark_pods(cluster: Cluster, deployment: Object) -> None:
     """Mark the pods of an adopted Deployment, so that traffic and metrics are told apart."""
     labels = deployment["metadata"]["labels"]
     marks = {key: labels[key] for key in (MODEL, ENVIRONMENT, RELEASE)}
+    where = {PORT: deployment["metadata"]["annotations"][PORT]}
     for pod in pods_of(cluster, deployment):
         metadata = pod["metadata"]
         if not marks.items() <= (metadata.get("labels") or {}).items():
-            body = {"metadata": {"labels": marks}}
+            body = {"metadata": {"labels": marks, "annotations": where}}
             cluster.merge_patch(POD, metadata["name"], body, namespace=metadata["namespace"])
 
 

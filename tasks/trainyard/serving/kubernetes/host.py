@@ -26,6 +26,7 @@ from trainyard.kubernetes.labels import (
     MANAGED_BY,
     MODEL,
     RELEASE,
+    server_labels,
     server_object_name,
 )
 from trainyard.names import check_name, check_release_id
@@ -213,21 +214,20 @@ class KubernetesHost:
         cluster, place = self._cluster(environment), self._place(environment)
         channel = {MODEL: model, ENVIRONMENT: environment}
         deployments, _ = cluster.list(DEPLOYMENT, place.namespace, labels=channel)
-        pods, _ = cluster.list(POD, place.namespace, labels=channel)
+        labels = server_labels(model=model, environment=environment)
+        pods, _ = cluster.list(POD, place.namespace, labels=labels)
         adopted = {_release_of(each): each for each in deployments if is_adopted(each)}
         found = [
-            server_status(pod, _release_of(pod))
-            for pod in pods
-            if _release_of(pod) and _release_of(pod) not in adopted
+            server_status(pod, _release_of(pod)) for pod in pods if _release_of(pod) not in adopted
         ]
         for each in adopted.values():
             found += adopted_servers(cluster, each)
-        servers = [server for server in found if server is not None]
+        seen = [server for server in found if server is not None]
         for each in deployments:
             release_id = _release_of(each)
-            begun = sum(s.release_id == release_id and s.state != "stopping" for s in servers)
-            servers += not_begun(each, release_id, begun)
-        return sorted(servers, key=lambda server: server.name)
+            begun = sum(s.release_id == release_id and s.state != "stopping" for s in seen)
+            seen += not_begun(each, release_id, begun)
+        return sorted(seen, key=lambda server: server.name)
 
     def _priority_class(
         self,
