@@ -754,6 +754,8 @@ def _selected(body: Object, selector: str) -> bool:
     for term in filter(None, selector.split(",")):
         if term.startswith("!"):
             good = term[1:] not in labels
+        elif "=" not in term:
+            good = term in labels
         elif "!=" in term:
             name, _, value = term.partition("!=")
             good = labels.get(name) != value

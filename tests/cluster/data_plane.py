@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 from tests.cluster.place import REPOSITORY, Place, wait_for
 
@@ -22,6 +23,15 @@ KINDS = {
 """What is taken from the manifests: guard and proxy with all that they need."""
 
 
+ENDPOINT_SLICE = Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
+TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+REACH = """
+import os, socket
+host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+socket.create_connection((host, int(port)), timeout=10).close()
+"""
+
+
 def all_ready(here: Place, component: str) -> None:
     """Wait until all pods of a component may get requests."""
     labels = {"app.kubernetes.io/component": component}
@@ -37,8 +47,41 @@ def all_ready(here: Place, component: str) -> None:
     )
 
 
+def way_to_the_api(here: Place) -> dict[str, str]:
+    """Return what pods must be told to reach the API server: nothing where Services work.
+
+    On a bare node without kube-proxy nothing forwards the address of the Service `kubernetes`, so
+    they get a kubeconfig with the server's own address, and their own token as before.
+    """
+    try:
+        here.run("reach-api", [here.python, "-c", REACH])
+        return {}
+    except AssertionError:
+        pass
+    labels = {"kubernetes.io/service-name": "kubernetes"}
+    (found,), _ = here.cluster.list(ENDPOINT_SLICE, "default", labels=labels)
+    address, port = found["endpoints"][0]["addresses"][0], found["ports"][0]["port"]
+    name = here.context or "pods"
+    server = {
+        "server": f"https://{address}:{port}",
+        "certificate-authority": f"{TOKEN}/ca.crt",
+    }
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": name,
+        "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
+        "clusters": [{"name": name, "cluster": server}],
+        "users": [{"name": name, "user": {"tokenFile": f"{TOKEN}/token"}}],
+    }
+    file = here.shared / "kubeconfig-of-pods"
+    file.write_text(json.dumps(config))
+    return {"TRAINYARD_KUBECONFIG": str(file)}
+
+
 def deployed(here: Place, variables: dict[str, str]) -> list[Object]:
     """Return guard and proxy of the overlay `cpu`, with the tests' image, mounts and store."""
+    variables = {**variables, **way_to_the_api(here)}
     overlay = load_overlay(REPOSITORY / "k8s", "cpu")
     found = []
     for each in overlay.objects:

@@ -24,7 +24,7 @@ COMPARED = ("releases/*", "attestations/*", "channels/*", "locks/*")
 """Keys that are replaced by compare-and-swap: a write must carry `If-None-Match` or `If-Match`."""
 
 FREE = ("status/*", "toolchains/*", ".trainyard/*")
-"""Keys of which the last writer wins: progress for people, what was last read in an image, and the
+"""Keys of which the last writer wins: progress for people, what an image says of itself, and the
 store's probe of itself."""
 
 KEYS = (*WRITTEN_ONCE, *COMPARED, *FREE)
@@ -64,6 +64,7 @@ def _step(
     status: str = "",
     repairs: Sequence[str] = (),
     uploads: Sequence[str] = (),
+    also: Sequence[str] = (),
     signs: bool = False,
 ) -> Role:
     """Return the role of a step: it writes what it makes, its lock, its status, and the probe.
@@ -77,7 +78,7 @@ def _step(
         does,
         writes=(
             *makes, *(f"locks/{each}" for each in makes), f"locks/*/{status}", f"status/*/{status}",
-            _PROBE,
+            *also, _PROBE,
         ),
         deletes=(*repairs, _PROBE),
         uploads=(*uploads, _PROBE),
@@ -97,9 +98,8 @@ ROLES = (
         repairs=["checkpoints/*"], uploads=["checkpoints/*"],
     ),
     _step(
-        # `trainyard toolchain` runs as it: what an image has is what compiles in it.
-        "compile", "Stores bundles, and the toolchain of an image.", ["bundles/*", "toolchains/*"],
-        repairs=["bundles/*"], uploads=["bundles/*"],
+        "compile", "Stores bundles, and what toolchain its image has.", ["bundles/*"],
+        repairs=["bundles/*"], uploads=["bundles/*"], also=["toolchains/*"],
     ),
     _step("measure", "Stores measurements.", ["measurements/*"]),
     _step(
@@ -109,6 +109,13 @@ ROLES = (
     _step(
         "publish", "Signs and stores releases and the verdicts on them.",
         ["releases/*", "attestations/*/verdict-*"], repairs=["releases/*"], signs=True,
+    ),
+    Role(
+        "trainyard-doctor", "steps", "Proves an image on a device, or says what is in it.",
+        writes=("proofs/*", "toolchains/*", _PROBE),
+        deletes=(_PROBE,),
+        uploads=(_PROBE,),
+        signs=True,
     ),
     Role(
         "trainyard-gc", "steps", "Deletes what nobody needs any more.",

@@ -535,11 +535,30 @@ def test_an_adopted_deployment_is_scaled_and_never_deleted(
 ) -> None:
     template = deployment(adopted, "vllm")["spec"]["template"]
     host.scale(ENVIRONMENT, THEIRS, 3)
+    [pod] = adopted.objects(POD)
+    assert pod["metadata"]["labels"] == {
+        "app": "vllm",
+        OF: "adder",
+        IN: ENVIRONMENT,
+        RELEASE: THEIRS,
+    }
+    assert pod["metadata"]["annotations"] == {PORT: "80"}
+    servers = [each.name for each in host.servers(ENVIRONMENT, "adder")]
+    assert servers == ["vllm-1", "vllm-without-pod-1", "vllm-without-pod-2"]
     assert deployment(adopted, "vllm")["spec"]["replicas"] == 3
     host.remove(ENVIRONMENT, THEIRS)
     host.remove(ENVIRONMENT, THEIRS)
     found = deployment(adopted, "vllm")
     assert (found["spec"]["replicas"], found["spec"]["template"]) == (0, template)
+
+
+def test_without_the_right_to_mark_pods_an_adopted_deployment_is_scaled_all_the_same(
+    adopted: FakeCluster, host: KubernetesHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    adopted.denied.add(("patch", "pods"))
+    host.scale(ENVIRONMENT, THEIRS, 2)
+    assert deployment(adopted, "vllm")["spec"]["replicas"] == 2
+    assert "cannot be marked" in caplog.text
 
 
 def test_a_release_that_nobody_adopted_cannot_be_scaled(host: KubernetesHost) -> None:

@@ -1,10 +1,10 @@
 """`trainyard adopt`: a Deployment that runs already becomes the stable release of a channel.
 
-Nothing of it restarts: its own labels and annotations say from now on what it is, its template and
-its pods stay as they are. A Service of our own selects the same pods, for the route. The release is
-unverified: nobody knows what it is made of, so there is no manifest, no measurement to compare
-with, and nothing to deploy it from again. It is good for being compared with under real traffic,
-and for going back to: it is scaled, never deleted.
+Nothing of it restarts: labels and annotations of its own and of its pods say from now on what it
+is, and its template stays as it is. A Service of our own selects the same pods, for the route. The
+release is unverified: nobody knows what it is made of, so there is no manifest, no measurement to
+compare with, and nothing to deploy it from again. It is good for being compared with under real
+traffic, and for going back to: it is scaled, never deleted.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from trainyard.names import check_name
 from trainyard.rollout.channel_store import change_channel, read_channel
 from trainyard.rollout.events import Adopted
 from trainyard.rollout.state_machine import step
+from trainyard.serving.kubernetes.adopted import mark_pods
 from trainyard.serving.kubernetes.manifests import COMPONENT, PORT_NAME, SERVER_PORT
 from trainyard.spec.environments import Environments
 from trainyard.spec.kubernetes import KubernetesServing
@@ -189,7 +190,7 @@ def adopt(
     channel = change_channel(store, model, environment, change)
     # Last: servers that are marked and that no channel wants are taken away by rollouts.
     marks = _marks(adoption, model, environment)
-    cluster.merge_patch(DEPLOYMENT, deployment, marks, namespace=namespace)
+    mark_pods(cluster, cluster.merge_patch(DEPLOYMENT, deployment, marks, namespace=namespace))
     return adoption, channel
 
 

@@ -22,22 +22,22 @@ from trainyard.errors import BadInput, NotFound, Transient
 from trainyard.kubernetes.client import Cluster, Object
 from trainyard.kubernetes.kinds import DEPLOYMENT, DISRUPTION_BUDGET, POD, SERVICE, Kind
 from trainyard.kubernetes.labels import (
-    ADOPTED,
-    CONTAINER,
     ENVIRONMENT,
     MANAGED_BY,
     MODEL,
-    PORT,
     RELEASE,
-    owned,
+    server_labels,
     server_object_name,
 )
 from trainyard.names import check_name, check_release_id
+from trainyard.serving.kubernetes.adopted import (
+    adopted_servers,
+    find_adopted,
+    is_adopted,
+    mark_pods,
+)
 from trainyard.serving.kubernetes.autoscaling import find_autoscalers, hold, let_go, scales
 from trainyard.serving.kubernetes.manifests import (
-    COMPONENT,
-    SERVER,
-    SERVER_PORT,
     TEMPLATE,
     ServerManifests,
     server_manifests,
@@ -143,12 +143,17 @@ class KubernetesHost:
             TrainyardError: as `Cluster.merge_patch`.
         """
         cluster, place = self._cluster(environment), self._place(environment)
-        live = _adopted(cluster, place.namespace, environment, release_id)
+        live = find_adopted(cluster, place.namespace, environment, release_id)
         if live is None:
             raise NotFound(
                 f"No Deployment in namespace {place.namespace} was adopted as {release_id}.",
                 hint="`trainyard adopt` does that; somebody may have deleted it since.",
             )
+        try:
+            mark_pods(cluster, live)
+        except BadInput as error:
+            # A right that only adopted Deployments need; without it their arrivals go uncounted.
+            log.warning("New pods of %s cannot be marked: %s", release_id, error)
         name, model = live["metadata"]["name"], release_id.rpartition("-")[0]
         found = find_autoscalers(cluster, place.namespace, environment, model)
         if live["spec"].get("replicas") != replicas and not scales(found, name):
@@ -171,7 +176,7 @@ class KubernetesHost:
             _demand_ours(DEPLOYMENT, live, environment, release_id)
             cluster.delete(DEPLOYMENT, name, place.namespace)
             return
-        adopted = _adopted(cluster, place.namespace, environment, release_id)
+        adopted = find_adopted(cluster, place.namespace, environment, release_id)
         if adopted is not None and adopted["spec"].get("replicas"):
             _scale(cluster, adopted["metadata"]["name"], place.namespace, 0)
 
@@ -196,7 +201,7 @@ class KubernetesHost:
         found = find_autoscalers(cluster, place.namespace, environment, model)
         if not found:
             return
-        adopted = _adopted(cluster, place.namespace, environment, release_id)
+        adopted = find_adopted(cluster, place.namespace, environment, release_id)
         name = server_object_name(environment, release_id)
         let_go(cluster, found, adopted["metadata"]["name"] if adopted else name)
 
@@ -209,22 +214,20 @@ class KubernetesHost:
         cluster, place = self._cluster(environment), self._place(environment)
         channel = {MODEL: model, ENVIRONMENT: environment}
         deployments, _ = cluster.list(DEPLOYMENT, place.namespace, labels=channel)
-        ours = owned(COMPONENT, model=model, environment=environment)
-        pods, _ = cluster.list(POD, place.namespace, labels=ours)
+        labels = server_labels(model=model, environment=environment)
+        pods, _ = cluster.list(POD, place.namespace, labels=labels)
+        adopted = {_release_of(each): each for each in deployments if is_adopted(each)}
         found = [
-            server_status(pod, pod["metadata"]["labels"][RELEASE])
-            for pod in pods
-            if RELEASE in pod["metadata"]["labels"]
+            server_status(pod, _release_of(pod)) for pod in pods if _release_of(pod) not in adopted
         ]
+        for each in adopted.values():
+            found += adopted_servers(cluster, each)
+        seen = [server for server in found if server is not None]
         for each in deployments:
-            if _is_adopted(each):
-                found += _adopted_servers(cluster, each)
-        servers = [server for server in found if server is not None]
-        for each in deployments:
-            release_id = each["metadata"]["labels"].get(RELEASE, "")
-            begun = sum(s.release_id == release_id and s.state != "stopping" for s in servers)
-            servers += not_begun(each, release_id, begun)
-        return sorted(servers, key=lambda server: server.name)
+            release_id = _release_of(each)
+            begun = sum(s.release_id == release_id and s.state != "stopping" for s in seen)
+            seen += not_begun(each, release_id, begun)
+        return sorted(seen, key=lambda server: server.name)
 
     def _priority_class(
         self,
@@ -267,6 +270,12 @@ def _scale(cluster: Cluster, name: str, namespace: str, replicas: int) -> None:
     cluster.merge_patch(DEPLOYMENT, name, body, namespace=namespace, subresource="scale")
 
 
+def _release_of(labelled: Object) -> str:
+    """Return the release that an object or a pod belongs to; empty if it does not say."""
+    found: str = labelled["metadata"]["labels"].get(RELEASE, "")
+    return found
+
+
 def _template_of(deployment: Object) -> str | None:
     """Return the digest of a Deployment's template as it was applied."""
     annotations = deployment["metadata"].get("annotations") or {}
@@ -290,32 +299,3 @@ def _demand_ours(kind: Kind, there: Object, environment: str, release_id: str) -
         )
     if metadata.get("deletionTimestamp"):
         raise Transient(f"{kind.name} {metadata['name']} is still being deleted.")
-
-
-def _is_adopted(deployment: Object) -> bool:
-    labels = deployment["metadata"].get("labels") or {}
-    return labels.get(ADOPTED) == "true"
-
-
-def _adopted(cluster: Cluster, namespace: str, environment: str, release_id: str) -> Object | None:
-    """Return the Deployment that was adopted as a release."""
-    labels = {ADOPTED: "true", ENVIRONMENT: environment, RELEASE: release_id}
-    found, _ = cluster.list(DEPLOYMENT, namespace, labels=labels)
-    return found[0] if found else None
-
-
-def _adopted_servers(cluster: Cluster, deployment: Object) -> list[ServerStatus | None]:
-    """Return the servers of an adopted Deployment, whose pods do not carry our labels."""
-    metadata = deployment["metadata"]
-    annotations = metadata.get("annotations") or {}
-    labels = deployment["spec"]["selector"]["matchLabels"]
-    pods, _ = cluster.list(POD, metadata["namespace"], labels=labels)
-    return [
-        server_status(
-            pod,
-            metadata["labels"][RELEASE],
-            container=annotations.get(CONTAINER, SERVER),
-            port=int(annotations.get(PORT, SERVER_PORT)),
-        )
-        for pod in pods
-    ]

@@ -1,7 +1,8 @@
 """Leases in a cluster (`coordination.k8s.io/v1`): the driver's sign of life, the guard's leader.
 
 Clocks of machines differ. So whoever judges a lease does as client-go does: it notes on its own
-monotonic clock when the lease was last seen to change, and gives it its duration from then. Only
+monotonic clock when the lease was last seen to change, and gives it its duration from then: a
+renewal that is seen late counts for longer, never for less. Only
 what the first look finds, which may be long dead, is judged by the wall clock, with `SKEW_S` for
 the clocks' difference. Its holder renews it every third of its duration at the latest, so even a
 clock that is wrong by more than that is believed for one renewal only.

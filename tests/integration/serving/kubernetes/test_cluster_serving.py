@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -249,7 +248,9 @@ def test_traffic_comes_back_without_driver_store_and_leader(yard: Yard) -> None:
 
     # Airflow goes, then the store, then the guard that leads.
     yard.lease.renew(ENVIRONMENT, MODEL, holder="run#1", duration_s=3)
-    yard.settings.store_root.rename(yard.home / "store-that-is-away")
+    store = yard.settings.store_root
+    store.rename(yard.home / "store-that-is-away")
+    store.write_text("no folder, so nobody can read or write here")
     leader = eventually(yard.leader)
     yard.processes[leader].kill()
     yard.followed(100, 0)
@@ -259,8 +260,7 @@ def test_traffic_comes_back_without_driver_store_and_leader(yard: Yard) -> None:
     assert weights_of(yard.fake) == {service(OLD): 100, service(NEW): 0}
 
     # The store is back, and learns of it.
-    with suppress(OSError):
-        yard.settings.store_root.rename(yard.home / "store-of-nothing")
-    (yard.home / "store-that-is-away").rename(yard.settings.store_root)
+    store.unlink()
+    (yard.home / "store-that-is-away").rename(store)
     events = eventually(lambda: guard_events(yard.store, MODEL, ENVIRONMENT, 1), timeout_s=60)
     assert [event.event for event in events] == ["lease_expired"]
