@@ -11,7 +11,8 @@ Everything that is sent goes through huggingface_hub's own session, headers and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -56,14 +57,19 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class HubSource:
     """A `Source` on the Hub."""
 
-    def __init__(self, source: HuggingFaceSource, settings: Settings) -> None:
+    def __init__(
+        self,
+        source: HuggingFaceSource,
+        settings: Settings,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         """Use the model that `source` names; nothing is sent before a revision is resolved.
 
         Raises BadInput if the endpoint holds credentials.
         """
         self._source = source
         self._timeout_s = settings.source_timeout_s
-        self._retries = Retries(settings.source_attempts)
+        self._retries = Retries(settings.source_attempts, sleep)
         token = settings.hub_token.get_secret_value() or get_token()
         self._has_token = bool(token)
         # False: a token that is not there is not searched for at every request.

@@ -36,7 +36,8 @@ class Retries:
 
     attempts: int
     """Requests in all."""
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], object] = time.sleep
+    """Waits that many seconds; may raise to end it all."""
 
     def call(self, request: Callable[[], T], judge: Judge) -> T:
         """Return what `request` returns, trying again while that can help.
