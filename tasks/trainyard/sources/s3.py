@@ -20,9 +20,9 @@ from trainyard.errors import BadInput, CorruptFile, NotFound, TrainyardError
 from trainyard.names import check_revision
 from trainyard.settings import Settings
 from trainyard.sources.files import inspect_files, unusable
-from trainyard.sources.protocol import ResolvedRevision, SourceFile, listed
-from trainyard.sources.remote_file import SmallReads, open_remote
-from trainyard.sources.retrying import Failure, Retries
+from trainyard.sources.protocol import ResolvedRevision, SourceFile
+from trainyard.sources.remote_file import RemoteReader, open_remote
+from trainyard.sources.retrying import Failure
 from trainyard.sources.revision_names import is_revision, natural
 from trainyard.spec.model import S3Source
 from trainyard.spec.patterns import selected
@@ -68,7 +68,7 @@ class StoredObject:
         return SourceFile(path=path, size=self.size, version=f"{self.etag}#{self.version_id}")
 
 
-class S3PrefixSource:
+class S3PrefixSource(RemoteReader):
     """A `Source` in a bucket."""
 
     def __init__(
@@ -78,13 +78,12 @@ class S3PrefixSource:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         """Use the prefix that `source` names; nothing is sent before a revision is resolved."""
+        super().__init__(settings.source_attempts, sleep)
         self._source = source
         self._settings = settings
         bucket, _, prefix = source.uri.removeprefix("s3://").partition("/")
         self._bucket = bucket
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
-        self._retries = Retries(settings.source_attempts, sleep)
-        self._reads = SmallReads()
 
     def peek(self, revision: str | None) -> tuple[str, str]:
         """Return revision and fingerprint by listing alone. Raises as `resolve`.
@@ -120,17 +119,6 @@ class S3PrefixSource:
             fingerprint=_fingerprint(files),
             allowed=inspection.allowed,
         )
-
-    def open(self, resolved: ResolvedRevision, path: str) -> BinaryIO:
-        """Open one listed file. Raises NotFound, BadInput, Transient, also while it is read."""
-        file = listed(resolved, path)
-        return self._remote(resolved.revision, file, 0, file.size)
-
-    def open_range(self, resolved: ResolvedRevision, path: str, start: int, size: int) -> BinaryIO:
-        """Open a range of one listed file. Raises as `open`."""
-        file = listed(resolved, path)
-        remembered = self._reads.recall(file, start, size)
-        return remembered or self._remote(resolved.revision, file, start, size)
 
     @property
     def _uri(self) -> str:
@@ -245,12 +233,6 @@ class S3PrefixSource:
                 ),
                 key=lambda file: file.path,
             )
-        )
-
-    def _open(self, revision: str, file: SourceFile, start: int, size: int) -> BinaryIO:
-        """Open a range to judge the revision by; it is kept in memory as long as there is room."""
-        return self._reads.open(
-            file, start, size, lambda: self._remote(revision, file, start, size)
         )
 
     def _remote(self, revision: str, file: SourceFile, start: int, size: int) -> BinaryIO:

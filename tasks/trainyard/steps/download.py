@@ -52,8 +52,12 @@ def download(plan: Plan, context: StepContext) -> StepResult:
         Busy: another process took over.
     """
     step = _Download(plan, context)
-    stored = step.stored_manifest()
-    return step.store_all() if stored is None else step.check(stored)
+    try:
+        stored = step.stored_manifest()
+        return step.store_all() if stored is None else step.check(stored)
+    finally:
+        # Whatever still waits for the source ends now.
+        step.cancelled.set()
 
 
 class _Cancelled(Exception):
