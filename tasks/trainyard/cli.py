@@ -1042,6 +1042,10 @@ def materialize(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print progress and result as lines of JSON.")
     ] = False,
+    status: Annotated[
+        Path | None,
+        typer.Option(help="Keep progress and outcome in this file, as JSON.", show_default=False),
+    ] = None,
 ) -> None:
     """Restore a release for a server, through the node cache; what a restore container runs."""
     from trainyard.restore import restore_release
@@ -1050,7 +1054,7 @@ def materialize(
 
     settings = _settings()
     try:
-        with RestoreReport(out, release, as_json=as_json) as report:
+        with RestoreReport(out, release, as_json=as_json, status=status) as report:
             report.finished(
                 restore_release(
                     open_store(settings),

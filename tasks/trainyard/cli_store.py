@@ -183,7 +183,12 @@ def du(as_json: JsonOption = False) -> None:
     found, store = _open()
     now = datetime.now(UTC)
     collection = Collection(
-        store, policy_of(found), pause_s=0.0, lock_s=0.0, say=err.print, now=lambda: now
+        store,
+        policy_of(found),
+        pause_s=0.0,
+        lock_s=0.0,
+        say=lambda line: err.print(line, markup=False, highlight=False),
+        now=lambda: now,
     )
     try:
         facts = Reader(store).facts(now)

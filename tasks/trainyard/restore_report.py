@@ -1,11 +1,18 @@
-"""What `trainyard materialize` says: a bar on a terminal, lines in a log, JSON for machines."""
+"""What `trainyard materialize` says: a bar on a terminal, lines in a log, JSON for machines.
+
+With a file for the status, that always holds the newest one, whole.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import threading
+from contextlib import suppress
+from pathlib import Path
 from time import monotonic
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,17 +24,37 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from trainyard.documents.restore import RestoreStatus
+from trainyard.errors import TrainyardError
 from trainyard.restore import Restored
+from trainyard.store.disk import explained
 
 _INTERVAL_S = 5.0
 """Seconds between two lines where there is no bar."""
+
+_STATUS_INTERVAL_S = 1.0
+"""Seconds between two writes of the status, at least."""
 
 
 class RestoreReport:
     """The `Watcher` of one restore."""
 
-    def __init__(self, console: Console, release_id: str, *, as_json: bool) -> None:
-        """Report to `console`; `as_json`: one JSON object a line, and nothing else."""
+    def __init__(
+        self,
+        console: Console,
+        release_id: str,
+        *,
+        as_json: bool,
+        status: Path | None = None,
+    ) -> None:
+        """Report to `console`; `as_json`: one JSON object a line, and nothing else.
+
+        Args:
+            console: for people.
+            release_id: what is restored.
+            as_json: for programs instead.
+            status: a file that always holds the newest `RestoreStatus`.
+        """
         self._console = console
         self._release_id = release_id
         self._as_json = as_json
@@ -36,8 +63,14 @@ class RestoreReport:
         self._done = 0
         self._shown_at = monotonic()
         self._bar: Progress | None = None
+        self._status = status
+        self._noted_at = monotonic()
 
     def __enter__(self) -> RestoreReport:
+        """Begin. Raises BadInput, StorageFull, Transient: the status cannot be written."""
+        if self._status is not None:
+            with explained("write", self._status):
+                self._note()
         if self._console.is_terminal and not self._as_json:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -60,6 +93,12 @@ class RestoreReport:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if isinstance(error, TrainyardError):
+            self._end(
+                state="failed", exit_code=error.exit_code, reason=error.message, hint=error.hint
+            )
+        elif error is not None:
+            self._end(state="failed", exit_code=1, reason=f"{type(error).__name__}: {error}")
 
     def total(self, size: int) -> None:
         """Learn how many bytes there are."""
@@ -76,10 +115,20 @@ class RestoreReport:
             elif monotonic() - self._shown_at >= _INTERVAL_S:
                 self._shown_at = monotonic()
                 self._show()
+            if self._status is not None and monotonic() - self._noted_at >= _STATUS_INTERVAL_S:
+                self._noted_at = monotonic()
+                with suppress(OSError):
+                    self._note()
 
     def finished(self, restored: Restored) -> None:
         """Say where the release is now."""
         where = restored.where
+        self._end(
+            state="done",
+            exit_code=0,
+            model_dir=str(where.model_dir),
+            cache_dir=str(where.cache_dir),
+        )
         if self._as_json:
             self._line(
                 json.dumps(
@@ -101,6 +150,25 @@ class RestoreReport:
         self._line(f"cache  {where.cache_dir}")
         if restored.store_problem:
             self._line(f"From the node cache alone; the store failed: {restored.store_problem}")
+
+    def _end(self, **outcome: Any) -> None:
+        """Write the last status; that it cannot be written changes nothing of the outcome."""
+        if self._status is not None:
+            with self._mutex, suppress(OSError):
+                self._note(**outcome)
+
+    def _note(self, **outcome: Any) -> None:
+        """Write the status, whole or not at all. Raises OSError."""
+        assert self._status is not None
+        status = RestoreStatus(
+            release_id=self._release_id,
+            done_bytes=self._done,
+            total_bytes=self._total,
+            **outcome,
+        )
+        new = self._status.with_name(f".{self._status.name}.{os.getpid()}")
+        new.write_text(status.model_dump_json(indent=2) + "\n")
+        new.replace(self._status)
 
     def _show(self) -> None:
         if self._as_json:

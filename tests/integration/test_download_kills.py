@@ -192,6 +192,23 @@ def kill_and_resume(yardmaster: Yardmaster, kills: int) -> None:
         assert size <= yardmaster.moved(site) <= size + of_this_site * yardmaster.lost_by_a_kill
 
 
+def test_what_a_bucket_has_is_neither_moved_again_nor_read_back(
+    tmp_path: Path, source: Path, attempts: subprocess.Popen[str], s3: FakeS3
+) -> None:
+    """Killed when all files were there, but not the manifest: the store knows what it holds."""
+    yardmaster = Yardmaster("s3", tmp_path, source, attempts, s3)
+    site = yardmaster.new_site()
+    assert site.attempt(die_at=0) == 0
+    site.store.delete(KEY)
+    s3.proxy.reset()
+
+    assert site.attempt(die_at=0) == 0
+    assert yardmaster.moved(site) == 0
+    asked = {r.method for r in s3.proxy.requests if r.path.endswith(f"/{WEIGHTS}")}
+    assert asked == {"HEAD"}
+    assert site.check()
+
+
 @pytest.fixture(params=["folder", "s3"])
 def yardmaster(
     request: pytest.FixtureRequest,

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from trainyard import cli, restore_report
 from trainyard.documents.release import Release
+from trainyard.documents.restore import RestoreStatus
 from trainyard.restore_report import RestoreReport
 from trainyard.settings import get_settings
 
@@ -53,6 +54,35 @@ def test_machines_get_json(world: World, release: Release) -> None:
     assert result["model_dir"] == str(world.root / "pod" / "model")
     assert result["over_limit_bytes"] == 0
     assert result["size_bytes"] > 5000
+
+
+def status_of(world: World) -> RestoreStatus:
+    return RestoreStatus.model_validate_json((world.root / "status.json").read_bytes())
+
+
+def test_the_outcome_is_in_the_status(world: World, release: Release) -> None:
+    arguments = ["materialize", release.release_id, str(world.root / "pod")]
+    assert run(*arguments, "--status", str(world.root / "status.json")).exit_code == 0
+    found = status_of(world)
+    assert (found.release_id, found.state, found.exit_code) == (release.release_id, "done", 0)
+    assert found.done_bytes == found.total_bytes > 5000
+    assert found.model_dir == str(world.root / "pod" / "model")
+    assert [path.name for path in world.root.glob("*status*")] == ["status.json"]
+
+
+def test_so_is_why_it_failed(world: World) -> None:
+    arguments = ["materialize", "adder-0123456789ab", str(world.root / "pod")]
+    done = run(*arguments, "--status", str(world.root / "status.json"))
+    found = status_of(world)
+    assert (found.state, found.exit_code) == ("failed", done.exit_code)
+    assert "adder-0123456789ab" in found.reason
+
+
+def test_a_status_that_cannot_be_written_is_said_at_once(world: World, release: Release) -> None:
+    nowhere = world.root / "missing" / "status.json"
+    done = run("materialize", release.release_id, str(world.root / "pod"), "--status", str(nowhere))
+    assert done.exit_code != 0
+    assert not (world.root / "pod").exists()
 
 
 def test_a_release_that_is_not_there_has_the_exit_code_of_bad_input(world: World) -> None:
@@ -102,6 +132,20 @@ class TestProgress:
             report.moved(1 << 29)
         assert "adder-0123456789ab" in out.getvalue()
         assert "GiB" in out.getvalue()
+
+    def test_a_status_tells_how_far_it_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(restore_report, "_STATUS_INTERVAL_S", 0.0)
+        path = tmp_path / "status.json"
+        seen = []
+        with RestoreReport(Console(file=io.StringIO()), "x", as_json=False, status=path) as report:
+            for size in (0, 3, 4):
+                report.total(10)
+                report.moved(size)
+                seen.append(RestoreStatus.model_validate_json(path.read_bytes()))
+        assert [each.done_bytes for each in seen] == [0, 3, 7]
+        assert {(each.state, each.total_bytes) for each in seen} == {("running", 10)}
 
     @pytest.mark.parametrize("as_json", [True, False])
     def test_elsewhere_there_are_lines_now_and_then(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from trainyard.errors import BadInput
@@ -14,13 +16,20 @@ from trainyard.spec.model import LocalSource as LocalSpec
 from trainyard.spec.model import Source as SourceSpec
 
 
-def open_source(source: SourceSpec, *, base: Path, settings: Settings) -> Source:
+def open_source(
+    source: SourceSpec,
+    *,
+    base: Path,
+    settings: Settings,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Source:
     """Return the source of a model.
 
     Args:
         source: the part of the spec that names it.
         base: the folder that relative paths start from: that of the spec file.
         settings: for `${TRAINYARD_HOME}`, endpoints and credentials.
+        sleep: waits so many seconds before a request is made again; may raise to end it all.
 
     Raises:
         BadInput: the path holds a variable that has no meaning here.
@@ -29,11 +38,11 @@ def open_source(source: SourceSpec, *, base: Path, settings: Settings) -> Source
     if isinstance(source, HuggingFaceSource):
         from trainyard.sources.hub import HubSource
 
-        return HubSource(source, settings)
+        return HubSource(source, settings, sleep)
     if isinstance(source, S3Source):
         from trainyard.sources.s3 import S3PrefixSource
 
-        return S3PrefixSource(source, settings)
+        return S3PrefixSource(source, settings, sleep)
     return _open_local(source, base, settings)
 
 

@@ -314,8 +314,12 @@ def _read_header(shard: SourceFile, open_range: OpenRange) -> Header:
 
 def _each(work: Callable[[SourceFile], T], files: Sequence[SourceFile]) -> list[T]:
     """Return what `work` makes of each file; several at a time, because most of it is waiting."""
-    with ThreadPoolExecutor(READERS, thread_name_prefix="inspect") as pool:
+    pool = ThreadPoolExecutor(READERS, thread_name_prefix="inspect")
+    try:
         return list(pool.map(work, files))
+    finally:
+        # After an error, or a wish to stop this step, nobody waits for those that wait.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ Everything that is sent goes through huggingface_hub's own session, headers and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -39,9 +40,9 @@ from trainyard.canonical import digest
 from trainyard.errors import BadInput, CorruptFile, NotFound, TrainyardError, Transient
 from trainyard.settings import Settings
 from trainyard.sources.files import inspect_files, unusable
-from trainyard.sources.protocol import ResolvedRevision, SourceFile, listed
-from trainyard.sources.remote_file import SmallReads, open_remote
-from trainyard.sources.retrying import Failure, Retries
+from trainyard.sources.protocol import ResolvedRevision, SourceFile
+from trainyard.sources.remote_file import RemoteReader, open_remote
+from trainyard.sources.retrying import Failure
 from trainyard.spec.model import HUB_REVISION_PATTERN, HuggingFaceSource
 from trainyard.spec.patterns import selected
 
@@ -53,17 +54,22 @@ _THROTTLED = frozenset({408, 429})
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class HubSource:
+class HubSource(RemoteReader):
     """A `Source` on the Hub."""
 
-    def __init__(self, source: HuggingFaceSource, settings: Settings) -> None:
+    def __init__(
+        self,
+        source: HuggingFaceSource,
+        settings: Settings,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         """Use the model that `source` names; nothing is sent before a revision is resolved.
 
         Raises BadInput if the endpoint holds credentials.
         """
+        super().__init__(settings.source_attempts, sleep)
         self._source = source
         self._timeout_s = settings.source_timeout_s
-        self._retries = Retries(settings.source_attempts)
         token = settings.hub_token.get_secret_value() or get_token()
         self._has_token = bool(token)
         # False: a token that is not there is not searched for at every request.
@@ -80,7 +86,6 @@ class HubSource:
         if "@" in urlsplit(self._endpoint).netloc:
             # It is shown in messages and stored in manifests.
             raise BadInput("The URL of the Hub holds credentials.", hint=f"{TOKEN_HINT}.")
-        self._reads = SmallReads()
 
     def peek(self, revision: str | None) -> tuple[str, str]:
         """Return the commit and the fingerprint, with one request. Raises as `resolve`."""
@@ -114,17 +119,6 @@ class HubSource:
             fingerprint=_fingerprint(commit, files),
             allowed=inspection.allowed,
         )
-
-    def open(self, resolved: ResolvedRevision, path: str) -> BinaryIO:
-        """Open one listed file. Raises NotFound, BadInput, Transient, also while it is read."""
-        file = listed(resolved, path)
-        return self._remote(resolved.revision, file, 0, file.size)
-
-    def open_range(self, resolved: ResolvedRevision, path: str, start: int, size: int) -> BinaryIO:
-        """Open a range of one listed file. Raises as `open`."""
-        file = listed(resolved, path)
-        remembered = self._reads.recall(file, start, size)
-        return remembered or self._remote(resolved.revision, file, start, size)
 
     @property
     def _uri(self) -> str:
@@ -179,12 +173,8 @@ class HubSource:
             version=sibling.blob_id,
         )
 
-    def _open(self, commit: str, file: SourceFile, start: int, size: int) -> BinaryIO:
-        """Open a range to judge the revision by; it is kept in memory as long as there is room."""
-        return self._reads.open(file, start, size, lambda: self._remote(commit, file, start, size))
-
-    def _remote(self, commit: str, file: SourceFile, start: int, size: int) -> BinaryIO:
-        url = hf_hub_url(self._source.repo, file.path, revision=commit, endpoint=self._endpoint)
+    def _remote(self, revision: str, file: SourceFile, start: int, size: int) -> BinaryIO:
+        url = hf_hub_url(self._source.repo, file.path, revision=revision, endpoint=self._endpoint)
         name = f"{file.path} of {self._source.repo}"
         return open_remote(
             lambda first, end: self._fetch(url, file, first, end),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from trainyard.errors import Transient
 from trainyard.sources.content_check import check_content
-from trainyard.sources.protocol import SourceFile
+from trainyard.sources.protocol import ResolvedRevision, SourceFile, listed
 from trainyard.sources.retrying import Judge, Retries
 
 if TYPE_CHECKING:
@@ -124,6 +125,41 @@ class _Remote(io.RawIOBase):
         self._rest = memoryview(b"")
         if close is not None:
             close()
+
+
+class RemoteReader(ABC):
+    """The reading half of a `Source` behind a network."""
+
+    def __init__(self, attempts: int, sleep: Callable[[float], object]) -> None:
+        """Read nothing yet.
+
+        Args:
+            attempts: requests for the same thing, in all.
+            sleep: waits so many seconds before a request is made again; may raise to end it all.
+        """
+        self._retries = Retries(attempts, sleep)
+        self._reads = SmallReads()
+
+    def open(self, resolved: ResolvedRevision, path: str) -> BinaryIO:
+        """Open one listed file. Raises NotFound, BadInput, Transient, also while it is read."""
+        file = listed(resolved, path)
+        return self._remote(resolved.revision, file, 0, file.size)
+
+    def open_range(self, resolved: ResolvedRevision, path: str, start: int, size: int) -> BinaryIO:
+        """Open a range of one listed file. Raises as `open`."""
+        file = listed(resolved, path)
+        remembered = self._reads.recall(file, start, size)
+        return remembered or self._remote(resolved.revision, file, start, size)
+
+    def _open(self, revision: str, file: SourceFile, start: int, size: int) -> BinaryIO:
+        """Open a range to judge the revision by; it is kept in memory as long as there is room."""
+        return self._reads.open(
+            file, start, size, lambda: self._remote(revision, file, start, size)
+        )
+
+    @abstractmethod
+    def _remote(self, revision: str, file: SourceFile, start: int, size: int) -> BinaryIO:
+        """Open a range of a file as it is at a revision."""
 
 
 class SmallReads:

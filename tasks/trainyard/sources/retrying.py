@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from trainyard.errors import TrainyardError
+from trainyard.store.pausing import doubled_s
 
 T = TypeVar("T")
 
@@ -36,7 +37,8 @@ class Retries:
 
     attempts: int
     """Requests in all."""
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], object] = time.sleep
+    """Waits that many seconds; may raise to end it all."""
 
     def call(self, request: Callable[[], T], judge: Judge) -> T:
         """Return what `request` returns, trying again while that can help.
@@ -70,6 +72,5 @@ class Retries:
 
 def wait_s(failures: int, retry_after_s: float = 0.0) -> float:
     """Return the seconds to wait after so many failures in a row."""
-    # The exponent is bounded so that the power cannot overflow.
-    doubled = FIRST_WAIT_S * 2.0 ** min(failures - 1, 10)
-    return min(max(doubled, retry_after_s), LONGEST_WAIT_S)
+    doubled = doubled_s(failures, first_s=FIRST_WAIT_S, longest_s=LONGEST_WAIT_S)
+    return max(doubled, min(retry_after_s, LONGEST_WAIT_S))

@@ -9,24 +9,32 @@ was listed, or nothing. A snapshot that was overwritten is found again in the ve
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from typing import Any, BinaryIO
 
-from trainyard import __version__
 from trainyard.canonical import digest, short
-from trainyard.errors import BadInput, CorruptFile, NotFound, TrainyardError, Transient
+from trainyard.errors import BadInput, CorruptFile, NotFound, TrainyardError
 from trainyard.names import check_revision
 from trainyard.settings import Settings
 from trainyard.sources.files import inspect_files, unusable
-from trainyard.sources.protocol import ResolvedRevision, SourceFile, listed
-from trainyard.sources.remote_file import SmallReads, open_remote
-from trainyard.sources.retrying import Failure, Retries
+from trainyard.sources.protocol import ResolvedRevision, SourceFile
+from trainyard.sources.remote_file import RemoteReader, open_remote
+from trainyard.sources.retrying import Failure
 from trainyard.sources.revision_names import is_revision, natural
 from trainyard.spec.model import S3Source
 from trainyard.spec.patterns import selected
+from trainyard.store.s3_client import make_client
+from trainyard.store.s3_errors import (
+    PERMISSIONS_HINT,
+    code_of,
+    is_missing,
+    is_precondition,
+    s3_error,
+    status_of,
+)
 
 CHUNK_BYTES = 1 << 20
 
@@ -39,8 +47,6 @@ CREDENTIALS_HINT = (
 )
 
 _NO_VERSION_LISTING = frozenset({"AccessDenied", "MethodNotAllowed", "NotImplemented"})
-_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException"})
-_THROTTLED = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException"})
 
 
 @dataclass(frozen=True)
@@ -62,18 +68,22 @@ class StoredObject:
         return SourceFile(path=path, size=self.size, version=f"{self.etag}#{self.version_id}")
 
 
-class S3PrefixSource:
+class S3PrefixSource(RemoteReader):
     """A `Source` in a bucket."""
 
-    def __init__(self, source: S3Source, settings: Settings) -> None:
+    def __init__(
+        self,
+        source: S3Source,
+        settings: Settings,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         """Use the prefix that `source` names; nothing is sent before a revision is resolved."""
+        super().__init__(settings.source_attempts, sleep)
         self._source = source
         self._settings = settings
         bucket, _, prefix = source.uri.removeprefix("s3://").partition("/")
         self._bucket = bucket
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
-        self._retries = Retries(settings.source_attempts)
-        self._reads = SmallReads()
 
     def peek(self, revision: str | None) -> tuple[str, str]:
         """Return revision and fingerprint by listing alone. Raises as `resolve`.
@@ -109,17 +119,6 @@ class S3PrefixSource:
             fingerprint=_fingerprint(files),
             allowed=inspection.allowed,
         )
-
-    def open(self, resolved: ResolvedRevision, path: str) -> BinaryIO:
-        """Open one listed file. Raises NotFound, BadInput, Transient, also while it is read."""
-        file = listed(resolved, path)
-        return self._remote(resolved.revision, file, 0, file.size)
-
-    def open_range(self, resolved: ResolvedRevision, path: str, start: int, size: int) -> BinaryIO:
-        """Open a range of one listed file. Raises as `open`."""
-        file = listed(resolved, path)
-        remembered = self._reads.recall(file, start, size)
-        return remembered or self._remote(resolved.revision, file, start, size)
 
     @property
     def _uri(self) -> str:
@@ -216,7 +215,7 @@ class S3PrefixSource:
             return list(pages.paginate(Bucket=self._bucket, **arguments))
 
         def judge(error: Exception) -> Failure | None:
-            return None if _code(error) in raw else self._failure(error, self._uri)
+            return None if code_of(error) in raw else self._failure(error, self._uri)
 
         return self._retries.call(request, judge)
 
@@ -234,12 +233,6 @@ class S3PrefixSource:
                 ),
                 key=lambda file: file.path,
             )
-        )
-
-    def _open(self, revision: str, file: SourceFile, start: int, size: int) -> BinaryIO:
-        """Open a range to judge the revision by; it is kept in memory as long as there is room."""
-        return self._reads.open(
-            file, start, size, lambda: self._remote(revision, file, start, size)
         )
 
     def _remote(self, revision: str, file: SourceFile, start: int, size: int) -> BinaryIO:
@@ -282,17 +275,10 @@ class S3PrefixSource:
         from botocore.exceptions import (
             BotoCoreError,
             ClientError,
-            EndpointConnectionError,
             FlexibleChecksumError,
             HTTPClientError,
-            IncompleteReadError,
-            NoCredentialsError,
-            PartialCredentialsError,
-            ProfileNotFound,
         )
 
-        if isinstance(error, ClientError):
-            return Failure(self._refusal(error, where))
         if isinstance(error, FlexibleChecksumError):
             return Failure(
                 CorruptFile(
@@ -300,18 +286,9 @@ class S3PrefixSource:
                     hint="Nothing was kept. Try again; if it stays so, upload the file again.",
                 )
             )
-        if isinstance(error, HTTPClientError | EndpointConnectionError | IncompleteReadError):
-            return Failure(
-                Transient(
-                    f"The connection to S3 failed ({where}, {type(error).__name__}).",
-                    hint="Check the network and TRAINYARD_S3_ENDPOINT_URL, then try again.",
-                )
-            )
-        if isinstance(error, NoCredentialsError | PartialCredentialsError | ProfileNotFound):
-            return Failure(
-                BadInput(f"There are no credentials to read {where}.", hint=CREDENTIALS_HINT)
-            )
-        if isinstance(error, BotoCoreError | ValueError):
+        if isinstance(error, BotoCoreError | ClientError | HTTPClientError):
+            return Failure(self._of_source(error, where))
+        if isinstance(error, ValueError):
             return Failure(
                 BadInput(
                     f"boto3 cannot read {where}: {error}.",
@@ -320,38 +297,25 @@ class S3PrefixSource:
             )
         return None
 
-    def _refusal(self, error: Any, where: str) -> TrainyardError:
-        code = _code(error)
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in _THROTTLED or status == 429 or status >= 500:
-            return Transient(f"S3 answered with {code} ({where}).", hint="Try again later.")
-        if code in _EXPIRED:
-            return Transient(
-                f"The credentials to read {where} ran out ({code}).",
-                hint="The next try gets new ones; if it does not, renew them.",
-            )
-        if code == "NoSuchBucket":
+    def _of_source(self, error: Exception, where: str) -> TrainyardError:
+        """Return what an error means, for a source where that is another thing than for a store."""
+        if code_of(error) == "NoSuchBucket":
             return NotFound(
                 f"There is no bucket {self._bucket!r}.",
                 hint="Check `source.uri` in the model's spec, and TRAINYARD_S3_ENDPOINT_URL.",
             )
-        if status == 404:
+        if is_missing(error) or status_of(error) == 404:
             return NotFound(f"{where} does not exist any more.", hint="Plan again.")
-        if status == 412:
+        if is_precondition(error):
             return BadInput(
                 f"{where} was overwritten since it was listed.",
                 hint="Plan again; write a new revision under a prefix of its own.",
             )
-        if status in (301, 307) or code == "AuthorizationHeaderMalformed":
-            return BadInput(
-                f"{self._bucket} is in another region ({where}).", hint="Set TRAINYARD_S3_REGION."
-            )
-        if status in (401, 403):
-            return BadInput(f"S3 refuses access to {where} ({code}).", hint=CREDENTIALS_HINT)
-        return BadInput(
-            f"S3 answered with {code} ({where}).",
-            hint="Check `source` in the model's spec, and the settings TRAINYARD_S3_*.",
-        )
+        found = s3_error(error, "read", where)
+        # The rights of a store are others.
+        if found.hint == PERMISSIONS_HINT:
+            return BadInput(found.message, hint=CREDENTIALS_HINT)
+        return found
 
 
 def snapshot_name(files: Iterable[SourceFile]) -> str:
@@ -397,44 +361,25 @@ def _entries(page: dict[str, Any], prefix: str) -> Iterator[StoredObject]:
         )
 
 
-def _code(error: Exception) -> str:
-    response: dict[str, Any] = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
-
-
 _MUTEX = threading.Lock()
+_CLIENTS: dict[tuple[object, ...], Any] = {}
+"""By what they were made with: one serves all threads and sources."""
 
 
 def _client(settings: Settings) -> Any:
-    """Return the client for these settings; one serves all threads and sources."""
-    with _MUTEX:
-        return _make_client(
-            settings.s3_endpoint_url,
-            settings.s3_region,
-            settings.s3_addressing_style,
-            settings.s3_profile,
-            settings.source_timeout_s,
-        )
-
-
-@cache
-def _make_client(
-    endpoint_url: str, region: str, addressing_style: str, profile: str, timeout_s: float
-) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    session = boto3.Session(profile_name=profile or None, region_name=region or None)
-    return session.client(
-        "s3",
-        endpoint_url=endpoint_url or None,
-        config=Config(
-            connect_timeout=timeout_s,
-            read_timeout=timeout_s,
-            # Ours come instead, so that all sources wait alike.
-            retries={"mode": "standard", "total_max_attempts": 1},
-            max_pool_connections=32,
-            s3={"addressing_style": addressing_style},
-            user_agent_extra=f"trainyard/{__version__}",
-        ),
+    """Return the client for these settings. Raises BadInput."""
+    # It tries nothing again: all sources wait alike.
+    own = settings.model_copy(
+        update={"s3_attempts": 1, "s3_timeout_s": settings.source_timeout_s, "store": "the source"}
     )
+    known = (
+        own.s3_endpoint_url,
+        own.s3_region,
+        own.s3_addressing_style,
+        own.s3_profile,
+        own.s3_timeout_s,
+    )
+    with _MUTEX:
+        if known not in _CLIENTS:
+            _CLIENTS[known] = make_client(own)
+        return _CLIENTS[known]

@@ -140,11 +140,6 @@ def holds_secret(value: str) -> bool:
     return _SECRET_VALUES.search(value) is not None
 
 
-def part_at(root: type[SpecPart], location: Location) -> type[SpecPart] | None:
-    """Return the type of the part at `location`; None if there is none."""
-    return _plain(_annotation_at(root, location))
-
-
 def _annotation_at(root: type[SpecPart], location: Location) -> Any:
     annotation: Any = root
     for step in location:

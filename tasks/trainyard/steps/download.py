@@ -52,8 +52,12 @@ def download(plan: Plan, context: StepContext) -> StepResult:
         Busy: another process took over.
     """
     step = _Download(plan, context)
-    stored = step.stored_manifest()
-    return step.store_all() if stored is None else step.check(stored)
+    try:
+        stored = step.stored_manifest()
+        return step.store_all() if stored is None else step.check(stored)
+    finally:
+        # Whatever still waits for the source ends now.
+        step.cancelled.set()
 
 
 class _Cancelled(Exception):
@@ -61,21 +65,14 @@ class _Cancelled(Exception):
 
 
 class _Meter:
-    """Counts the bytes of all transfers and reports them; ends them all if one fails."""
+    """Counts the bytes of all transfers and reports them; ends them once they are cancelled."""
 
-    def __init__(self, progress: Progress, total: int) -> None:
+    def __init__(self, progress: Progress, total: int, cancelled: threading.Event) -> None:
         self._progress = progress
         self._total = max(total, 1)
         self._done = 0
         self._mutex = threading.Lock()
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        self._cancelled.set()
-
-    def sleep(self, seconds: float) -> None:
-        if self._cancelled.wait(seconds):
-            raise _Cancelled
+        self._cancelled = cancelled
 
     def add(self, size: int) -> None:
         if self._cancelled.is_set():
@@ -102,6 +99,8 @@ class _Download:
         self.prefix = checkpoint_prefix(self.model, plan.revision)
         self.found: set[str] = set()
         """Keys that were in the store at the beginning."""
+        self.cancelled = threading.Event()
+        """Set when a transfer failed, or somebody wants this step to stop."""
 
     def stored_manifest(self) -> CheckpointManifest | None:
         try:
@@ -197,9 +196,16 @@ class _Download:
             f"has the same content{f'; {len(lost)} files were restored' if lost else ''}.",
         )
 
+    def sleep(self, seconds: float) -> None:
+        """Wait, but no longer than this step goes on."""
+        if self.cancelled.wait(seconds):
+            raise _Cancelled
+
     def resolve(self) -> tuple[Source, ResolvedRevision]:
         settings = self.context.settings
-        source = open_source(self.plan.spec.source, base=settings.catalogue, settings=settings)
+        source = open_source(
+            self.plan.spec.source, base=settings.catalogue, settings=settings, sleep=self.sleep
+        )
         return source, source.resolve(self.plan.revision)
 
     def lost_files(self, manifest: CheckpointManifest) -> list[str]:
@@ -229,7 +235,8 @@ class _Download:
         self, files: Sequence[SourceFile], work: Callable[[SourceFile, _Meter], T]
     ) -> list[T]:
         """Do `work` for all files, the largest first; the first error ends them all."""
-        meter = _Meter(self.context.progress, sum(file.size for file in files))
+        size = sum(file.size for file in files)
+        meter = _Meter(self.context.progress, size, self.cancelled)
         futures: list[Future[T]] = []
         with ThreadPoolExecutor(THREADS, thread_name_prefix="download") as pool:
             try:
@@ -239,7 +246,7 @@ class _Download:
             finally:
                 # After an error, or a wish to stop this step, no thread goes on.
                 if any(not f.done() or f.cancelled() or f.exception() for f in futures):
-                    meter.cancel()
+                    self.cancelled.set()
                     pool.shutdown(cancel_futures=True)
         errors = [e for f in futures if not f.cancelled() and (e := f.exception()) is not None]
         for error in errors:
@@ -252,7 +259,7 @@ class _Download:
     ) -> Ranges:
         around = Surroundings(
             on_read=meter.add,
-            sleep=meter.sleep,
+            sleep=self.sleep,
             say=self.context.progress.say,
             too_short=lambda: self.changed("while it was read"),
         )

@@ -12,31 +12,13 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+from trainyard.store.parts import Part, parts_of
+
 PART_BYTES = 16 << 20
 """Big enough that what a request costs does not show, small enough to move again."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A range of a file."""
-
-    index: int
-    start: int
-    """Bytes from the beginning of the file."""
-    size: int
-    """Bytes."""
-
-
-def split(size: int, part_bytes: int) -> tuple[Part, ...]:
-    """Return the parts of a file of `size` bytes, in order; an empty file has none."""
-    return tuple(
-        Part(index, start, min(part_bytes, size - start))
-        for index, start in enumerate(range(0, size, part_bytes))
-    )
 
 
 def read_record(data: bytes, size: int, part_bytes: int) -> frozenset[int]:
@@ -48,7 +30,7 @@ def read_record(data: bytes, size: int, part_bytes: int) -> frozenset[int]:
     first, _, rest = data.partition(b"\n")
     if first != _head(size, part_bytes):
         return frozenset()
-    count = len(split(size, part_bytes))
+    count = len(parts_of(size, part_bytes))
     lines = rest.split(b"\n")[:-1]
     return frozenset(int(line) for line in lines if line.isdigit() and int(line) < count)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,12 +11,14 @@ from pydantic import ValidationError
 from trainyard.canonical import canonical_json
 from trainyard.documents.base import Document, has_right_checksum
 from trainyard.errors import Conflict, CorruptFile, NotFound
+from trainyard.store.pausing import spread_s
 from trainyard.store.protocol import Store
 
 DocumentT = TypeVar("DocumentT", bound=Document)
 
 _NOT_SUBSTANCE = {"created_at", "provenance"}
 _UPDATE_ATTEMPTS = 30
+_FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 1.0
 
 
@@ -129,7 +130,7 @@ def update_document(
                 store.create(key, data)
         except Conflict:
             # Not a wait for anything: spreads competing writers so that each gets its turn.
-            time.sleep(random.uniform(0, min(_LONGEST_PAUSE_S, 0.005 * 2**attempt)))
+            time.sleep(spread_s(attempt + 1, first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S))
             continue
         return changed
     raise Conflict(

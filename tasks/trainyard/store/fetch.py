@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import random
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -26,8 +25,10 @@ from typing import BinaryIO
 
 from trainyard.documents.base import FileEntry
 from trainyard.errors import CorruptFile, StorageFull, TrainyardError, Transient
-from trainyard.store.arriving import PART_BYTES, Hashing, Part, Record, split
+from trainyard.store.arriving import PART_BYTES, Hashing, Record
 from trainyard.store.disk import explained, write_at
+from trainyard.store.parts import Part, parts_of
+from trainyard.store.pausing import spread_s
 from trainyard.store.protocol import Store
 
 _POLL_S = 0.05
@@ -336,7 +337,7 @@ class _Fetch:
     def _begin(self, wanted: Wanted, descriptor: int) -> _File:
         path = self._folder / wanted.entry.sha256
         size, part_bytes = wanted.entry.size, self._policy.part_bytes
-        parts = split(size, part_bytes)
+        parts = tuple(parts_of(size, part_bytes))
         record = None
         here: frozenset[int] = frozenset()
         try:
@@ -446,9 +447,9 @@ class _Fetch:
                 hint="Look at the health of the store and the way to it, then try again; what has "
                 "arrived is kept.",
             ) from problem
-        longest_s = self._policy.first_pause_s * 2 ** (failures - 1)
+        first_s, longest_s = self._policy.first_pause_s, self._policy.longest_pause_s
         # Not a wait for anything: spreads the tries of all workers and nodes.
-        self._stop.wait(random.uniform(0, min(longest_s, self._policy.longest_pause_s)))
+        self._stop.wait(spread_s(failures, first_s=first_s, longest_s=longest_s))
         if self._stop.is_set():
             raise _Stopped
 

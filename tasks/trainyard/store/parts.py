@@ -52,7 +52,14 @@ class Part:
     number: int
     """Counts from 1."""
     start: int
+    """Bytes from the beginning of the file."""
     size: int
+    """Bytes."""
+
+    @property
+    def index(self) -> int:
+        """The number, counted from 0."""
+        return self.number - 1
 
 
 def parts_of(size: int, part_bytes: int) -> list[Part]:

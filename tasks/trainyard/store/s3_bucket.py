@@ -6,7 +6,6 @@ Methods raise boto3's own errors unless they say otherwise; callers turn them in
 
 from __future__ import annotations
 
-import random
 import secrets
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from trainyard.settings import Settings
 from trainyard.store.parts import Bytes
+from trainyard.store.pausing import spread_s
 from trainyard.store.s3_checksums import Checksums
 from trainyard.store.s3_client import AwsCredentials, S3Place, make_client
 from trainyard.store.s3_errors import (
@@ -71,8 +71,8 @@ class ConditionFailed(Exception):
 
 def pauses(tries: int) -> Iterator[float]:
     """Yield growing, random pauses in seconds, one less than `tries`."""
-    for number in range(tries - 1):
-        yield random.uniform(0, min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**number))
+    for failures in range(1, tries):
+        yield spread_s(failures, first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
 
 
 class Bucket:

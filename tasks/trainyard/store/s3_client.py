@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from trainyard import __version__
 from trainyard.errors import BadInput
 from trainyard.names import check_relative_path
 from trainyard.settings import Settings
@@ -75,6 +76,7 @@ def make_client(settings: Settings, credentials: AwsCredentials | None = None) -
         read_timeout=settings.s3_timeout_s,
         retries={"mode": "standard", "total_max_attempts": settings.s3_attempts},
         max_pool_connections=_CONNECTIONS,
+        user_agent_extra=f"trainyard/{__version__}",
         s3={
             "addressing_style": settings.s3_addressing_style,
             # Every write carries a checksum that S3 verifies. Without TLS botocore would hash all

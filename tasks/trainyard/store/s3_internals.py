@@ -14,7 +14,7 @@ from trainyard.store.protocol import Internal
 from trainyard.store.s3_bucket import Bucket
 from trainyard.store.s3_contents import FOLDER as CONTENTS
 from trainyard.store.s3_contents import key_of_record
-from trainyard.store.s3_errors import code_of
+from trainyard.store.s3_errors import is_missing
 from trainyard.store.s3_multipart import MultipartUpload, unfinished
 from trainyard.store.s3_probe import PROBE_FOLDER
 
@@ -49,10 +49,17 @@ def internals(bucket: Bucket, keys: Callable[[], frozenset[str]]) -> Iterator[In
 
 def remove_internal(bucket: Bucket, internal: Internal) -> None:
     """Remove what `internals` found; what is gone already is fine."""
-    if internal.handle:
-        MultipartUpload(bucket, internal.key, internal.handle).abort()
-    else:
+    from botocore.exceptions import ClientError
+
+    if not internal.handle:
         bucket.call("delete_object", internal.name)
+        return
+    upload_id, _, key = internal.handle.partition(" ")
+    try:
+        bucket.call("abort_multipart_upload", key, UploadId=upload_id)
+    except ClientError as error:
+        if not is_missing(error):
+            raise
 
 
 def _unfinished(bucket: Bucket, upload: dict[str, Any]) -> Internal | None:
@@ -60,21 +67,23 @@ def _unfinished(bucket: Bucket, upload: dict[str, Any]) -> Internal | None:
     from botocore.exceptions import ClientError
 
     key = upload["Key"][len(bucket.name("")) :]
-    handle = str(upload["UploadId"])
+    upload_id = str(upload["UploadId"])
+    parts = MultipartUpload(bucket, key, upload_id).list_parts()
     try:
-        size = sum(int(part["Size"]) for part in MultipartUpload(bucket, key, handle).list_parts())
+        size = sum(int(part["Size"]) for part in parts)
     except ClientError as error:
-        if code_of(error) == "NoSuchUpload":
+        if is_missing(error):
             return None
         raise
-    short = hashlib.sha256(handle.encode()).hexdigest()[:8]
+    short = hashlib.sha256(upload_id.encode()).hexdigest()[:8]
     return Internal(
         name=f"unfinished upload {short} of {key}",
-        key=key,
+        # That of a probe which was killed is about no key.
+        key="" if key.startswith(f"{RESERVED}/") else key,
         size=size,
         modified_at=upload.get("Initiated"),
         needed=False,
-        handle=handle,
+        handle=f"{upload_id} {key}",
     )
 
 

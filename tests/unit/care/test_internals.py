@@ -117,6 +117,7 @@ class TestBucket:
     def test_what_a_probe_left_goes_and_its_answer_stays(self, bucket: S3Store) -> None:
         for name in ("conditional-writes.json", "probe/1"):
             bucket._bucket.put(f".trainyard/{name}", b"{}")
+        begin(bucket, ".trainyard/probe/2")
         collect(bucket)
         assert names(bucket) == [".trainyard/conditional-writes.json"]
 

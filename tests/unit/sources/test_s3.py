@@ -307,11 +307,11 @@ class TestFailures:
             monkeypatch.setenv(name, str(tmp_path / "none"))
         # Another timeout: a client of its own.
         source = bucket.source(settings=bucket.settings(source_timeout_s=9))
-        assert "There are no credentials" in refused(BadInput, lambda: source.peek(None))
+        assert "Unable to locate credentials" in refused(BadInput, lambda: source.peek(None))
 
     def test_a_profile_that_is_not_there(self, bucket: Bucket) -> None:
         source = bucket.source(settings=bucket.settings(s3_profile="nobody"))
-        assert "There are no credentials" in refused(BadInput, lambda: source.peek(None))
+        assert "nobody" in refused(BadInput, lambda: source.peek(None))
 
     @pytest.mark.parametrize(
         ("code", "status", "kind"),
@@ -340,6 +340,20 @@ class TestFailures:
         assert failure is not None
         assert type(failure.error) is kind
         assert failure.error.hint
+
+    def test_credentials_that_nobody_hands_out_now_are_worth_another_try(
+        self, bucket: Bucket
+    ) -> None:
+        from botocore.exceptions import CredentialRetrievalError, PartialCredentialsError
+
+        source = bucket.source()
+        for error, kind in (
+            (CredentialRetrievalError(provider="web-identity", error_msg="busy"), Transient),
+            (PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"), BadInput),
+        ):
+            failure = source._failure(error, "s3://b/k")
+            assert failure is not None
+            assert type(failure.error) is kind
 
     def test_what_breaks_on_the_way(self, bucket: Bucket) -> None:
         from botocore.exceptions import (

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from tests.unit import yard
@@ -285,6 +286,35 @@ class TestCut:
             download(site.plan(), site.context)
         assert cancelled.is_set()
         assert not site.store.exists(KEY)
+
+    def test_and_no_source_waits_before_it_asks_again(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A wait that is not ended takes longer than a test may."""
+        waiting = threading.Event()
+
+        class Patient(LocalSource):
+            sleep: Callable[[float], object]
+
+            def open_range(self, resolved: Any, path: str, start: int, size: int) -> BinaryIO:
+                transferring = threading.current_thread().name.startswith("part")
+                if transferring and path == "model.safetensors":
+                    waiting.set()
+                    self.sleep(86_400.0)
+                if transferring and path == "config.json":
+                    assert waiting.wait(60)
+                    raise NotFound("It is gone.")
+                return super().open_range(resolved, path, start, size)
+
+        def open_patient(source: Any, *, sleep: Callable[[float], object], **_: Any) -> Patient:
+            opened = Patient(site.source)
+            opened.sleep = sleep
+            return opened
+
+        plan = site.plan()
+        monkeypatch.setattr("trainyard.steps.download.open_source", open_patient)
+        with pytest.raises(NotFound, match="gone"):
+            download(plan, site.context)
 
     def test_a_lost_lock_commits_nothing(self, site: Site) -> None:
         def lost() -> None:

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard.store.arriving import Hashing, Part, Record, read_record, split
+from trainyard.store.arriving import Hashing, Record, read_record
+from trainyard.store.parts import Part, parts_of
 
 
 class TestSplit:
     @given(st.integers(0, 10_000), st.integers(1, 500))
     def test_parts_cover_the_file_in_order(self, size: int, part_bytes: int) -> None:
-        parts = split(size, part_bytes)
+        parts = parts_of(size, part_bytes)
         assert [part.index for part in parts] == list(range(len(parts)))
         assert sum(part.size for part in parts) == size
         assert all(0 < part.size <= part_bytes for part in parts)
@@ -62,7 +63,7 @@ class Arrivals:
 
     def __init__(self, data: bytes, part_bytes: int, here: frozenset[int]) -> None:
         self.data = data
-        self.parts = split(len(data), part_bytes)
+        self.parts = tuple(parts_of(len(data), part_bytes))
         self.file = bytearray(len(data))
         for part in self.parts:
             if part.index in here:
@@ -90,7 +91,7 @@ class TestHashing:
     ) -> None:
         content = data.draw(st.binary(min_size=1, max_size=200))
         part_bytes = data.draw(st.integers(1, 50))
-        parts = split(len(content), part_bytes)
+        parts = tuple(parts_of(len(content), part_bytes))
         here = frozenset(data.draw(st.sets(st.sampled_from([part.index for part in parts]))))
         arrivals = Arrivals(content, part_bytes, here)
         arrivals.hashing.go_on(memoryview(bytearray(7)))
@@ -131,7 +132,7 @@ class TestHashing:
         assert arrivals.hashing.hexdigest() == hashlib.sha256(content).hexdigest()
 
     def test_a_file_that_cannot_be_read_is_no_reason_to_hang(self) -> None:
-        parts = split(20, 10)
+        parts = tuple(parts_of(20, 10))
         hashing = Hashing(parts, frozenset(), lambda room, at: 0)
         scratch = memoryview(bytearray(10))
         hashing.arrived(parts[1], memoryview(b"x" * 10), scratch)
