@@ -15,6 +15,9 @@ steps run it like the real one (`TRAINYARD_SERVE_PYTHON`). How it behaves is rea
     config        fields that NxD Inference compiles in otherwise than it was told
     code          the compiler's error code
     cpu_stays     a CPU compile keeps its HTTP interface instead of ending
+    cpu_salt      as `salt`, for compiles on a CPU only
+    drains        false: requests that run at SIGTERM are lost
+    compiles_anyway  a start that may not compile does so all the same
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import sys
 import textwrap
 import time
 import venv
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +43,8 @@ from typing import Any
 from tests import fake_neuron
 from tests.fake_neuron import NativeCache, Neff, put, write_nxdi
 
+_TOKEN_S = 0.005
+"""Seconds of one token."""
 REPOSITORY = Path(__file__).parents[1]
 MODULES = {
     "neuronx-cc": "neuronxcc",
@@ -174,7 +180,10 @@ class Start:
             if name not in ("model", "served_model_name", "host", "port")
         }
         model = json.loads(Path(self.arguments.model, "config.json").read_bytes())
-        inputs = [graph, asked, model, platform_target(), self.behaviour.get("salt", "")]
+        salts = [self.behaviour.get("salt", "")]
+        if os.environ.get("VLLM_NEURON_CPU_COMPILE") == "1":
+            salts.append(self.behaviour.get("cpu_salt", ""))
+        inputs = [graph, asked, model, platform_target(), "".join(salts)]
         return hashlib.md5(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
@@ -193,7 +202,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", default="")
     for name in ("port", "tensor-parallel-size", "data-parallel-size", "max-model-len",
                  "block-size", "max-num-batched-tokens", "max-num-seqs",
-                 "num-gpu-blocks-override", "optimization-level"):  # fmt: skip
+                 "num-gpu-blocks-override", "optimization-level", "shutdown-timeout"):  # fmt: skip
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--gpu-memory-utilization", type=float)
     for name in ("enable-prefix-caching", "enable-expert-parallel", "enable-prompt-embeds",
@@ -220,7 +229,7 @@ def main() -> None:
     say(fake_neuron.READY.rstrip())
     if off_device and not start.behaviour.get("cpu_stays"):
         return
-    serve(arguments.port)
+    serve(arguments.port, drains=start.behaviour.get("drains", True))
 
 
 def say(line: str) -> None:
@@ -239,7 +248,8 @@ def native(start: Start) -> None:
             cache.hit(key)
             say(fake_neuron.HIT.format(key=key).rstrip())
             continue
-        if os.environ.get("VLLM_NEURON_DISABLE_WARMUP_COMPILE") == "1":
+        strict = os.environ.get("VLLM_NEURON_DISABLE_WARMUP_COMPILE") == "1"
+        if strict and not start.behaviour.get("compiles_anyway"):
             say("Traceback (most recent call last):")
             say(fake_neuron.FATAL_MISS.format(key=key).rstrip())
             raise SystemExit(1)
@@ -275,7 +285,8 @@ def failed(cache: NativeCache, key: str, code: str) -> Iterator[tuple[Path, byte
 def nxdi(start: Start) -> None:
     """Load the compiled folder whatever was asked for, or compile into it, as the plugin does."""
     folder = Path(os.environ["NEURON_COMPILED_ARTIFACTS"])
-    there = (folder / "model.pt").is_file() and (folder / "neuron_config.json").is_file()
+    # A file that is cut is no archive that torch could load.
+    there = zipfile.is_zipfile(folder / "model.pt") and (folder / "neuron_config.json").is_file()
     if there and not start.behaviour.get("unreadable"):
         say(fake_neuron.LOADED.format(folder=folder).rstrip())
         return
@@ -308,16 +319,39 @@ def nxdi(start: Start) -> None:
     )
 
 
-def serve(port: int) -> None:
-    """Answer until SIGTERM, then finish."""
+def serve(port: int, *, drains: bool) -> None:
+    """Answer until SIGTERM, then finish what runs, if it drains."""
+
+    running: list[int] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(f"vllm:num_requests_running{{}} {len(running)}.0\n".encode())
+                return
             self.answer({"data": [{"id": "fake"}]})
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            running.append(1)
+            if asked.get("stream"):
+                self.stream(asked["max_tokens"])
+                running.pop()
+                return
+            time.sleep(asked.get("max_tokens", 0) * _TOKEN_S)
+            running.pop()
             self.answer({"choices": [{"text": "640."}]})
+
+        def stream(self, tokens: int) -> None:
+            self.send_response(200)
+            self.end_headers()
+            for number in range(tokens):
+                self.wfile.write(f'data: {{"choices": [{{"text": "{number}"}}]}}\n\n'.encode())
+                self.wfile.flush()
+                time.sleep(_TOKEN_S)
+            self.wfile.write(b"data: [DONE]\n\n")
 
         def answer(self, value: Any) -> None:
             self.send_response(200)
@@ -327,11 +361,14 @@ def serve(port: int) -> None:
         def log_message(self, *words: Any) -> None:
             pass
 
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = not drains  # Else its end waits for running requests.
+
     def end(*_: Any) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+    with Server(("127.0.0.1", port), Handler) as server:
         say("INFO:     Application startup complete.")
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever(poll_interval=0.05)

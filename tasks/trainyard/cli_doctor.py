@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from trainyard.console import fail, out, say, settings, show
+from trainyard.console import err, fail, out, say, settings, show
 from trainyard.errors import BadInput, TrainyardError
 
 if TYPE_CHECKING:
@@ -143,6 +144,90 @@ def table(
     for reason in proofs.ignored:
         say(f"Warning: {reason}")
     say(f"{len(rows)} rows; what is known is of {AS_OF}.")
+
+
+@doctor_app.command()
+def neuron(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A small model of the catalogue; `trainyard presets write` makes one.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        str, typer.Option(help="Its target. Empty: its only one.", show_default=False)
+    ] = "",
+    revision: Annotated[str, typer.Option(help="Its revision. Empty: the spec's.")] = "",
+    max_minutes: Annotated[
+        float, typer.Option(min=1, help="After so many minutes nothing new is begun.")
+    ] = 120.0,
+    out_file: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write the signed transcript here too.", show_default=False),
+    ] = None,
+    store: Annotated[
+        bool,
+        typer.Option("--store/--no-store", help="Sign the transcript and put it into the store."),
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove on this node that the image compiles, restores, starts from its bundle and drains.
+
+    Run it in the target's image on a node of its instance type. Exits with 0 if the image is proven
+    there, with 20 if it is not; the transcript says why.
+    """
+    from trainyard.doctor.neuron import Wanted, prove, refuse_without_device
+    from trainyard.documents.proof import payload_of_proof
+    from trainyard.errors import Refused
+    from trainyard.proofs import store_proof
+    from trainyard.signing.envelope import seal
+    from trainyard.signing.keys import signing_key
+    from trainyard.spec.loader import Catalogue
+    from trainyard.store.factory import open_store
+
+    found = settings()
+    try:
+        spec = Catalogue(found.catalogue).load(model)
+        names = [each.name for each in spec.targets]
+        if not target and len(names) != 1:
+            raise BadInput(f"{model} has several targets.", hint=f"Name one: {', '.join(names)}.")
+        chosen = next((each for each in spec.targets if each.name == (target or names[0])), None)
+        if chosen is None:
+            raise BadInput(f"{model} has no target {target!r}.", hint=f"It has {', '.join(names)}.")
+        refuse_without_device(found, chosen)
+        # Looked at first: after two hours a key that cannot sign would come too late.
+        key = signing_key(found) if store or out_file else None
+        place = open_store(found) if store else None
+        wanted = Wanted(model, chosen.name, revision or None, max_minutes * 60)
+        proof = prove(found, wanted, _Aloud(quiet=as_json))
+        if out_file is not None and key is not None:
+            out_file.write_bytes(seal(payload_of_proof(proof), key))
+        stored = store_proof(place, proof, key) if place is not None and key is not None else ""
+    except TrainyardError as error:
+        fail(error)
+    if as_json:
+        sys.stdout.write(proof.model_dump_json(by_alias=True, indent=2) + "\n")
+    else:
+        if stored:
+            say(f"The signed transcript is {stored}.")
+        words = "is proven" if proof.proven else "is not proven"
+        say(f"Lane {proof.lane} on {proof.instance} with {proof.image or 'this machine'} {words}.")
+    raise typer.Exit(0 if proof.proven else Refused.exit_code)
+
+
+class _Aloud:
+    """Progress that goes to the terminal."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def say(self, message: str) -> None:
+        """Print a line, to standard error where the output is for programs."""
+        (err if self._quiet else out).print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def fraction(self, done: float, message: str = "") -> None:
+        """Say nothing: the steps are lines enough."""
 
 
 def _told(checks: Iterable[Check], *, quiet: bool) -> list[Check]:

@@ -32,10 +32,13 @@ class Proofs:
     def of(self, target: Target) -> Proof | None:
         """Return the newest proof for a target's image, instance and lane, if there is one.
 
-        A later transcript that failed takes the proof away.
+        A later transcript that failed takes the proof away. For a target that is compiled on a CPU
+        the transcript must show that a CPU makes the same code.
         """
         image = target.neuron.image if target.neuron else ""
-        return self.find(image, target.instance, target.lane)
+        proof = self.find(image, target.instance, target.lane)
+        on_cpu = target.neuron is not None and target.neuron.compile_on == "cpu"
+        return None if proof is not None and on_cpu and not proof.proven_on_cpu else proof
 
     def find(self, image: str, instance: str, lane: str) -> Proof | None:
         """As `of`, by name."""

@@ -24,6 +24,8 @@ class ProofStep(Frozen):
     seconds: float = 0.0
     seen: dict[str, Any] = Field(default_factory=dict)
     """Figures and names, for programs."""
+    needed: bool = True
+    """Does the image stay unproven if it fails?"""
 
 
 class Proof(Document):
@@ -52,9 +54,15 @@ class Proof(Document):
 
     @property
     def proven(self) -> bool:
-        """Did everything work that the lane has?"""
-        states = [step.state for step in self.steps]
+        """Did everything work that a release needs?"""
+        states = [step.state for step in self.steps if step.needed]
         return "passed" in states and "failed" not in states
+
+    @property
+    def proven_on_cpu(self) -> bool:
+        """Was it shown as well that a CPU makes the same code as the device?"""
+        optional = [step for step in self.steps if not step.needed]
+        return self.proven and bool(optional) and all(s.state == "passed" for s in optional)
 
     @property
     def triple(self) -> tuple[str, str, str]:

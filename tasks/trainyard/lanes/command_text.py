@@ -46,6 +46,7 @@ ARGUMENTS: Mapping[str, str] = MappingProxyType(
         "--hf-overrides": _QUICKSTART,
         "--speculative-config": _FEATURES,
         "--disable-uvicorn-access-log": _VLLM,
+        "--shutdown-timeout": _VLLM,
         "--block-size": _REFERENCE,
         "--gpu-memory-utilization": f"{_NATIVE}/design/vllm/determine_available_memory_design.md",
         "--kv-cache-dtype": _REFERENCE,

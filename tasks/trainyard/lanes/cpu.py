@@ -54,6 +54,7 @@ class CpuLane:
     """See `trainyard.lanes.protocol.Lane`."""
 
     name = "cpu"
+    finishes_requests = True
 
     def problems(self, target: Target) -> Sequence[str]:
         """Return every rule of the lane that `target` breaks, each with the remedy."""

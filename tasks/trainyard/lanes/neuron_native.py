@@ -17,6 +17,7 @@ from typing import Any
 
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.lanes import native_cache
+from trainyard.lanes.cpu import SHUTDOWN_TIMEOUT_S
 from trainyard.lanes.neuron_common import (
     DEFAULT_BLOCK_SIZE,
     as_json,
@@ -53,6 +54,7 @@ class NativeLane:
     """See `trainyard.lanes.protocol.Lane`."""
 
     name = "neuron-native"
+    finishes_requests = True
 
     def problems(self, target: Target) -> Sequence[str]:
         """Return every rule of the lane that `target` breaks, each with the remedy."""
@@ -139,6 +141,8 @@ class NativeLane:
                 port=port,
                 host=host,
             ),
+            # Every image of this lane has vLLM 0.21 or newer, which knows it.
+            f"--shutdown-timeout={SHUTDOWN_TIMEOUT_S}",
             f"--block-size={block_size_of(target)}",
             f"--gpu-memory-utilization={native.gpu_memory_utilization:g}",
         ]

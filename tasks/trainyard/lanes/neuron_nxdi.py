@@ -66,6 +66,8 @@ class NxdiLane:
     """See `trainyard.lanes.protocol.Lane`."""
 
     name = "neuron-nxdi"
+    # Its images have vLLM 0.16 or older; `--shutdown-timeout` begins with 0.18.
+    finishes_requests = False
 
     def problems(self, target: Target) -> Sequence[str]:
         """Return every rule of the lane that `target` breaks, each with the remedy."""

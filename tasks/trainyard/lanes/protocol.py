@@ -43,6 +43,9 @@ class Lane(Protocol):
     """One way to compile and serve."""
 
     name: str
+    finishes_requests: bool
+    """Does its server, when it is told to end, first answer what runs? If not, whoever ends it
+    waits until nothing runs."""
 
     def problems(self, target: Target) -> Sequence[str]:
         """Return every rule of the lane that `target` breaks, each with the remedy."""

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.unit.presets.doc_tables import PAGE, written
 from tests.unit.presets.golden_files import FOLDER, expected
 from typer.testing import CliRunner
 
@@ -19,7 +20,6 @@ from trainyard.spec.neuron import NativeConfig
 from trainyard.steps.plan import check_files_with_lanes
 
 EVERY = presets()
-DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.mark.parametrize("preset", EVERY, ids=lambda preset: preset.name)
@@ -124,6 +124,11 @@ class TestCommands:
         code, text = self.run("show", "gpt-oss-2b")
         assert code == 10
         assert "gpt-oss-20b" in text
+
+
+def test_the_page_lists_what_there_is() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == written(page), "If it should: python -m tests.unit.presets.doc_tables"
 
 
 def test_nothing_in_a_preset_is_known_not_to_work() -> None:

@@ -32,6 +32,7 @@ command=(
   --enable-prefix-caching  # AWS Neuron SDK 2.32, vllm-neuron/docs/guides/features-guide.md
   '--hf-overrides={"quantization_config":{}}'  # AWS Neuron SDK 2.32, vllm-neuron/docs/getting-started/quickstart-online-serving.md
   --disable-uvicorn-access-log  # vLLM, docs/cli/serve
+  --shutdown-timeout=60  # vLLM, docs/cli/serve
   --block-size=32  # AWS Neuron SDK 2.32, vllm-neuron/docs/guides/reference-configuration.md
   --gpu-memory-utilization=0.9  # AWS Neuron SDK 2.32, vllm-neuron/docs/design/vllm/determine_available_memory_design.md
   # neuron_config.num_batched_tokens_buckets: AWS Neuron SDK 2.32, vllm-neuron/docs/guides/reference-configuration.md

@@ -31,6 +31,7 @@ command=(
   --max-num-seqs=8  # AWS Neuron SDK 2.32, vllm-neuron/docs/guides/reference-configuration.md
   --enable-prefix-caching  # AWS Neuron SDK 2.32, vllm-neuron/docs/guides/features-guide.md
   --disable-uvicorn-access-log  # vLLM, docs/cli/serve
+  --shutdown-timeout=60  # vLLM, docs/cli/serve
   --block-size=128  # AWS Neuron SDK 2.32, vllm-neuron/docs/guides/reference-configuration.md
   --gpu-memory-utilization=0.9  # AWS Neuron SDK 2.32, vllm-neuron/docs/design/vllm/determine_available_memory_design.md
   --optimization-level=2  # AWS Neuron SDK 2.32, vllm-neuron/docs/tutorials/tutorial-llama3-70b.md

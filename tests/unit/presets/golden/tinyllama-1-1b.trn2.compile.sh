@@ -33,6 +33,7 @@ command=(
   --num-gpu-blocks-override=4  # AWS Neuron SDK 2.32, vllm-neuron/docs/guides/features-guide.md (Sizing the KV cache); AWS Neuron SDK 2.32, libraries/nxd-inference/developer_guides/vllm-user-guide-v1.rst
   --no-enable-prefix-caching  # AWS Neuron SDK 2.32, vllm-neuron/docs/guides/features-guide.md
   --disable-uvicorn-access-log  # vLLM, docs/cli/serve
+  --shutdown-timeout=60  # vLLM, docs/cli/serve
   --block-size=32  # AWS Neuron SDK 2.32, vllm-neuron/docs/guides/reference-configuration.md
   --gpu-memory-utilization=0.9  # AWS Neuron SDK 2.32, vllm-neuron/docs/design/vllm/determine_available_memory_design.md
   # neuron_config.num_batched_tokens_buckets: AWS Neuron SDK 2.32, vllm-neuron/docs/guides/reference-configuration.md
