@@ -29,6 +29,7 @@ from trainyard.rollout.judge.averages import planned_information
 from trainyard.rollout.judge.blocks import PairedBlock, Side, Sums, log_start_weight
 from trainyard.rollout.judge.boundary import boundary_constant, log_mixture
 from trainyard.rollout.judge.counts import Counts, level_wagers, ratio_wagers
+from trainyard.rollout.judge.guards import scatters
 from trainyard.rollout.judge.history import Bins, autocovariance, dispersion_of, fit
 
 Floats = NDArray[np.float64]
@@ -245,7 +246,31 @@ def _average_path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: 
     score = -(raw - margin * information) / scale
     evidence = log_mixture(score, information, defaults.MIXTURE_TIGHTNESS / horizon)
     promote |= evidence >= -log(beta * (1 - defaults.PROMOTE_BOUNDARY_SHARE))
-    return Path(harm, promote)
+    held = _held(rollouts, closed, values, models)
+    return Path(harm & ~held, promote & ~held)
+
+
+def _held(rollouts: Rollouts, closed: Closed, values: Floats, models: list[Covariance]) -> Bools:
+    """Tell where the guard of pod spread holds, runs x blocks (see `pods_scatter`)."""
+    split = rollouts.world.stable_pods
+    n, total = closed.sums(rollouts.n)[:, :, split:], closed.sums(values)[:, :, split:]
+    held = np.zeros(closed.valid.shape, dtype=bool)
+    if n.shape[2] < 2:
+        return held
+    for run, model in enumerate(models):
+        count = int(closed.valid[run].sum())
+        first = 0
+        while first < count:
+            seen = n[run, first] > 0
+            last = first + 1
+            while last < count and np.array_equal(n[run, last] > 0, seen):
+                last += 1
+            part = slice(first, last)
+            held[run, part] = scatters(
+                n[run, part][:, seen], total[run, part][:, seen], closed.middle_s[run, part], model
+            )
+            first = last
+    return held
 
 
 def _differences(

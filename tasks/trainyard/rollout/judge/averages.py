@@ -29,6 +29,7 @@ from trainyard.documents.evidence import Covariance, JudgeSpec, MetricSpec, Trac
 from trainyard.rollout.judge import defaults
 from trainyard.rollout.judge.blocks import PairedBlock, log_start_weight, restarts
 from trainyard.rollout.judge.boundary import boundary_constant, log_mixture
+from trainyard.rollout.judge.guards import pods_scatter
 from trainyard.rollout.judge.paths import EvidencePath, Floats, further
 
 _TRACKS: tuple[Track, Track] = ("stable", "candidate")
@@ -78,7 +79,12 @@ def average_path(
         _boundary(whole, promote_margin, -1, beta * defaults.PROMOTE_BOUNDARY_SHARE, horizon),
         _mixture(whole, promote_margin, -1, -log(late_beta), horizon),
     )
-    return EvidencePath(*harm, *promote, first_harm_block=defaults.MIN_HARM_BLOCKS - 1)
+    return EvidencePath(
+        *harm,
+        *promote,
+        first_harm_block=defaults.MIN_HARM_BLOCKS - 1,
+        held=pods_scatter(blocks, model),
+    )
 
 
 def log_differences(blocks: Sequence[PairedBlock], model: Covariance) -> Floats:
