@@ -163,8 +163,8 @@ def contradicts_promotion(now: Values, metric: MetricSpec) -> bool:
 
 
 def blocks_at_last_step(blocks: Sequence[PairedBlock], spec: JudgeSpec) -> int:
-    """Return how many closed blocks had the last step's weight or more."""
-    return sum(block.weight >= spec.last_weight for block in blocks)
+    """Return how many closed blocks of users' requests had the last step's weight or more."""
+    return sum(block.weight >= spec.last_weight and not block.stratum for block in blocks)
 
 
 def _sum(side: Side, metric: MetricSpec) -> float:
@@ -221,10 +221,10 @@ def _short_of_blocks(closed: dict[str, tuple[PairedBlock, ...]], spec: JudgeSpec
 
 
 def _exposed_requests(rows: Sequence[Block]) -> int:
-    """Return the candidate's requests by the metric that counts most of them."""
+    """Return users' requests to the candidate by the metric that counts most of them."""
     by_metric: dict[str, int] = {}
     for row in rows:
-        if row.track == "candidate" and row.weight_candidate > 0:
+        if row.track == "candidate" and row.weight_candidate > 0 and not row.stratum:
             by_metric[row.metric] = by_metric.get(row.metric, 0) + row.requests
     return max(by_metric.values(), default=0)
 

@@ -106,8 +106,12 @@ def _own_noise(deviation: Floats, white: Floats, passing: Floats, model: Covaria
 def share_is_off(blocks: Sequence[PairedBlock]) -> bool:
     """Tell whether the candidate's share of all requests cannot come from its weights.
 
-    Both wagers are against odds that are off by `SHARE_TOLERANCE` at most, in either direction.
+    Only users' own requests follow the weights. Both wagers are against odds that are off by
+    `SHARE_TOLERANCE` at most, in either direction.
     """
+    blocks = [block for block in blocks if not block.stratum]
+    if not blocks:
+        return False
     n_c = np.array([block.candidate.all.requests for block in blocks], dtype=float)
     n_s = np.array([block.stable.all.requests for block in blocks], dtype=float)
     weight = np.clip([block.weight for block in blocks], 1, 99)
