@@ -51,6 +51,9 @@ class Block(_Figures):
     """`count` only: how many of the requests were bad."""
     weight_candidate: int = Field(ge=0, le=100)
     """Percent of the traffic that the candidate had."""
+    stratum: str = ""
+    """What kind of requests: empty for users' own, else a name such as `probe`. Requests are only
+    ever compared within their stratum; the evidence of all strata adds up."""
 
     @model_validator(mode="after")
     def _no_more_bad_than_requests(self) -> Self:

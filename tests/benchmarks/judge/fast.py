@@ -29,6 +29,7 @@ from trainyard.rollout.judge.averages import planned_information
 from trainyard.rollout.judge.blocks import PairedBlock, Side, Sums, log_start_weight
 from trainyard.rollout.judge.boundary import boundary_constant, log_mixture
 from trainyard.rollout.judge.counts import Counts, level_wagers, ratio_wagers
+from trainyard.rollout.judge.guards import scatters
 from trainyard.rollout.judge.history import Bins, autocovariance, dispersion_of, fit
 
 Floats = NDArray[np.float64]
@@ -53,6 +54,8 @@ class Closed:
     candidate_n: Floats
     onehot: Floats
     """runs x slices x blocks: which slice is in which block."""
+    probe: Bools
+    """Blocks of probes, not of users' requests."""
 
     def sums(self, values: NDArray[np.generic]) -> Floats:
         """Return sums over the slices of each block, runs x blocks x pods."""
@@ -97,7 +100,7 @@ def decide(rollouts: Rollouts, spec: JudgeSpec = SPEC) -> Decisions:
         at = np.where(path.harm & closed.valid, closed.end_s, NEVER)
         harm_s[metric.name] = at.min(axis=1)
         good &= path.promote & ~_contradicts(rollouts, closed, metric)
-    last = np.cumsum(closed.valid & (closed.weight >= spec.last_weight), axis=1)
+    last = np.cumsum(closed.valid & ~closed.probe & (closed.weight >= spec.last_weight), axis=1)
     good &= last >= spec.min_blocks_last_step
     promote_s = np.where(good, closed.end_s, NEVER).min(axis=1) if blocks else np.full(runs, NEVER)
     return Decisions(np.minimum.reduce(list(harm_s.values())), promote_s, harm_s)
@@ -111,9 +114,50 @@ def planned(world: World, spec: JudgeSpec = SPEC) -> JudgeSpec:
 
 def close(rollouts: Rollouts, spec: JudgeSpec = SPEC) -> Closed:
     """Return the closed blocks: at least `min_requests_per_block` on both sides, one weight."""
-    stable_pods = rollouts.world.stable_pods
-    stable = rollouts.n[:, :, :stable_pods].sum(axis=2)
-    candidate = rollouts.n[:, :, stable_pods:].sum(axis=2)
+    users = _labels(rollouts, slice(0, SLICES), spec)
+    probed = rollouts.n.shape[1] > SLICES
+    labels = [users]
+    if probed:
+        probes = _labels(rollouts, slice(SLICES, 2 * SLICES), spec)
+        labels.append(np.where(probes >= 0, probes + users.max(axis=1, keepdims=True) + 1, -1))
+    label = np.concatenate(labels, axis=1)
+    count = max(int(label.max()) + 1, 1)
+    onehot = (label[:, :, None] == np.arange(count)).astype(float)
+    place = np.arange(label.shape[1]) % SLICES
+    end_s = (onehot * (place + 1)[None, :, None]).max(axis=1) * SLICE_S
+    length_s = onehot.sum(axis=1) * SLICE_S
+    probe = onehot[:, SLICES:].any(axis=1)
+    if probed:
+        late = np.where(length_s > 0, end_s * 1e6 + (end_s - length_s) * 2 + probe, np.inf)
+        order = np.argsort(late, axis=1, kind="stable")
+        onehot = np.take_along_axis(onehot, order[:, None, :], axis=2)
+        end_s, length_s, probe = (
+            np.take_along_axis(x, order, axis=1) for x in (end_s, length_s, probe)
+        )
+    valid = length_s > 0
+    weights = np.tile(WEIGHTS, 2)[: label.shape[1]]
+    split = rollouts.world.stable_pods
+    stable, candidate = (
+        rollouts.n[:, :, :split].sum(axis=2),
+        rollouts.n[:, :, split:].sum(axis=2),
+    )
+    return Closed(
+        valid=valid,
+        end_s=end_s,
+        middle_s=end_s - length_s / 2,
+        weight=(onehot * weights[None, :, None]).max(axis=1),
+        stable_n=np.einsum("rtb,rt->rb", onehot, stable),
+        candidate_n=np.einsum("rtb,rt->rb", onehot, candidate),
+        onehot=onehot,
+        probe=probe,
+    )
+
+
+def _labels(rollouts: Rollouts, half: slice, spec: JudgeSpec) -> NDArray[np.int64]:
+    """Return the number of the block that each slice is in, runs x slices; -1 for none."""
+    split = rollouts.world.stable_pods
+    stable = rollouts.n[:, half, :split].sum(axis=2)
+    candidate = rollouts.n[:, half, split:].sum(axis=2)
     runs = len(stable)
     label = np.full((runs, SLICES), -1)
     block = np.zeros(runs, dtype=np.int64)
@@ -132,21 +176,7 @@ def close(rollouts: Rollouts, spec: JudgeSpec = SPEC) -> Closed:
         block += done
         start = np.where(done, i + 1, start)
         have_s, have_c = np.where(done, 0, have_s), np.where(done, 0, have_c)
-    count = max(int(block.max()), 1)
-    onehot = (label[:, :, None] == np.arange(count)).astype(float)
-    valid = np.arange(count) < block[:, None]
-    end_s = (onehot * (place + 1)[None, :, None]).max(axis=1) * SLICE_S
-    length_s = onehot.sum(axis=1) * SLICE_S
-    weight = (onehot * WEIGHTS[None, :, None]).max(axis=1)
-    return Closed(
-        valid=valid,
-        end_s=end_s,
-        middle_s=end_s - length_s / 2,
-        weight=weight,
-        stable_n=np.einsum("rtb,rt->rb", onehot, stable),
-        candidate_n=np.einsum("rtb,rt->rb", onehot, candidate),
-        onehot=onehot,
-    )
+    return label
 
 
 def oracle(rollouts: Rollouts, at_s: float, alpha: float, spec: JudgeSpec = SPEC) -> float:
@@ -245,7 +275,31 @@ def _average_path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: 
     score = -(raw - margin * information) / scale
     evidence = log_mixture(score, information, defaults.MIXTURE_TIGHTNESS / horizon)
     promote |= evidence >= -log(beta * (1 - defaults.PROMOTE_BOUNDARY_SHARE))
-    return Path(harm, promote)
+    held = _held(rollouts, closed, values, models)
+    return Path(harm & ~held, promote & ~held)
+
+
+def _held(rollouts: Rollouts, closed: Closed, values: Floats, models: list[Covariance]) -> Bools:
+    """Tell where the guard of pod spread holds, runs x blocks (see `pods_scatter`)."""
+    split = rollouts.world.stable_pods
+    n, total = closed.sums(rollouts.n)[:, :, split:], closed.sums(values)[:, :, split:]
+    held = np.zeros(closed.valid.shape, dtype=bool)
+    if n.shape[2] < 2:
+        return held
+    for run, model in enumerate(models):
+        count = int(closed.valid[run].sum())
+        first = 0
+        while first < count:
+            seen = n[run, first] > 0
+            last = first + 1
+            while last < count and np.array_equal(n[run, last] > 0, seen):
+                last += 1
+            part = slice(first, last)
+            held[run, part] = scatters(
+                n[run, part][:, seen], total[run, part][:, seen], closed.middle_s[run, part], model
+            )
+            first = last
+    return held
 
 
 def _differences(
@@ -310,17 +364,24 @@ def _horizons(
     n = closed.sums(rollouts.n)
     horizons = np.ones(len(n))
     split = rollouts.world.stable_pods
-    length_s = closed.onehot[:, :, 0].sum(axis=1) * SLICE_S
+    length_s = closed.onehot.sum(axis=1) * SLICE_S
     for run, model in enumerate(models):
-        if closed.valid[run, 0]:
-            first = PairedBlock(
-                start_s=closed.end_s[run, 0] - length_s[run],
-                end_s=closed.end_s[run, 0],
-                weight=int(closed.weight[run, 0]),
-                stable=_side(n[run, 0, :split]),
-                candidate=_side(n[run, 0, split:]),
-            )
-            horizons[run] = planned_information(first, model, spec)
+        firsts = []
+        for of_stratum in (~closed.probe[run], closed.probe[run]):
+            places = np.flatnonzero(closed.valid[run] & of_stratum)
+            if places.size:
+                at = places[0]
+                firsts.append(
+                    PairedBlock(
+                        start_s=closed.end_s[run, at] - length_s[run, at],
+                        end_s=closed.end_s[run, at],
+                        weight=int(closed.weight[run, at]),
+                        stable=_side(n[run, at, :split]),
+                        candidate=_side(n[run, at, split:]),
+                    )
+                )
+        if firsts:
+            horizons[run] = planned_information(firsts, model, spec)
     return horizons
 
 

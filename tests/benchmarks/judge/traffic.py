@@ -61,6 +61,7 @@ class World:
     ttft: float
     tpot: float
     slow_share: float
+    probes: float
     history_h: float
 
     @property
@@ -114,7 +115,10 @@ class History:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Figures of many rollouts: runs x slices x pods, stable's pods first."""
+    """Figures of many rollouts: runs x slices x pods, stable's pods first.
+
+    With probes there are twice as many slices: those of users' requests, then those of probes.
+    """
 
     world: World
     n: Ints
@@ -129,8 +133,8 @@ class Rollouts:
 
     @property
     def exposed(self) -> Ints:
-        """Return the candidate's requests up to each slice, runs x slices."""
-        return np.asarray(self.n[:, :, self.world.stable_pods :].sum(axis=2).cumsum(axis=1))
+        """Return users' requests to the candidate up to each slice, runs x slices."""
+        return np.asarray(self.n[:, :SLICES, self.world.stable_pods :].sum(axis=2).cumsum(axis=1))
 
 
 def cells() -> list[Cell]:
@@ -184,6 +188,14 @@ def _batch(world: World, runs: int, rng: np.random.Generator) -> Rollouts:
     rate = world.rate * np.where(surging, 2.0, 1.0)[:, None] * SLICE_S
     n = rng.poisson(np.broadcast_to(rate * share, (runs, SLICES, world.pods)))
     ttft, late, histogram = _requests(world, n, level, is_candidate, rng)
+    if world.probes:
+        pairs = world.probes * SLICE_S * (share > 0) / np.where(is_candidate, served, remaining)
+        probe_n = rng.poisson(np.broadcast_to(pairs, n.shape))
+        probe_ttft, probe_late, _ = _requests(world, probe_n, level, is_candidate, rng)
+        n, level = np.concatenate([n, probe_n], axis=1), np.concatenate([level, level], axis=1)
+        load = np.concatenate([load, load], axis=1)
+        ttft = np.concatenate([ttft, probe_ttft], axis=1)
+        late = np.concatenate([late, probe_late], axis=1)
     tpot = rng.gamma(n / TPOT_CV2) * TPOT_CV2 * TPOT_S * level
     tpot *= np.where(is_candidate, world.tpot, 1.0)
 

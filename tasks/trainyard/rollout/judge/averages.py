@@ -29,6 +29,7 @@ from trainyard.documents.evidence import Covariance, JudgeSpec, MetricSpec, Trac
 from trainyard.rollout.judge import defaults
 from trainyard.rollout.judge.blocks import PairedBlock, log_start_weight, restarts
 from trainyard.rollout.judge.boundary import boundary_constant, log_mixture
+from trainyard.rollout.judge.guards import pods_scatter
 from trainyard.rollout.judge.paths import EvidencePath, Floats, further
 
 _TRACKS: tuple[Track, Track] = ("stable", "candidate")
@@ -60,7 +61,7 @@ def average_path(
     model = metric.covariance or spec.covariance
     d = log_differences(blocks, model)
     covariance = covariance_of(blocks, model)
-    horizon = planned_information(blocks[0], model, spec)
+    horizon = planned_information(_first_of_each(blocks), model, spec)
     whole = score(d, covariance)
 
     harm_margin = log1p(metric.harm_margin)
@@ -78,7 +79,12 @@ def average_path(
         _boundary(whole, promote_margin, -1, beta * defaults.PROMOTE_BOUNDARY_SHARE, horizon),
         _mixture(whole, promote_margin, -1, -log(late_beta), horizon),
     )
-    return EvidencePath(*harm, *promote, first_harm_block=defaults.MIN_HARM_BLOCKS - 1)
+    return EvidencePath(
+        *harm,
+        *promote,
+        first_harm_block=defaults.MIN_HARM_BLOCKS - 1,
+        held=pods_scatter(blocks, model),
+    )
 
 
 def log_differences(blocks: Sequence[PairedBlock], model: Covariance) -> Floats:
@@ -105,16 +111,19 @@ def covariance_of(blocks: Sequence[PairedBlock], model: Covariance) -> Floats:
     return _covariance(np.asarray(pods, dtype=np.float64), middle_s, sampling, model)
 
 
-def planned_information(first: PairedBlock, model: Covariance, spec: JudgeSpec) -> float:
+def planned_information(firsts: Sequence[PairedBlock], model: Covariance, spec: JudgeSpec) -> float:
     """Return Imax: the information that the whole of `max_duration_s` would yield.
 
-    The plan takes the rate of requests of the first closed block, the last weight throughout, and
-    the pods of the last step (`last_pods`) or else those of the first block. All of that is known
-    before the first difference is weighed and does not depend on latencies, so the horizon is fixed
-    in advance in the sense that the boundary needs. The boundary is nearly flat: a plan that is
-    wrong by a factor of 2 moves it by 7 %.
+    The plan takes the rate of requests of the first closed block of each stratum, the last weight
+    throughout, and the pods of the last step (`last_pods`) or else those of the first block. All of
+    that is known before the first difference is weighed and does not depend on latencies, so the
+    horizon is fixed in advance in the sense that the boundary needs. The boundary is nearly flat: a
+    plan that is wrong by a factor of 2 moves it by 7 %.
     """
-    rate = (first.stable.all.requests + first.candidate.all.requests) / first.length_s
+    first = firsts[0]
+    rate = sum(
+        (one.stable.all.requests + one.candidate.all.requests) / one.length_s for one in firsts
+    )
     share = spec.last_weight / 100
     smaller = rate * min(share, 1 - share)
     length_s = max(
@@ -136,6 +145,13 @@ def planned_information(first: PairedBlock, model: Covariance, spec: JudgeSpec) 
     )
     information = float(score(np.zeros(count), covariance).information[-1])
     return defaults.HORIZON_RESERVE * information
+
+
+def _first_of_each(blocks: Sequence[PairedBlock]) -> list[PairedBlock]:
+    found: dict[str, PairedBlock] = {}
+    for block in blocks:
+        found.setdefault(block.stratum, block)
+    return list(found.values())
 
 
 def score(d: Floats, covariance: Floats) -> Score:

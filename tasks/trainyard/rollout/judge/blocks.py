@@ -53,6 +53,7 @@ class PairedBlock:
     start_s: float
     end_s: float
     weight: int
+    stratum: str = ""
     stable: Side = field(default_factory=Side)
     candidate: Side = field(default_factory=Side)
 
@@ -77,14 +78,14 @@ class PairedBlock:
 
 
 def without_repeats(rows: Iterable[Block]) -> list[Block]:
-    """Return one row for each (t, release, pod, metric), whatever the order of `rows`.
+    """Return one row for each (t, release, pod, metric, stratum), whatever the order of `rows`.
 
     A look that was tried again may have written its rows twice. If they differ, the row with the
     most requests is the later reading.
     """
-    kept: dict[tuple[float, str, str, str], Block] = {}
+    kept: dict[tuple[float, str, str, str, str], Block] = {}
     for row in rows:
-        key = (row.t, row.release, row.pod, row.metric)
+        key = (row.t, row.release, row.pod, row.metric, row.stratum)
         other = kept.get(key)
         if other is None or _preference(row) > _preference(other):
             kept[key] = row
@@ -106,28 +107,39 @@ def _preference(row: Block) -> tuple[int, int, float, float, int, str, str]:
 def closed_blocks(
     rows: Sequence[Block], metric: MetricSpec, spec: JudgeSpec
 ) -> tuple[PairedBlock, ...]:
-    """Return the closed blocks of one metric, oldest first.
+    """Return the closed blocks of one metric, oldest first, those of all strata together.
 
     Args:
         rows: rows without repeats, of any metrics.
 
     Slices are merged until each track has `min_requests_per_block` and the block is as long as
     `block_s`. What is still open at the end waits; what is open when the weight changes is left
-    out, because the two tracks would be compared over different mixes of load.
+    out, because the two tracks would be compared over different mixes of load. Each stratum closes
+    blocks of its own, so no mix of strata is ever compared with another mix.
     """
     usable = [row for row in rows if row.metric == metric.name and _is_usable(row, metric)]
+    strata = sorted({row.stratum for row in usable})
+    blocks = [
+        block
+        for stratum in strata
+        for block in _closed([row for row in usable if row.stratum == stratum], stratum, spec)
+    ]
+    return tuple(sorted(blocks, key=lambda block: (block.end_s, block.start_s, block.stratum)))
+
+
+def _closed(usable: Sequence[Block], stratum: str, spec: JudgeSpec) -> list[PairedBlock]:
     blocks: list[PairedBlock] = []
     current: PairedBlock | None = None
     ordered = sorted(_seen_together(usable), key=lambda row: (row.t, row.weight_candidate))
     for (end_s, weight), slice_ in groupby(ordered, key=lambda row: (row.t, row.weight_candidate)):
         if current is None or current.weight != weight:
-            current = PairedBlock(start_s=end_s, end_s=end_s, weight=weight)
+            current = PairedBlock(start_s=end_s, end_s=end_s, weight=weight, stratum=stratum)
         for row in slice_:
             current.add(row)
         if _is_closed(current, spec):
             blocks.append(current)
             current = None
-    return tuple(blocks)
+    return blocks
 
 
 def restarts(blocks: Sequence[PairedBlock]) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from trainyard.documents.evidence import (
 from trainyard.rollout.judge.averages import average_path
 from trainyard.rollout.judge.blocks import PairedBlock, Side, closed_blocks, without_repeats
 from trainyard.rollout.judge.counts import count_path
+from trainyard.rollout.judge.guards import share_is_off, stable_is_sick
 from trainyard.rollout.judge.history import learn
 from trainyard.rollout.judge.paths import EvidencePath
 
@@ -24,6 +25,14 @@ _WAITING = (
     "no closed block yet: both releases need requests in the same slice of time, "
     "and missing data are no evidence"
 )
+
+
+_SCATTERED = (
+    "held: the candidate's pods differ among themselves more than stable's did, so the release and "
+    "its pods cannot be told apart"
+)
+_OFF_SHARE = "Held: the candidate's share of the requests is not its weight (sessions that stick?)."
+_SICK = "Held: the stable release fails so many requests itself that it is no measure."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +58,16 @@ def verdict(rows: Sequence[Block], spec: JudgeSpec) -> Verdict:
     closed = {metric.name: closed_blocks(kept, metric, spec) for metric in spec.metrics}
     metrics = tuple(metric_verdict(closed[metric.name], metric, spec) for metric in spec.metrics)
     outcome = _outcome(metrics, closed, spec)
+    held = _held(closed, spec) if outcome == "NON_INFERIOR" else ""
+    if held:
+        outcome = "UNDECIDED"
     return Verdict(
         outcome=outcome,
         metrics=metrics,
         looks=max(one.blocks for one in metrics),
         exposed_requests=_exposed_requests(kept),
         at=max((row.t for row in kept), default=0.0),
-        reason=_reason(outcome, metrics, closed, spec),
+        reason=held or _reason(outcome, metrics, closed, spec),
     )
 
 
@@ -92,6 +104,8 @@ def metric_verdict(
             )
         else:
             outcome = "NON_INFERIOR"
+    elif path.is_held():
+        note = _SCATTERED
     return MetricVerdict(
         metric=metric.name,
         outcome=outcome,
@@ -149,8 +163,8 @@ def contradicts_promotion(now: Values, metric: MetricSpec) -> bool:
 
 
 def blocks_at_last_step(blocks: Sequence[PairedBlock], spec: JudgeSpec) -> int:
-    """Return how many closed blocks had the last step's weight or more."""
-    return sum(block.weight >= spec.last_weight for block in blocks)
+    """Return how many closed blocks of users' requests had the last step's weight or more."""
+    return sum(block.weight >= spec.last_weight and not block.stratum for block in blocks)
 
 
 def _sum(side: Side, metric: MetricSpec) -> float:
@@ -188,6 +202,16 @@ def _outcome(
     return "NON_INFERIOR" if proven and not _short_of_blocks(closed, spec) else "UNDECIDED"
 
 
+def _held(closed: dict[str, tuple[PairedBlock, ...]], spec: JudgeSpec) -> str:
+    """Return why a promotion waits although every metric is good enough; else empty."""
+    for metric in spec.metrics:
+        if metric.kind == "count" and share_is_off(closed[metric.name]):
+            return _OFF_SHARE
+        if metric.name == "errors" and stable_is_sick(closed[metric.name]):
+            return _SICK
+    return ""
+
+
 def _short_of_blocks(closed: dict[str, tuple[PairedBlock, ...]], spec: JudgeSpec) -> list[str]:
     return [
         name
@@ -197,10 +221,10 @@ def _short_of_blocks(closed: dict[str, tuple[PairedBlock, ...]], spec: JudgeSpec
 
 
 def _exposed_requests(rows: Sequence[Block]) -> int:
-    """Return the candidate's requests by the metric that counts most of them."""
+    """Return users' requests to the candidate by the metric that counts most of them."""
     by_metric: dict[str, int] = {}
     for row in rows:
-        if row.track == "candidate" and row.weight_candidate > 0:
+        if row.track == "candidate" and row.weight_candidate > 0 and not row.stratum:
             by_metric[row.metric] = by_metric.get(row.metric, 0) + row.requests
     return max(by_metric.values(), default=0)
 

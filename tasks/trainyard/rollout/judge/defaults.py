@@ -56,3 +56,19 @@ requests in flight at once is one event, not twenty."""
 MAX_SHARE_PER_BLOCK = 1 / 2
 """Share of the evidence that a decision by counts needs which one block can give, however many
 requests it has. As stakes are split as well, no fewer than three blocks decide."""
+
+LEAST_REQUESTS_OF_POD = 5
+"""A block tells about a pod's average only with so many of its requests."""
+
+SCATTER_LEVEL = 1e-3
+"""How rarely pods that are as alike as the (inflated) model says may look too different."""
+
+SHARE_TOLERANCE = 1.25
+"""Odds of a request going to the candidate may be off by this factor: requests are counted when
+they end, so the slower side lags a little."""
+
+SICK_SHARE = 0.05
+"""Stable is no measure of anything once it fails more of its requests."""
+
+GUARD_EVIDENCE = 6.9
+"""ln of the evidence at which a guard holds: 1,000."""

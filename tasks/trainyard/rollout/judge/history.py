@@ -69,7 +69,8 @@ class Bins:
 
 def is_history(row: Block) -> bool:
     """Tell whether a row speaks about stable alone, before the exposure."""
-    return row.track == "stable" and row.weight_candidate == 0 and -MOST_HISTORY_S < row.t <= 0
+    alone = row.track == "stable" and row.weight_candidate == 0 and not row.stratum
+    return alone and -MOST_HISTORY_S < row.t <= 0
 
 
 def learn(rows: Sequence[Block], spec: JudgeSpec) -> JudgeSpec:

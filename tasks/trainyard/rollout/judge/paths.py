@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,25 @@ class EvidencePath:
     promote_threshold: Floats
     first_harm_block: int = 0
     """Harm before this block does not count."""
+    held: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    """Blocks after which a guard holds: neither answer counts there. Empty: none does."""
 
     def first_harm(self) -> int | None:
         """Return the block at which harm was first shown, if it was."""
         shown = self.harm >= self.harm_threshold
         shown[: self.first_harm_block] = False
+        if self.held.size:
+            shown &= ~self.held
         return int(shown.argmax()) if shown.any() else None
 
     def is_non_inferior(self) -> NDArray[np.bool_]:
         """Return after which blocks the candidate counts as inside the promotion margin."""
-        return np.asarray(self.promote >= self.promote_threshold)
+        proven = self.promote >= self.promote_threshold
+        return np.asarray(proven & ~self.held if self.held.size else proven)
+
+    def is_held(self) -> bool:
+        """Tell whether a guard holds after the newest block."""
+        return bool(self.held.size and self.held[-1])
 
 
 def further(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> tuple[Floats, Floats]:

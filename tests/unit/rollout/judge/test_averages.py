@@ -150,7 +150,7 @@ def test_the_horizon_counts_blocks_at_the_last_weight(pair: Pair) -> None:
     first = pair(TTFT, [(216, 20.0)], [(24, 2.0)], weights=[10])[0]
     model = SPEC.covariance
     short, long = (
-        planned_information(first, model, SPEC.model_copy(update={"max_duration_s": seconds}))
+        planned_information([first], model, SPEC.model_copy(update={"max_duration_s": seconds}))
         for seconds in (300, 3600)
     )
     assert 0 < short < long

@@ -45,7 +45,8 @@ def rows_of(benchmark: Any, rollouts: Any, run: int) -> list[Block]:
         candidate = pod >= world.stable_pods
         number = pod - world.stable_pods if candidate else pod
         track = "candidate" if candidate else "stable"
-        for i in range(traffic.SLICES):
+        for place in range(rollouts.n.shape[1]):
+            i = place % traffic.SLICES
             if number >= (candidate_at if candidate else stable_at)[i]:
                 continue
             common = {
@@ -54,14 +55,15 @@ def rows_of(benchmark: Any, rollouts: Any, run: int) -> list[Block]:
                 "release": track,
                 "track": track,
                 "pod": f"{track}-{number}",
-                "requests": int(rollouts.n[run, i, pod]),
+                "requests": int(rollouts.n[run, place, pod]),
                 "weight_candidate": int(traffic.WEIGHTS[i]),
+                "stratum": "probe" if place >= traffic.SLICES else "",
             }
             figures = {
-                "ttft": ("mean", {"total": float(rollouts.ttft[run, i, pod])}),
-                "tpot": ("mean", {"total": float(rollouts.tpot[run, i, pod])}),
-                "errors": ("count", {"bad": int(rollouts.errors[run, i, pod])}),
-                "ttft_tail": ("count", {"bad": int(rollouts.late[run, i, pod])}),
+                "ttft": ("mean", {"total": float(rollouts.ttft[run, place, pod])}),
+                "tpot": ("mean", {"total": float(rollouts.tpot[run, place, pod])}),
+                "errors": ("count", {"bad": int(rollouts.errors[run, place, pod])}),
+                "ttft_tail": ("count", {"bad": int(rollouts.late[run, place, pod])}),
             }
             rows += [
                 Block.model_validate({**common, "metric": name, "kind": kind, **value})
@@ -114,8 +116,9 @@ def history_rows(benchmark: Any, rollouts: Any, run: int) -> list[Block]:
         {"candidate_errors": 0.2, "capacity": "replace", "history_h": 0.0},
         {"rate": 8.0, "replicas": 4, "history_h": 1.0},
         {"rate": 2.0, "replicas": 2, "slow_share": 0.1, "history_h": 0.0},
+        {"rate": 4.0, "replicas": 2, "probes": 2.0, "history_h": 0.0},
     ],
-    ids=["slow", "errors", "good", "late"],
+    ids=["slow", "errors", "good", "late", "probes"],
 )
 def test_the_benchmark_decides_as_looks_one_by_one_do(
     benchmark: Any, change: dict[str, Any]

@@ -128,3 +128,22 @@ def test_evidence_starts_afresh_where_the_weight_rises() -> None:
     ]
     assert restarts(closed_blocks(without_repeats(rows), TTFT, SPEC)) == (0, 2, 5)
     assert restarts(()) == ()
+
+
+def test_strata_close_blocks_of_their_own() -> None:
+    users = [r for i in range(1, 5) for r in both(5.0 * i, 40, 10)]
+    probes = [r for i in range(1, 5) for r in both(5.0 * i, 30, 30, stratum="probe")]
+    blocks = closed_blocks(without_repeats([*users, *probes]), TTFT, SPEC)
+    assert [(b.end_s, b.stratum, b.candidate.all.requests) for b in blocks] == [
+        (5.0, "probe", 30),
+        (10.0, "", 20),
+        (10.0, "probe", 30),
+        (15.0, "probe", 30),
+        (20.0, "", 20),
+        (20.0, "probe", 30),
+    ]
+
+
+def test_the_same_slice_of_two_strata_is_no_repeat() -> None:
+    rows = both(5, 40, 10) + both(5, 40, 10, stratum="probe")
+    assert len(without_repeats([*rows, *rows])) == 4
