@@ -120,6 +120,40 @@ def render_autoscaler(
         fail(error)
 
 
+@render_app.command("servers")
+def render_servers(
+    model: Annotated[str, typer.Argument(help="Name of the model.", show_default=False)],
+    environment: Annotated[
+        str, typer.Argument(help="Name of the environment.", show_default=False)
+    ],
+    release: Annotated[str, typer.Option(help="Empty: the channel's stable release.")] = "",
+    replicas: Annotated[int, typer.Option(help="How many servers.")] = 1,
+) -> None:
+    """Print the objects that serve a release, as a rollout would apply them."""
+    from trainyard.deploy.manifests import to_yaml
+    from trainyard.releases import load_release
+    from trainyard.serving.kubernetes.manifests import server_manifests
+    from trainyard.store.factory import open_store
+
+    try:
+        _namespace_of(environment)
+        place = _environments().environments[environment]
+        release_id = release or _stable_release(model, environment)
+        found = load_release(open_store(settings()), model, release_id, settings())
+        made = server_manifests(
+            found,
+            environment,
+            place.kubernetes,
+            replicas,
+            settings(),
+            capacity=place.capacity,
+            priority_class=place.kubernetes.stable_priority_class,
+        )
+        typer.echo(to_yaml(made.objects), nl=False)
+    except TrainyardError as error:
+        fail(error)
+
+
 def _environments() -> Any:
     """Return the environments of this installation; None if it has no file of them."""
     from trainyard.spec.loader import load_environments

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.unit.serving.kubernetes.serving_cases import release
 from typer.testing import CliRunner, Result
 
 from trainyard import cli
 from trainyard.deploy.manifests import load_overlay
 from trainyard.errors import BadInput
+from trainyard.serving.kubernetes.manifests import server_manifests
 from trainyard.settings import get_settings
+from trainyard.spec.kubernetes import KubernetesServing
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENTS: dict[str, Any] = {
@@ -83,6 +86,27 @@ def test_an_autoscaler_is_printed_for_a_release() -> None:
     assert printed["spec"]["scaleTargetRef"]["name"] == "llama-0123456789ab-production"
 
 
+def test_the_servers_of_a_release_are_printed_as_they_would_be_applied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRAINYARD_STORE", "s3://models/yard")
+    get_settings.cache_clear()
+    made = release("neuron-native")
+    monkeypatch.setattr("trainyard.releases.load_release", lambda *_: made)
+
+    done = run("servers", made.model, "production", "--release", made.release_id)
+
+    assert done.exit_code == 0, done.stderr
+    printed = list(yaml.safe_load_all(done.stdout))
+    place = KubernetesServing.model_validate(
+        ENVIRONMENTS["environments"]["production"]["kubernetes"]
+    )
+    expected = server_manifests(
+        made, "production", place, 1, get_settings(), priority_class=place.stable_priority_class
+    )
+    assert printed == json.loads(json.dumps(expected.objects))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -93,6 +117,7 @@ def test_an_autoscaler_is_printed_for_a_release() -> None:
         (("values", "airflow", "nothing"), "no overlay"),
         (("autoscaler", "llama", "elsewhere"), "no environment on platform kubernetes"),
         (("autoscaler", "llama", "production"), "no stable release"),
+        (("servers", "llama", "elsewhere"), "no environment on platform kubernetes"),
     ],
 )
 def test_what_cannot_be_rendered_is_refused(arguments: tuple[str, ...], said: str) -> None:

@@ -552,6 +552,19 @@ def test_an_adopted_deployment_is_scaled_and_never_deleted(
     assert (found["spec"]["replicas"], found["spec"]["template"]) == (0, template)
 
 
+def test_an_adopted_deployment_that_was_stopped_is_woken_whatever_scales_it(
+    adopted: FakeCluster, host: KubernetesHost
+) -> None:
+    body = autoscaler(AUTOSCALER, minReplicas=1, maxReplicas=6)
+    body["spec"]["scaleTargetRef"]["name"] = "vllm"
+    adopted.put(AUTOSCALER, body)
+    host.scale(ENVIRONMENT, THEIRS, 3)
+    assert deployment(adopted, "vllm")["spec"]["replicas"] == 1
+    host.remove(ENVIRONMENT, THEIRS)
+    host.scale(ENVIRONMENT, THEIRS, 2)
+    assert deployment(adopted, "vllm")["spec"]["replicas"] == 2
+
+
 def test_without_the_right_to_mark_pods_an_adopted_deployment_is_scaled_all_the_same(
     adopted: FakeCluster, host: KubernetesHost, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -156,7 +156,10 @@ class KubernetesHost:
             log.warning("New pods of %s cannot be marked: %s", release_id, error)
         name, model = live["metadata"]["name"], release_id.rpartition("-")[0]
         found = find_autoscalers(cluster, place.namespace, environment, model)
-        if live["spec"].get("replicas") != replicas and not scales(found, name):
+        present = live["spec"].get("replicas")
+        # No autoscaler wakes what has no replicas.
+        decides = bool(present) and bool(replicas) and scales(found, name)
+        if present != replicas and not decides:
             _scale(cluster, name, place.namespace, replicas)
 
     def remove(self, environment: str, release_id: str) -> None:
