@@ -15,6 +15,7 @@ All calls block.
     409                                      Conflict
     422 of a JSON Patch                      Conflict: one of its tests did not hold
     400, 422 and other 4xx                   BadInput
+    500 of what cannot be applied            BadInput: a field has another type than its kind says
     429, 5xx, no connection, no answer       Transient
 """
 
@@ -36,6 +37,8 @@ Object = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+_NOT_OF_ITS_KIND = "failed to create typed patch object"
+"""How API servers begin to refuse an apply whose fields do not fit their kind, with a 500."""
 PAGE = 500
 """Objects of one answer to a list."""
 
@@ -397,6 +400,8 @@ def _error(code: int, status: Mapping[str, Any], what: str) -> TrainyardError:
             "causes"
         ):
             return Conflict(message)
+        case 500 if _NOT_OF_ITS_KIND in said:
+            return BadInput(message)
         case _ if 400 <= code < 500 and code not in (401, 408, 429):
             return BadInput(message)
         case _:

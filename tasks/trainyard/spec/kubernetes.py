@@ -12,14 +12,17 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from trainyard.spec.part import SpecPart
 
-DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+DNS_LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+DNS_NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
+ABSOLUTE_PATH_PATTERN = r"^/[^\x00:]*$"
+ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL_PATTERN)]
 """Names of namespaces, service accounts and ports."""
-DnsName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$", max_length=253)
-]
+DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME_PATTERN)]
 """Names of most objects."""
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00:]*$")]
-EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+AbsolutePath = Annotated[str, StringConstraints(pattern=ABSOLUTE_PATH_PATTERN)]
+EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME_PATTERN)]
 
 
 class Toleration(SpecPart):
@@ -31,7 +34,7 @@ class Toleration(SpecPart):
     """`Equal` compares the value too."""
     value: str = ""
     """Value of the taint, with `Equal`."""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Empty: every effect."""
 
 
@@ -114,14 +117,32 @@ class KubernetesServing(PodDefaults):
     """Namespace of the Gateway. Empty: the servers' own."""
     gateway_class: DnsName = "eg"
     """Class of the Gateway: `eg` is Envoy Gateway's."""
+    gateway_pods_namespace: DnsLabel = "envoy-gateway-system"
+    """Namespace of the pods behind the Gateway, which count arrivals."""
+    gateway_stats_port: int = Field(default=19001, ge=1, le=65535)
+    """Port of those pods at which `/stats/prometheus` answers; 19001 is Envoy Gateway's."""
     hostnames: tuple[DnsName, ...] = ()
     """Host names of the route. Empty: all that the Gateway has."""
     node_cache: NodeCacheVolume | None = NodeCacheVolume()
     """Empty (null): each pod fetches its files anew into a volume of its own."""
+    files_gib: int = Field(default=200, ge=1)
+    """GiB of the node's disk that a server asks for its files, where there is no node cache."""
+    trusted_keys: DnsName | None = "trainyard-trusted-keys"
+    """ConfigMap with `trusted-keys.json`, as `trainyard keys` writes it: whose signatures count.
+    Empty (null): `env` names a file of a mount."""
+    run_as_user: int | None = Field(default=None, ge=1)
+    """User id of servers and their files. Empty: the image's own, which is root in AWS's."""
+    server_cpu: float | None = Field(default=None, gt=0)
+    """Cores that a server asks for. Empty: one for each logical core of its devices."""
+    server_memory_gib: float | None = Field(default=None, gt=0)
+    """GiB of memory that a server asks for. Empty: most of its devices' share of the instance; on
+    lane `cpu` its KV cache and 3 GiB."""
     stable_priority_class: DnsName | None = "trainyard-stable"
     """PriorityClass of servers; above that of every step. Empty (null): the cluster's default."""
-    candidate_priority_class: DnsName | None = "trainyard-candidate"
-    """PriorityClass of a new release's servers until its first promotion."""
+    candidate_priority_class: DnsName | None = None
+    """PriorityClass of servers that begin beside a stable release. They keep it when they are
+    promoted, since another one would restart them. Empty (null): the stable one, so that nothing
+    ever displaces a server that was promoted."""
 
 
 class CapacityReservation(SpecPart):
