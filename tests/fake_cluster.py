@@ -474,7 +474,11 @@ class FakeCluster(KubernetesEmulator):
         stored = self._find(kind, key)
         if content == "application/json-patch+json":
             body = _json_patched(stored.body, request.data)
-        elif content == "application/merge-patch+json":
+        elif content == "application/merge-patch+json" or (
+            # They differ in lists with keys only.
+            content == "application/strategic-merge-patch+json"
+            and set(request.data) == {"metadata"}
+        ):
             body = _merge_patched(stored.body, request.data)
         else:
             raise Refusal(
@@ -748,8 +752,17 @@ def _manager(request: Any, operation: str, sub: str = "") -> Manager:
 def _selected(body: Object, selector: str) -> bool:
     labels = body["metadata"].get("labels") or {}
     for term in filter(None, selector.split(",")):
-        name, _, value = term.partition("=")
-        if labels.get(name) != value:
+        if term.startswith("!"):
+            good = term[1:] not in labels
+        elif "=" not in term:
+            good = term in labels
+        elif "!=" in term:
+            name, _, value = term.partition("!=")
+            good = labels.get(name) != value
+        else:
+            name, _, value = term.partition("=")
+            good = labels.get(name) == value
+        if not good:
             return False
     return True
 

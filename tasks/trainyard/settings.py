@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     environments: Path = Field(default_factory=lambda: Path.cwd() / "dags" / "environments.yaml")
     """File that describes the environments."""
 
+    manifests: Path = Field(default_factory=lambda: Path.cwd() / "k8s")
+    """Folder of the cluster's manifests, for `trainyard render`."""
+
     work: Path | None = None
     """Scratch folder of running steps; may be lost at any time. Empty: `work` below the home."""
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.fake_cluster import FakeCluster
 from tests.rollout_world import MODEL, make_release
 
 from trainyard.documents.release import Release
 from trainyard.errors import BadInput, NotFound
+from trainyard.kubernetes.kinds import DEPLOYMENT
+from trainyard.kubernetes.labels import server_object_name
 from trainyard.releases import release_id_of, store_release
 from trainyard.rollout.channel_store import read_channel
 from trainyard.settings import Settings
@@ -23,7 +26,7 @@ ENVIRONMENTS = """
 schema: trainyard/v1
 environments:
   production: {target: cpu, devices: 2}
-  cluster: {target: cpu, platform: kubernetes}
+  cluster: {target: cpu, platform: kubernetes, kubernetes: {namespace: serving, image: serve}}
 """
 
 
@@ -64,12 +67,41 @@ def test_a_check_touches_nothing(rollouts: Rollouts, release: Release, store: Fo
     assert read_channel(store, MODEL, "production").generation == 0
 
 
-@pytest.mark.parametrize("environment", ["cluster", "nowhere"])
-def test_only_environments_of_this_machine_are_known(
-    rollouts: Rollouts, release: Release, environment: str
+def test_environments_in_a_cluster_are_known_and_no_others(
+    rollouts: Rollouts, release: Release
 ) -> None:
-    with pytest.raises(NotFound, match=f"There is no environment {environment}"):
-        rollouts.check(model=MODEL, environment=environment, release_id=release.release_id)
+    said = rollouts.check(model=MODEL, environment="cluster", release_id=release.release_id)
+    assert "is the first release" in said
+    with pytest.raises(NotFound, match="There is no environment nowhere"):
+        rollouts.check(model=MODEL, environment="nowhere", release_id=release.release_id)
+
+
+def test_a_rollout_in_a_cluster_asks_the_cluster(
+    settings: Settings, store: FolderStore, release: Release, tmp_path: Path
+) -> None:
+    with FakeCluster.running() as fake:
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(fake.kubeconfig())
+        text = settings.environments.read_text()
+        mount = f"host_mounts: [{{host_path: {settings.home}, mount_path: {settings.home}}}]"
+        settings.environments.write_text(text.replace("image: serve", f"image: serve, {mount}"))
+        rollouts = open_rollout(settings.model_copy(update={"kubeconfig": kubeconfig}))
+        tick = rollouts.begin(
+            kind="promote",
+            model=MODEL,
+            environment="cluster",
+            release_id=release.release_id,
+            run_id="run",
+        )
+        result = tick()
+        name = server_object_name("cluster", release.release_id)
+        assert fake.get(DEPLOYMENT, name) is not None
+        assert not result.done
+        assert result.channel.rollout is not None
+        assert result.channel.rollout.phase == "deploying"
+        result = tick()
+        assert result.channel.rollout is not None
+        assert "The cluster has not begun with it yet." in result.channel.rollout.reason
 
 
 def test_without_an_agent_a_rollout_waits_and_is_settled(

@@ -20,7 +20,15 @@ RELEASE = f"{PREFIX}/release"
 MODEL = f"{PREFIX}/model"
 ENVIRONMENT = f"{PREFIX}/environment"
 TARGET = f"{PREFIX}/target"
+STEP = f"{PREFIX}/step"
+PLAN = f"{PREFIX}/plan"
 LANE = f"{PREFIX}/lane"
+ADOPTED = f"{PREFIX}/adopted"
+"""`true` on the Deployment of a release that somebody else deployed."""
+PORT = f"{PREFIX}/port"
+"""Annotation: where the servers of an adopted release listen."""
+CONTAINER = f"{PREFIX}/container"
+"""Annotation: which container of an adopted release's pods serves."""
 MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT = "app.kubernetes.io/component"
 
@@ -35,9 +43,25 @@ def owned(component: str, *, model: str = "", environment: str = "") -> dict[str
     return labels
 
 
+ANY = "*"
+"""Stands for every value of a label in a selector; no label can have it."""
+
+
+def server_labels(*, model: str = "", environment: str = "") -> dict[str, str]:
+    """Return what selects pods that serve a release: ours, and those of adopted Deployments."""
+    labels = {RELEASE: ANY}
+    if model:
+        labels[MODEL] = model
+    if environment:
+        labels[ENVIRONMENT] = environment
+    return labels
+
+
 def selector(labels: Mapping[str, str]) -> str:
     """Return a label selector for the API."""
-    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+    return ",".join(
+        key if value == ANY else f"{key}={value}" for key, value in sorted(labels.items())
+    )
 
 
 def server_object_name(environment: str, release_id: str) -> str:

@@ -103,6 +103,8 @@ class Guard:
 
     settings: Settings
     store: Store
+    elsewhere: frozenset[str] = frozenset()
+    """Environments whose servers are not on this machine; others guard them."""
     routes: dict[ChannelName, Route] = field(default_factory=dict)
     retired: list[Upstream] = field(default_factory=list)
     """Upstreams that get no new requests; to be closed once they have none."""
@@ -126,6 +128,8 @@ class Guard:
         ]
         sights = {}
         for channel in channels:
+            if channel.environment in self.elsewhere:
+                continue
             name = (channel.environment, channel.model)
             self._recall(name)
             sights[name] = Sight(

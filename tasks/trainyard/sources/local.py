@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from trainyard.canonical import digest
 from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
@@ -17,6 +17,9 @@ from trainyard.sources.files import WEIGHTS_SUFFIX, Inspection, inspect_files, u
 from trainyard.sources.protocol import ResolvedRevision, SourceFile, listed
 from trainyard.sources.revision_names import is_revision, natural
 from trainyard.sources.safetensors_header import MAX_HEADER_BYTES
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 SMALL_BYTES = 1 << 20
 """Weight files below this are hashed whole for the fingerprint."""
@@ -157,7 +160,7 @@ def _list(folder: Path) -> tuple[list[SourceFile], list[str]]:
     return files, problems
 
 
-def _open(folder: Path, path: str) -> BinaryIO:
+def _open(folder: Path, path: str) -> io.BufferedReader:
     file = folder / path
     try:
         if not file.resolve().is_relative_to(folder):
@@ -174,7 +177,7 @@ def _open(folder: Path, path: str) -> BinaryIO:
 class _Part(io.RawIOBase):
     """A range of an open file."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: io.BufferedReader, size: int) -> None:
         super().__init__()
         self._file = file
         self._left = size
@@ -182,11 +185,10 @@ class _Part(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        wanted = self._left if size is None or size < 0 else min(size, self._left)
-        data = self._file.read(wanted)
-        self._left -= len(data)
-        return data
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        count = self._file.readinto(memoryview(buffer).cast("B")[: self._left])
+        self._left -= count
+        return count
 
     def close(self) -> None:
         self._file.close()

@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from io import BufferedIOBase
+from typing import cast
 
 from trainyard.errors import TrainyardError, Transient
 from trainyard.sources.protocol import ResolvedRevision, Source, SourceFile
@@ -55,27 +57,29 @@ def _read(
     around: Surroundings,
     start: int,
     size: int,
-) -> bytes:
+) -> bytearray:
     """Read a range whole; what arrived before a failure is kept.
 
     Raises:
         Transient: the source kept failing.
         TrainyardError: what the source raises for good, or `too_short`.
     """
-    pieces: list[bytes] = []
+    content = bytearray(size)
+    room = memoryview(content)
     have = 0
     for pause_s in (*PAUSES_S, None):
         try:
             while have < size:
-                with source.open_range(resolved, file.path, start + have, size - have) as stream:
+                with source.open_range(resolved, file.path, start + have, size - have) as opened:
+                    # Every stream of a source can fill memory; `BinaryIO` does not say so.
+                    stream = cast(BufferedIOBase, opened)
                     before = have
-                    while piece := stream.read(min(READ_BYTES, size - have)):
-                        pieces.append(piece)
-                        have += len(piece)
-                        around.on_read(len(piece))
+                    while count := stream.readinto(room[have : have + READ_BYTES]):
+                        have += count
+                        around.on_read(count)
                 if have == before:
                     raise around.too_short()
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return content
         except (Transient, OSError) as error:
             if pause_s is None:
                 raise _failed(file, error) from error

@@ -19,7 +19,7 @@ from types import TracebackType
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainyard.store.disk import explained, write_all
-from trainyard.store.parts import PART_BYTES, Part, Ranges, in_order, parts_of
+from trainyard.store.parts import PART_BYTES, Bytes, Part, Ranges, in_order, parts_of
 from trainyard.store.transfer import CHUNK_BYTES, Content
 
 KEPT_S = 14 * 24 * 3600.0
@@ -79,7 +79,7 @@ class PartialFile:
             os.ftruncate(self._descriptor, have)
             os.lseek(self._descriptor, have, os.SEEK_SET)
 
-        def read(part: Part) -> bytes:
+        def read(part: Part) -> Bytes:
             return source.read(have + part.start, part.size)
 
         parts = parts_of(source.size - have, PART_BYTES)
@@ -159,6 +159,21 @@ def _open_locked(path: Path) -> int | None:
         if names > 1:
             # It was stored, and must not be written to any more; only this name was left.
             _remove(path)
+        os.close(descriptor)
+
+
+def remove_idle(path: Path) -> None:
+    """Remove a partial file, unless somebody writes it. Raises OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(path)
+    except BlockingIOError:
+        pass
+    finally:
         os.close(descriptor)
 
 

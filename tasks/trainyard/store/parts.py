@@ -13,6 +13,9 @@ from typing import TypeVar
 
 from trainyard.store.transfer import Content
 
+Bytes = bytes | bytearray
+"""What arrived: a buffer that was filled need not be copied."""
+
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
@@ -38,7 +41,7 @@ class Ranges:
     identity: str
     """Names this very content (source, revision, path): what was kept of a cut transfer counts only
     for the same identity."""
-    read: Callable[[int, int], bytes]
+    read: Callable[[int, int], Bytes]
     """Returns exactly that many bytes from that offset, or raises: `read(start, size)`."""
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from trainyard.settings import Settings
+from trainyard.store.parts import Bytes
 from trainyard.store.s3_checksums import Checksums
 from trainyard.store.s3_client import AwsCredentials, S3Place, make_client
 from trainyard.store.s3_errors import (
@@ -34,6 +35,9 @@ WRITE_TOKEN = "trainyard-write"
 
 CONTENT_SHA256 = "trainyard-sha256"
 """Metadata with the sha256 of a file, where it was known before the file was sent."""
+
+KEY_BYTES = 1024
+"""Bytes that S3 allows for the name of an object."""
 
 _RACES = 8
 _FIRST_PAUSE_S = 0.05
@@ -136,7 +140,7 @@ class Bucket:
     def put(
         self,
         key: str,
-        data: bytes,
+        data: Bytes,
         *,
         metadata: Mapping[str, str] | None = None,
         **condition: str,
@@ -154,7 +158,7 @@ class Bucket:
         return str(answer["ETag"])
 
     def put_if(
-        self, key: str, data: bytes, *, metadata: Mapping[str, str] | None = None, **condition: str
+        self, key: str, data: Bytes, *, metadata: Mapping[str, str] | None = None, **condition: str
     ) -> str:
         """Write on a condition (IfNoneMatch, IfMatch) and return the ETag.
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from trainyard.store.parts import Bytes
+
 Algorithm = Literal["CRC64NVME", "SHA256"]
 
 
@@ -46,7 +48,7 @@ class Checksums:
         """S3's word for what is kept of a file made of parts."""
         return "FULL_OBJECT" if self.algorithm == "CRC64NVME" else "COMPOSITE"
 
-    def of(self, data: bytes) -> PartSum:
+    def of(self, data: Bytes) -> PartSum:
         """Return the checksum of `data`."""
         if self.algorithm == "SHA256":
             return PartSum(hashlib.sha256(data).digest(), len(data))

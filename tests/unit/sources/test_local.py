@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from io import BufferedIOBase
 from pathlib import Path
+from typing import cast
 
 import pytest
 from tests.unit.sources.model_files import CONFIG, safetensors, write_model
@@ -329,6 +331,15 @@ class TestOpenRange:
         with source.open_range(resolved, "vocab.txt", start, size) as stream:
             assert stream.read(2) + stream.read() == b"0123456789abcdefghij"[start : start + size]
             assert stream.read(1) == b""
+
+    def test_fills_memory_of_the_caller(self, model: Path) -> None:
+        (model / "vocab.txt").write_bytes(b"0123456789abcdefghij")
+        source = LocalSource(model.parent)
+        room = bytearray(6)
+        with source.open_range(source.resolve("v1"), "vocab.txt", 3, 4) as stream:
+            assert cast(BufferedIOBase, stream).readinto(room) == 4
+            assert stream.read() == b""
+        assert room == b"3456\0\0"
 
     def test_only_of_listed_files(self, model: Path) -> None:
         source = LocalSource(model.parent)

@@ -43,12 +43,15 @@ class CountingStore(FolderStore):
         self.uploaded: list[str] = []
         self.before_upload: dict[str, Exception] = {}
 
-    def upload_ranged(self, key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
+    def upload_ranged(
+        self, key: str, source: Ranges, *, sha256: str | None = None, new: bool = False
+    ) -> FileEntry:
+        assert not (new and self.exists(key)), f"{key} was there at the beginning"
         if (error := self.before_upload.get(key)) is not None:
             raise error
         if not self.exists(key):
             self.uploaded.append(key)
-        return super().upload_ranged(key, source, sha256=sha256)
+        return super().upload_ranged(key, source, sha256=sha256, new=new)
 
 
 class Site:
@@ -263,7 +266,7 @@ class TestCut:
         cancelled = threading.Event()
         really = site.store.upload_ranged
 
-        def upload(key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
+        def upload(key: str, source: Ranges, **options: Any) -> FileEntry:
             if key.endswith("model.safetensors"):
                 reading.set()
                 try:
@@ -275,7 +278,7 @@ class TestCut:
             assert reading.wait(60)
             if key.endswith("config.json"):
                 raise Transient("cut")
-            return really(key, source, sha256=sha256)
+            return really(key, source, **options)
 
         site.store.upload_ranged = upload  # type: ignore[method-assign]
         with pytest.raises(Transient, match="cut"):
@@ -306,8 +309,8 @@ class TestChanges:
         really = site.store.upload_ranged
         done = threading.Event()
 
-        def upload(key: str, source: Ranges, *, sha256: str | None = None) -> FileEntry:
-            entry = really(key, source, sha256=sha256)
+        def upload(key: str, source: Ranges, **options: Any) -> FileEntry:
+            entry = really(key, source, **options)
             if not done.is_set():
                 done.set()
                 text = json.dumps({"version": "1.1" if how == "same size" else "longer"})

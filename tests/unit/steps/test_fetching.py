@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import pytest
 
@@ -12,6 +12,9 @@ from trainyard.errors import BadInput, NotFound, Transient
 from trainyard.sources.protocol import ResolvedRevision, SourceFile
 from trainyard.steps.fetching import PAUSES_S, Surroundings, ranges_of
 from trainyard.store.parts import Ranges
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
 
 DATA = bytes(range(250)) * 10
 
@@ -43,11 +46,11 @@ class Breaking(io.BytesIO):
         super().__init__(data)
         self.failure = failure
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        if not data:
+    def readinto(self, buffer: Buffer, /) -> int:
+        count = super().readinto(buffer)
+        if not count:
             raise self.failure
-        return data
+        return count
 
 
 class World:

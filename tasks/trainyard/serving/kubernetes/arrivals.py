@@ -35,7 +35,7 @@ from pydantic import TypeAdapter, ValidationError
 from trainyard.canonical import digest, short
 from trainyard.kubernetes.client import Cluster, Object
 from trainyard.kubernetes.kinds import POD
-from trainyard.kubernetes.labels import RELEASE, owned
+from trainyard.kubernetes.labels import PORT, RELEASE, owned, server_labels
 from trainyard.serving.guard import FIRST_ANSWERS, ReleaseHealth
 from trainyard.serving.kubernetes.route import SPLIT, find_rule
 from trainyard.serving.protocol import ReleaseTraffic, RouteStatus
@@ -43,8 +43,6 @@ from trainyard.spec.kubernetes import KubernetesServing
 
 log = logging.getLogger(__name__)
 
-SERVERS = "server"
-"""Component label of servers' pods."""
 PROXY = "proxy"
 """Component label of our proxies' pods."""
 HTTP_PORT = "http"
@@ -149,7 +147,7 @@ class GatewayDataPlane:
             log.warning("No pod of Gateway %s is ready: nobody counts arrivals", place.gateway)
             return None
         servers, _ = self._cluster.list(
-            POD, place.namespace, labels=owned(SERVERS, model=model, environment=environment)
+            POD, place.namespace, labels=server_labels(model=model, environment=environment)
         )
         urls = {
             pod["metadata"]["uid"]: f"http://{address(pod, place.gateway_stats_port)}{STATS_PATH}"
@@ -401,7 +399,10 @@ def is_ready(pod: Object) -> bool:
 
 
 def port_of(pod: Object, name: str, default: int) -> int:
-    """Return a named port of a pod."""
+    """Return a named port of a pod; of an adopted one, where it serves."""
+    adopted = (pod["metadata"].get("annotations") or {}).get(PORT)
+    if adopted is not None and name == HTTP_PORT:
+        return int(adopted)
     for container in (pod.get("spec") or {}).get("containers") or []:
         for port in container.get("ports") or []:
             if port.get("name") == name:

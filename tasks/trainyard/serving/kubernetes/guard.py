@@ -28,13 +28,12 @@ from datetime import UTC, datetime
 from trainyard.errors import Conflict, TrainyardError
 from trainyard.kubernetes.client import Cluster, Object
 from trainyard.kubernetes.kinds import HTTP_ROUTE, LEASE, POD, Kind
-from trainyard.kubernetes.labels import ENVIRONMENT, GUARD_MANAGER, RELEASE, owned
+from trainyard.kubernetes.labels import ENVIRONMENT, GUARD_MANAGER, RELEASE, owned, server_labels
 from trainyard.kubernetes.mirror import Mirror
 from trainyard.serving.guard import ReleaseHealth, RouteDecision, Wish, decide
 from trainyard.serving.guard_events import GuardMemory, remember
 from trainyard.serving.guard_loop import ChannelName
 from trainyard.serving.kubernetes.arrivals import (
-    SERVERS,
     DataPlane,
     FuseCounts,
     is_ready,
@@ -148,16 +147,16 @@ class ClusterGuard:
         self._sights: dict[ChannelName, ChannelSight] = {}
         self.ticked_at = monotonic()
         """Monotonic seconds at the last tick's end."""
-        self._routes = self._mirror(HTTP_ROUTE, ROUTE)
-        self._lease_objects = self._mirror(LEASE, LEASES)
-        self._pods = self._mirror(POD, SERVERS)
+        self._routes = self._mirror(HTTP_ROUTE, owned(ROUTE))
+        self._lease_objects = self._mirror(LEASE, owned(LEASES))
+        self._pods = self._mirror(POD, server_labels())
 
-    def _mirror(self, kind: Kind, component: str) -> Mirror:
+    def _mirror(self, kind: Kind, labels: Mapping[str, str]) -> Mirror:
         return Mirror(
             self._cluster,
             kind,
             self._namespace,
-            labels=owned(component),
+            labels=labels,
             changed=self.wake.set,
         )
 

@@ -20,14 +20,13 @@ import uvicorn
 from trainyard.errors import TrainyardError
 from trainyard.kubernetes.client import Cluster, Object
 from trainyard.kubernetes.kinds import HTTP_ROUTE, POD
-from trainyard.kubernetes.labels import ENVIRONMENT, MODEL, RELEASE, owned
+from trainyard.kubernetes.labels import ENVIRONMENT, MODEL, RELEASE, owned, server_labels
 from trainyard.kubernetes.mirror import Mirror
 from trainyard.serving.guard import RouteDecision
 from trainyard.serving.guard_loop import ChannelName
 from trainyard.serving.kubernetes.arrivals import (
     DEFAULT_HTTP_PORT,
     HTTP_PORT,
-    SERVERS,
     is_ready,
     port_of,
 )
@@ -149,7 +148,7 @@ async def _serve(
             loop.call_soon_threadsafe(changed.set)
 
     routes = Mirror(cluster, HTTP_ROUTE, namespace, labels=owned(ROUTE), changed=tell).start()
-    pods = Mirror(cluster, POD, namespace, labels=owned(SERVERS), changed=tell).start()
+    pods = Mirror(cluster, POD, namespace, labels=server_labels(), changed=tell).start()
     async with asyncio.TaskGroup() as group:
         following = group.create_task(_follow(follower, routes, pods, changed))
         # Nobody is served before the routes are known: the pod is not ready until it listens.

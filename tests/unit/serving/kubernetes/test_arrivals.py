@@ -23,6 +23,7 @@ from trainyard.serving.kubernetes.arrivals import (
     ProxyAnswer,
     gateway_sight,
     parse_endpoints,
+    port_of,
     proxies_sight,
     rule_cluster,
 )
@@ -324,3 +325,13 @@ def test_what_cannot_be_told_is_none(
             fake.remove(POD, "envoy-1", "envoy-gateway-system")
     assert router.status(ENVIRONMENT, MODEL) is None
     assert caplog.text
+
+
+def test_an_adopted_pod_says_where_it_serves() -> None:
+    pod = {
+        "metadata": {"annotations": {"trainyard.dev/port": "80"}},
+        "spec": {"containers": [{"ports": [{"name": "http", "containerPort": 9000}]}]},
+    }
+    assert port_of(pod, "http", 8000) == 80
+    assert port_of(pod, "status", 8081) == 8081
+    assert port_of({**pod, "metadata": {}}, "http", 8000) == 9000

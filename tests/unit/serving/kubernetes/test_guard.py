@@ -178,6 +178,19 @@ def test_the_route_follows_the_channel(world: World) -> None:
     )
 
 
+def test_pods_of_an_adopted_deployment_are_servers(world: World) -> None:
+    def adopted(body: Object) -> None:
+        labels = body["metadata"]["labels"]
+        ours = {key: labels[key] for key in labels if key.startswith("trainyard.dev/")}
+        body["metadata"]["labels"] = {"app": "vllm", **ours}
+
+    world.fake.edit(POD, f"{OLD}-0", adopted)
+    world.guard()
+    world.wish(10)
+    world.until(world.has(90, 10))
+    assert world.state == "following"
+
+
 def test_a_route_that_is_right_is_left_alone(world: World) -> None:
     world.guard()
     world.wish(10)
