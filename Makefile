@@ -26,7 +26,7 @@ TORCH_SOURCE := $(foreach place,$(PIP_FIND_LINKS),--find-links $(place))
 endif
 
 # Those that are programs of their own; the others are pytest's.
-BENCHMARKS := $(filter-out tests/benchmarks/test_% tests/benchmarks/conftest.py,$(wildcard tests/benchmarks/*.py))
+BENCHMARKS := $(filter-out tests/benchmarks/test_% tests/benchmarks/conftest.py,$(wildcard tests/benchmarks/*.py tests/benchmarks/*/__main__.py))
 
 # A stamp carries the digest of what it was made from, so a changed lock, on whichever branch,
 # brings its environment up to date and an unchanged one costs nothing.

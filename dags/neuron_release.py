@@ -95,6 +95,14 @@ with DAG(
             "environments file. Empty: publish only.",
             section="Where",
         ),
+        "accept_unproven": Param(
+            False,
+            type="boolean",
+            title="Accept what is unproven",
+            description_md="Go on although nobody has proven the image, instance and lane of a "
+            "target (`trainyard doctor neuron`). `production` refuses it otherwise.",
+            section="Where",
+        ),
     },
 ):
     plan = PlanOperator(

@@ -65,6 +65,10 @@ class FakeS3:
         self.client.create_bucket(Bucket=name)
         return name
 
+    def place(self) -> dict[str, str]:
+        """Return a new bucket of the fake, and where another process reaches it past the proxy."""
+        return {"bucket": self.new_bucket(), "url": self.moto_url}
+
     @staticmethod
     def _client(url: str) -> Any:
         settings = Settings(store="s3://bucket", s3_endpoint_url=url, **FAST)

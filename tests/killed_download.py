@@ -1,23 +1,19 @@
 """Downloads that are killed: a process that forks one attempt after the other.
 
 Forking spares each attempt the second that imports take. An attempt kills itself with SIGKILL at
-the n-th event: a call of the system that changes a folder, or the beginning or the end of a
-request to S3.
+the n-th event (see `tests.kills`).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from tests.kills import Events
 
 from trainyard.documents.plan import Plan
 from trainyard.settings import Settings
@@ -27,7 +23,6 @@ from trainyard.store import partial
 from trainyard.store.documents import read_document
 from trainyard.store.factory import open_store
 from trainyard.store.layout import plan_key
-from trainyard.store.s3_bucket import Bucket
 
 PLAN_ID = "p1"
 FOLDER_PART_BYTES = 1 << 20
@@ -35,33 +30,6 @@ FOLDER_PART_BYTES = 1 << 20
 
 NO_DOCUMENT_BYTES = 1 << 16
 """Whatever is larger is no document."""
-
-_CALLS = ("write", "fsync", "link", "replace", "unlink", "ftruncate", "fchmod")
-
-
-class Events:
-    """Counts events of all threads and kills this process at one of them."""
-
-    def __init__(self, die_at: int) -> None:
-        self.die_at = die_at
-        self.numbers = itertools.count(1)
-        self.last = 0
-        self.mutex = threading.Lock()
-
-    def happened(self) -> None:
-        with self.mutex:
-            self.last = next(self.numbers)
-            if self.last == self.die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            self.happened()
-            result = call(*args, **kwargs)
-            self.happened()
-            return result
-
-        return wrapped
 
 
 def attempt(settings: dict[str, Any], die_at: int, report: str) -> int:
@@ -80,11 +48,7 @@ def attempt(settings: dict[str, Any], die_at: int, report: str) -> int:
 
     os.write = write  # type: ignore[assignment]
     partial.PART_BYTES = FOLDER_PART_BYTES
-    if made.store.startswith("s3:"):
-        Bucket.call = events.around(Bucket.call)  # type: ignore[method-assign]
-    else:
-        for name in _CALLS:
-            setattr(os, name, events.around(getattr(os, name)))
+    events.watch(in_folder=not made.store.startswith("s3:"))
     with open(os.devnull, "w") as nowhere:
         code = run_step(
             "download",

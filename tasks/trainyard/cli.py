@@ -15,6 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainyard import __version__
+from trainyard.cli_doctor import doctor_app
+from trainyard.cli_judge import judge
+from trainyard.cli_presets import presets_app
 from trainyard.cli_render import render_app
 from trainyard.cli_store import store_app
 from trainyard.console import err, out
@@ -49,6 +52,9 @@ PLATFORM = "The platform on this machine"
 app.add_typer(node_cache, name="node-cache", rich_help_panel=PLATFORM)
 app.add_typer(store_app, name="store", rich_help_panel=LOOK)
 app.add_typer(render_app, name="render", rich_help_panel=LOOK)
+app.add_typer(presets_app, name="presets", rich_help_panel=LOOK)
+app.add_typer(doctor_app, name="doctor", rich_help_panel=LOOK)
+app.command(rich_help_panel=LOOK)(judge)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
 TargetOption = Annotated[
@@ -59,6 +65,13 @@ DieWithParentOption = Annotated[
     typer.Option(
         "--die-with-parent",
         help="Stop when standard input closes. Airflow uses it; a terminal has no need of it.",
+    ),
+]
+AcceptUnprovenOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-unproven",
+        help="Go on although nobody has proven image, instance and lane of a target.",
     ),
 ]
 ModelArgument = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
@@ -140,6 +153,7 @@ def plan(
         list[str] | None,
         typer.Option(help="Environment to promote to; may be repeated; with --model."),
     ] = None,
+    accept_unproven: AcceptUnprovenOption = False,
     plan_id: Annotated[
         str, typer.Option("--plan", help="Id of the plan; empty: made from its content.")
     ] = "",
@@ -153,11 +167,11 @@ def plan(
 
     if bool(request) == bool(model):
         _fail(BadInput("Give either --request or --model."))
-    if request and (revision or environment):
+    if request and (revision or environment or accept_unproven):
         _fail(
             BadInput(
-                "--revision and --environment go with --model only.",
-                hint='Put "revision" and "environments" into the request.',
+                "--revision, --environment and --accept-unproven go with --model only.",
+                hint='Put "revision", "environments" and "accept_unproven" into the request.',
             )
         )
     try:
@@ -165,7 +179,10 @@ def plan(
             ReleaseRequest.model_validate_json(request)
             if request
             else ReleaseRequest(
-                model=model, revision=revision or None, environments=tuple(environment or ())
+                model=model,
+                revision=revision or None,
+                environments=tuple(environment or ()),
+                accept_unproven=accept_unproven,
             )
         )
     except ValidationError as error:
@@ -677,6 +694,7 @@ def request_release(
         str,
         typer.Option(help="Settings that this release changes, as JSON.", show_default=False),
     ] = "",
+    accept_unproven: AcceptUnprovenOption = False,
     key: KeyOption = "",
     wait: WaitOption = False,
     timeout: TimeoutOption = 86400.0,
@@ -692,6 +710,7 @@ def request_release(
             targets=tuple(target or ()),
             environments=tuple(environment or ()),
             overrides=parse_overrides(overrides),
+            accept_unproven=accept_unproven,
             key=key,
         ),
         timeout if wait else None,

@@ -83,27 +83,6 @@ def render_values(
     _warn_of_examples([loaded])
 
 
-@render_app.command("pools")
-def render_pools() -> None:
-    """Print Airflow's pools for the environments file, as `airflow pools import` takes them."""
-    from trainyard.platform.pools import pools_of
-
-    try:
-        known = _environments()
-    except TrainyardError as error:
-        fail(error)
-    pools = {
-        pool.name: {
-            "slots": pool.slots,
-            "description": pool.description,
-            # The work of a deferred task goes on in its pod.
-            "include_deferred": True,
-        }
-        for pool in pools_of(known.steps if known is not None else None)
-    }
-    typer.echo(json.dumps(pools, indent=2))
-
-
 @render_app.command("autoscaler")
 def render_autoscaler(
     model: Annotated[str, typer.Argument(help="Name of the model.", show_default=False)],

@@ -176,18 +176,20 @@ def verify(
 @store_app.command()
 def du(as_json: JsonOption = False) -> None:
     """Show where the bytes are, by kind and model, and what `gc --delete` would free."""
-    from trainyard.care.decide import decide
-    from trainyard.care.gc import policy_of
+    from trainyard.care.gc import Collection, policy_of
     from trainyard.care.inventory import Reader
     from trainyard.care.usage import usage
 
     found, store = _open()
     now = datetime.now(UTC)
+    collection = Collection(
+        store, policy_of(found), pause_s=0.0, lock_s=0.0, say=err.print, now=lambda: now
+    )
     try:
         facts = Reader(store).facts(now)
+        used = usage(facts, collection.judge(facts))
     except TrainyardError as error:
         fail(error)
-    used = usage(facts, decide(facts, now, policy_of(found)))
     if as_json:
         _print_json([vars(each) for each in used])
         return

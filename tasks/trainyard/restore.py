@@ -18,8 +18,9 @@ from typing import Protocol
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest
 from trainyard.documents.channel import Channel
 from trainyard.documents.release import Release
-from trainyard.errors import BadInput, NotFound, Refused, Transient
+from trainyard.errors import BadInput, NotFound, Transient
 from trainyard.lanes.registry import get_lane
+from trainyard.lanes.start_check import refuse_misfit
 from trainyard.materialize import (
     DEFAULT_MEANS,
     Materialized,
@@ -189,19 +190,8 @@ def _restore(
         model_dir=materialize_checkpoint(store, checkpoint, dest / "model", means),
         cache_dir=materialize_bundle(store, bundle, dest / "cache", means),
     )
-    _refuse_other_code(release, where.cache_dir)
+    refuse_misfit(get_lane(release.lane), release.target, where.cache_dir)
     return Restored(release.release_id, where, size_bytes, monotonic() - started, 0, "")
-
-
-def _refuse_other_code(release: Release, cache_dir: Path) -> None:
-    """Refuse a bundle that its server would load in silence although it is not what it asks for."""
-    problems = get_lane(release.lane).restored_problems(cache_dir, release.target)
-    if problems:
-        raise Refused(
-            f"The bundle of {release.release_id} was compiled for something else: "
-            f"{' '.join(problems)}",
-            hint="Its server would ignore its own arguments: release the model again.",
-        )
 
 
 def evict_from_cache(store: Store, settings: Settings, limit_gib: float | None) -> Eviction:

@@ -10,6 +10,7 @@ from functools import partial
 
 from trainyard.documents.base import Provenance
 from trainyard.kubernetes.client import Cluster
+from trainyard.proofs import read_proofs
 from trainyard.releases import load_release
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.judge import judge
@@ -60,6 +61,7 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
             guard_events=partial(guard_events, store),
             environments=environments,
             drain_timeout_s=settings.drain_timeout_s,
+            proven=lambda target: read_proofs(store, settings).of(target) is not None,
             tell=tell or (lambda line: None),
             provenance=Provenance.of(settings),
         )

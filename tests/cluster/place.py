@@ -19,7 +19,7 @@ import psutil
 
 from trainyard.errors import BadInput, NotFound
 from trainyard.kubernetes.client import Cluster, Object
-from trainyard.kubernetes.kinds import HTTP_ROUTE, NAMESPACE, NODE, POD, Kind
+from trainyard.kubernetes.kinds import GATEWAY, HTTP_ROUTE, NAMESPACE, NODE, POD, Kind
 from trainyard.settings import Settings
 from trainyard.spec.kubernetes import HostMount
 
@@ -75,6 +75,8 @@ class Place:
     gateway: str
     gateway_namespace: str
     gateway_class: str
+    gateway_url: str = ""
+    """Where this machine reaches the Gateway; empty: at its first address."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment of every pod."""
 
@@ -139,6 +141,19 @@ class Place:
         """Volume mounts of containers, and volumes of pods, for the tests' mounts."""
         volumes, inside = volumes_of(self.mounts)
         return inside, volumes
+
+    @property
+    def url_of_traffic(self) -> str:
+        """Where clients on this machine send requests: to the Gateway, or to our proxy's pod."""
+        if self.data_plane == "proxy":
+            (pod,) = self.pods({"app.kubernetes.io/component": "proxy"})
+            return f"http://{pod['status']['podIP']}:8080"
+        if self.gateway_url:
+            return self.gateway_url
+        found = self.cluster.get(GATEWAY, self.gateway, self.gateway_namespace) or {}
+        addresses = (found.get("status") or {}).get("addresses")
+        assert addresses, f"Gateway {self.gateway} has no address: set {PREFIX}GATEWAY_URL"
+        return f"http://{addresses[0]['value']}"
 
     def kill(self, pod: str) -> None:
         """End a pod's processes at once, without a chance to say goodbye, where we can."""
@@ -256,7 +271,15 @@ def place(shared: Path) -> Iterator[Place]:
     namespace = f"trainyard-test-{uuid.uuid4().hex[:8]}"
     cluster.create(
         NAMESPACE,
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
+        {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {
+                "name": namespace,
+                # Pods mount folders of the node, whatever the cluster's default is.
+                "labels": {"pod-security.kubernetes.io/enforce": "privileged"},
+            },
+        },
     )
     with removed_at_the_end(cluster, namespace), route_kind(cluster):
         account = told("SERVICE_ACCOUNT") or made_account(cluster, namespace)
@@ -381,6 +404,7 @@ def found_place(
         gateway=told("GATEWAY", "inference"),
         gateway_namespace=told("GATEWAY_NAMESPACE") or namespace,
         gateway_class=told("GATEWAY_CLASS", "eg"),
+        gateway_url=told("GATEWAY_URL"),
     )
     return with_image(made, here=here)
 

@@ -14,6 +14,7 @@ Airflow runs on this machine, which must reach the pods, as Airflow does in a cl
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,22 @@ import pytest
 import yaml
 from tests.cluster.data_plane import KINDS, all_ready, deployed
 from tests.cluster.place import Place, away, wait_for
-from tests.platform_world import ENVIRONMENT, MODEL, RELEASE, ROLLBACK, Platform, note
+from tests.platform_world import (
+    ENVIRONMENT,
+    MODEL,
+    PROMOTE,
+    RELEASE,
+    ROLLBACK,
+    SERVE_PYTHON,
+    Platform,
+    note,
+)
 
 from trainyard.kubernetes.kinds import DEPLOYMENT, EVENT, HTTP_ROUTE, LEASE, POD
 from trainyard.kubernetes.labels import MODEL as MODEL_LABEL
 from trainyard.kubernetes.labels import RELEASE as RELEASE_LABEL
 from trainyard.kubernetes.labels import owned, route_name, server_object_name
+from trainyard.platform.control import up
 from trainyard.serving.kubernetes.channel_init import init_channel
 from trainyard.serving.kubernetes.guard import ELECTION
 from trainyard.serving.kubernetes.route import split_weights
@@ -48,6 +59,20 @@ class ClusterPlatform(Platform):
 
     here: Place | None = None
     proxy_url: str = ""
+
+    def start(self) -> None:
+        """Start the platform with two revisions that were trained for a moment.
+
+        They answer in the right form, and mostly wrong: how good a model is is not the subject.
+        """
+        self.models.mkdir(parents=True)
+        for revision, steps in (("r1", 100), ("r2", 120)):
+            command = ["-m", "trainyard.demo.training", "--out", str(self.models)]
+            command += ["--revisions", revision, "--steps", str(steps)]
+            subprocess.run([str(SERVE_PYTHON), *command], check=True, timeout=900)
+        self.address = up(self.settings, note)
+        for dag_id in (RELEASE, PROMOTE, ROLLBACK):
+            self.api.wait_for_dag(dag_id)
 
     @property
     def url(self) -> str:
@@ -91,8 +116,7 @@ def platform(here: Place, shared: Path) -> Iterator[ClusterPlatform]:
             made.start()
             for component in ("guard", "proxy"):
                 all_ready(here, component)
-            (pod,) = here.pods({"app.kubernetes.io/component": "proxy"})
-            made.proxy_url = f"http://{pod['status']['podIP']}:8080"
+            made.proxy_url = here.url_of_traffic
             yield made
         finally:
             made.stop()
@@ -109,6 +133,10 @@ def platform(here: Place, shared: Path) -> Iterator[ClusterPlatform]:
 
 def configure(here: Place, platform: Platform) -> Environment:
     """Say in the environments file where pods run; return the environment."""
+    spec_file = platform.settings.catalogue / f"{MODEL}.yaml"
+    spec = yaml.safe_load(spec_file.read_text())
+    spec["gates"]["accuracy"]["tasks"][0] |= {"min": 0, "max_drop": 1}
+    spec_file.write_text(yaml.safe_dump(spec, sort_keys=False))
     file = platform.settings.environments
     written = yaml.safe_load(file.read_text())
     small = {**here.pod_settings, "node_selector": {}}
@@ -148,7 +176,6 @@ def configure(here: Place, platform: Platform) -> Environment:
 @pytest.fixture(scope="module")
 def first(platform: ClusterPlatform) -> str:
     """Chapter 1: the release that became the first stable one."""
-    platform.need("r1", "r2")
     assert platform.release(FIRST, "r1", ENVIRONMENT)
     assert platform.ended(RELEASE, FIRST) == "success", platform.describe(RELEASE, FIRST)
     return platform.release_of(FIRST)

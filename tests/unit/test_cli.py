@@ -156,7 +156,10 @@ class TestErrors:
         [
             (["plan"], "Give either --request or --model."),
             (["plan", "--model", "adder", "--request", "{}"], "Give either --request or --model."),
-            (["plan", "--request", "{}", "--revision", "r1"], "--revision and --environment go"),
+            (
+                ["plan", "--request", "{}", "--revision", "r1"],
+                "--revision, --environment and --accept-unproven go",
+            ),
             (["plan", "--request", "{}", "--environment", "staging"], "go with --model only."),
             (["plan", "--request", "{"], "The request is not valid: request: Invalid JSON"),
             (["plan", "--request", '{"revision": "r1"}'], "model: Field required"),

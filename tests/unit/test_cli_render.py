@@ -28,7 +28,7 @@ ENVIRONMENTS: dict[str, Any] = {
             "kubernetes": {"namespace": "trainyard-production"},
         }
     },
-    "steps": {"namespace": "trainyard-steps", "slots": {"trn2": 2}},
+    "steps": {"namespace": "trainyard-steps"},
 }
 
 
@@ -69,13 +69,6 @@ def test_policies_are_printed_as_json() -> None:
 
     assert set(printed) == {"roles", "bucket_policy"}
     assert "main-trainyard-publish" in printed["roles"]
-
-
-def test_pools_count_deferred_tasks() -> None:
-    pools = json.loads(run("pools").stdout)
-
-    assert pools["trainyard_pods_trn2"]["slots"] == 2
-    assert all(pool["include_deferred"] for pool in pools.values())
 
 
 def test_values_of_a_chart_are_printed() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from trainyard.canonical import digest
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest
@@ -17,6 +17,7 @@ from trainyard.settings import Settings
 from trainyard.spec.model import ModelSpec
 from trainyard.steps.context import StepContext
 from trainyard.store.documents import create_document
+from trainyard.store.factory import open_store
 from trainyard.store.folder import FolderStore
 from trainyard.store.layout import (
     bundle_manifest_key,
@@ -24,6 +25,7 @@ from trainyard.store.layout import (
     measurement_key,
     plan_key,
 )
+from trainyard.store.s3 import S3Store
 
 MOMENT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -151,19 +153,27 @@ class Silent:
 
 @dataclass(frozen=True)
 class Yard:
-    """A store in a folder with everything that a gate and a publication read."""
+    """A store with everything that a gate and a publication read."""
 
     home: Path
+    place: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of a store in a bucket; without any it is in a folder of the home."""
     settings: Settings = field(init=False)
     store: FolderStore = field(init=False)
     context: StepContext = field(init=False)
 
     def __post_init__(self) -> None:
-        settings = Settings(home=self.home)
-        store = FolderStore(settings.store_root)
+        settings = Settings(home=self.home, **self.place)
+        # Most tests have it in a folder, and look into that.
+        store = cast(FolderStore, open_store(settings))
         context = StepContext(settings, store, Silent(), self.home / "work")
         for name, value in (("settings", settings), ("store", store), ("context", context)):
             object.__setattr__(self, name, value)
+
+    def use_client(self, client: Any) -> None:
+        """Speak to the bucket through a client that is there already: making one takes long."""
+        bucket = cast(S3Store, self.store)._bucket
+        bucket._client, bucket._quick = client, None
 
     def keep(self, *measurements: Measurement) -> None:
         """Store measurements."""

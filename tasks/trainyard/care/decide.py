@@ -6,18 +6,20 @@ not known, and all that is kept for audits. What is left can go.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from trainyard.care.facts import PLAN_FOLDERS, ChannelFacts, Facts, TrackFacts
-from trainyard.store.objects import Kind, StoredObject
+from trainyard.store.objects import Kind, Place, StoredObject, place_of
+from trainyard.store.protocol import Entry, Internal
 
 ALWAYS_KEPT: Mapping[Kind, str] = {
     "channel": "Channels are never collected.",
     "attestations": "What was found out about a release is kept, also when the release is gone.",
     "archive": "Archived channels are kept for audits.",
     "toolchain": "What was recorded of an image is kept: plans ask for it.",
+    "proof": "Transcripts of devices are kept: releases rest on them.",
     "unknown": "Nobody knows what this is, so it is left alone.",
 }
 
@@ -74,22 +76,36 @@ class Decision:
     """One sentence."""
 
 
-def decide(facts: Facts, now: datetime, policy: Policy) -> tuple[Decision, ...]:
+def decide(
+    facts: Facts, now: datetime, policy: Policy, *, going: Container[str] | None = None
+) -> tuple[Decision, ...]:
     """Return what becomes of every object, sorted by name.
 
     Args:
         facts: what is stored, and who needs it.
         now: the time, in UTC.
         policy: how long things are kept.
+        going: the objects that can still go; whatever else there is (a release that was stored a
+            moment ago, however short they are kept) stays, with what it names. None: all can.
     """
-    needed = marks(facts, now, policy)
+    needed = marks(facts, now, policy, going=going)
     return tuple(
         _decide(facts, facts.objects[prefix], needed.get(prefix, ""), now, policy)
         for prefix in sorted(facts.objects)
     )
 
 
-def marks(facts: Facts, now: datetime, policy: Policy) -> dict[str, str]:
+def decide_internals(
+    internals: Iterable[Internal], facts: Facts, now: datetime, policy: Policy
+) -> tuple[Decision, ...]:
+    """Return what becomes of what the store keeps for itself, sorted by name; as `decide`."""
+    found = sorted(internals, key=lambda each: each.name)
+    return tuple(_decide_internal(each, facts, now, policy) for each in found)
+
+
+def marks(
+    facts: Facts, now: datetime, policy: Policy, *, going: Container[str] | None = None
+) -> dict[str, str]:
     """Return every object that somebody needs, with the first reason; some may not exist."""
     found: dict[str, str] = {}
     for prefix, reason in _roots(facts, now, policy):
@@ -97,8 +113,9 @@ def marks(facts: Facts, now: datetime, policy: Policy) -> dict[str, str]:
     for release in facts.releases:
         stored = facts.objects.get(release.key)
         recent = stored is not None and _is_young(stored, now, policy)
+        stays = going is not None and release.key not in going
         # A release that stays, for whatever reason, keeps what it names.
-        if release.key in found or recent:
+        if release.key in found or recent or stays:
             for name in sorted(release.names):
                 found.setdefault(name, f"The {release.title} names it.")
     return found
@@ -171,6 +188,26 @@ def _decide(
         return Decision(stored, True, mark)
     if stored.prefix in facts.locked:
         return Decision(stored, True, "The lock is held.")
+    return _decide_by_age(stored, now, policy)
+
+
+def _decide_internal(internal: Internal, facts: Facts, now: datetime, policy: Policy) -> Decision:
+    owner = place_of(internal.key)
+    stored = StoredObject(
+        Place("internal", internal.name, owner.model),
+        (Entry(key=internal.name, size=internal.size, modified_at=internal.modified_at),),
+    )
+    if internal.needed:
+        return Decision(stored, True, "The store itself uses it.")
+    if internal.key and owner.kind == "unknown":
+        return Decision(stored, True, "Nobody knows what it belongs to, so it is left alone.")
+    if owner.prefix in facts.held:
+        return Decision(stored, True, f"Somebody works on it: {facts.held[owner.prefix]}.")
+    return _decide_by_age(stored, now, policy)
+
+
+def _decide_by_age(stored: StoredObject, now: datetime, policy: Policy) -> Decision:
+    """Decide about something that nobody needs."""
     if stored.modified_at is None:
         return Decision(stored, True, "The store cannot tell how old it is.")
     age = age_text(now - stored.modified_at)
@@ -185,6 +222,8 @@ def _why_not(stored: StoredObject) -> str:
         return "It has no manifest: a step was cut, and nobody goes on with it."
     if stored.kind == "lock":
         return "The lock is free."
+    if stored.kind == "internal":
+        return "It was left by something that was cut, or is about a key that is gone."
     return "No channel, recent release or active plan needs it."
 
 

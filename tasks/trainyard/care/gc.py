@@ -8,10 +8,13 @@ In the order of events:
 2. *Pause, look again.* Only what was doomed at both looks, unchanged in between, goes on.
 3. *Lock.* In groups, each of them gets its lock. That of a checkpoint, bundle or measurement is the
    lock of the step that makes it. Held by somebody: the object stays.
-4. *Look a third time*, at the whole store, with the locks held. What is needed now stays.
+4. *Look a third time*, at the whole store, with the locks held. What is needed now stays; so does
+   what a release names that is not locked itself, such as one that was stored since.
 5. *Delete*, releases first, then what they named; of a checkpoint or bundle the manifest first (if
    it still is the same), then the files. Before each deletion the lock must still be held.
 6. *Unlock.*
+7. What the store keeps for itself and nobody goes on with (parts of cut uploads, above all) is
+   removed under the lock of what it belongs to: no step makes that meanwhile.
 
 Why nothing published ever dangles:
 
@@ -39,22 +42,29 @@ may find its checkpoint gone. It fails with NotFound; a new run makes what is mi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from trainyard.care.decide import Decision, Policy, decide, deletion_order
+from trainyard.care.decide import (
+    Decision,
+    Policy,
+    decide,
+    decide_internals,
+    deletion_order,
+)
+from trainyard.care.facts import Facts
 from trainyard.care.inventory import Reader
-from trainyard.errors import Conflict, NotFound
+from trainyard.errors import BadInput, Conflict, NotFound
 from trainyard.settings import Settings
 from trainyard.store.collection import COLLECTING, collection_lock
 from trainyard.store.documents import read_versioned
 from trainyard.store.layout import lock_key
 from trainyard.store.locks import HeldElsewhere, HeldLock, StepLock, acquire_lock
-from trainyard.store.objects import StoredObject
-from trainyard.store.protocol import Store
+from trainyard.store.objects import StoredObject, place_of
+from trainyard.store.protocol import Internal, Store
 
 BATCH = 32
 """Objects that are locked at the same time."""
@@ -115,7 +125,13 @@ class Collection:
 
     def look(self) -> tuple[Decision, ...]:
         """Return what would become of everything; change nothing. Raises as `Reader.facts`."""
-        return self._look(Reader(self.store))
+        return self.judge(Reader(self.store).facts(self.now()))
+
+    def judge(self, facts: Facts) -> tuple[Decision, ...]:
+        """Return what would become of everything, as far as `facts` and the store tell."""
+        now = self.now()
+        inside = decide_internals(self._internals(), facts, now, self.policy)
+        return decide(facts, now, self.policy) + inside
 
     def run(self) -> Collected:
         """Delete what nobody needs.
@@ -128,29 +144,74 @@ class Collection:
         """
         with self._lock(OWN_LOCK):
             reader = Reader(self.store)
-            first = self._look(reader)
-            before = {each.prefix: each for each in deletion_order(first)}
-            if not before:
-                return Collected(first)
-            self.say(f"{len(before)} objects are needed by nobody; looking again.")
-            self.stopped.wait(self.pause_s)
-            second = self._look(reader)
-            doomed = [
-                each
-                for each in deletion_order(second)
-                if each.prefix in before and before[each.prefix].entries == each.entries
-            ]
-            spared = [each for each in second if each.keep and each.object.prefix in before]
-            deleted: list[StoredObject] = []
-            for start in range(0, len(doomed), BATCH):
-                done, kept = self._collect(doomed[start : start + BATCH], reader)
-                deleted += done
-                spared += kept
+            done = self._collect_objects(reader)
+            inside, removed = self._collect_internals(reader)
+        return Collected(done.decisions + inside, done.deleted + removed, done.spared)
+
+    def _collect_objects(self, reader: Reader) -> Collected:
+        first = self._look(reader)
+        before = {each.prefix: each for each in deletion_order(first)}
+        if not before:
+            return Collected(first)
+        self.say(f"{len(before)} objects are needed by nobody; looking again.")
+        self.stopped.wait(self.pause_s)
+        second = self._look(reader)
+        doomed = [
+            each
+            for each in deletion_order(second)
+            if each.prefix in before and before[each.prefix].entries == each.entries
+        ]
+        spared = [each for each in second if each.keep and each.object.prefix in before]
+        deleted: list[StoredObject] = []
+        for start in range(0, len(doomed), BATCH):
+            done, kept = self._collect(doomed[start : start + BATCH], reader)
+            deleted += done
+            spared += kept
         return Collected(second, tuple(deleted), tuple(spared))
 
-    def _look(self, reader: Reader) -> tuple[Decision, ...]:
+    def _internals(self) -> list[Internal]:
+        """Return what the store keeps for itself, if it lets us see that."""
+        try:
+            return list(self.store.internals())
+        except BadInput as refused:
+            self.say(f"What the store keeps for itself is left alone. {refused.message}")
+            return []
+
+    def _collect_internals(
+        self, reader: Reader
+    ) -> tuple[tuple[Decision, ...], tuple[StoredObject, ...]]:
+        """Remove what was left of something that was cut; return all decisions and what went."""
+        internals = {each.name: each for each in self._internals()}
+        if not internals:
+            return (), ()
         now = self.now()
-        return decide(reader.facts(now), now, self.policy)
+        decisions = decide_internals(internals.values(), reader.facts(now), now, self.policy)
+        removed = []
+        for decision in decisions:
+            name = decision.object.prefix
+            if not decision.keep and self._remove_internal(internals[name]):
+                self.say(f"Removed {name}. {decision.reason}")
+                removed.append(decision.object)
+        return decisions, tuple(removed)
+
+    def _remove_internal(self, internal: Internal) -> bool:
+        """Remove it; False if somebody works on what it belongs to, and it stays."""
+        if not internal.key:
+            self.store.remove_internal(internal)
+            return True
+        name = collection_lock(place_of(internal.key))
+        try:
+            lock = self._lock(name)
+        except HeldElsewhere:
+            return False
+        with lock:
+            self.store.remove_internal(internal)
+        _remove_free_lock(self.store, name)
+        return True
+
+    def _look(self, reader: Reader, going: Container[str] | None = None) -> tuple[Decision, ...]:
+        now = self.now()
+        return decide(reader.facts(now), now, self.policy, going=going)
 
     def _lock(self, name: str) -> HeldLock:
         return acquire_lock(self.store, name, work=COLLECTING, duration_s=self.lock_s, wait_s=0.0)
@@ -169,7 +230,7 @@ class Collection:
                     except HeldElsewhere as held:
                         spared.append(Decision(each, True, held.message))
             busy = {each.object.prefix for each in spared}
-            third = {each.object.prefix: each for each in self._look(reader)}
+            third = {each.object.prefix: each for each in self._look(reader, locks.keys())}
             for each in doomed:
                 decision = third.get(each.prefix)
                 if decision is None or each.prefix in busy:

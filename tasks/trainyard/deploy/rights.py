@@ -16,15 +16,16 @@ Where = Literal["steps", "serving", "airflow"]
 
 WRITTEN_ONCE = (
     "plans/*", "evals/*", "checkpoints/*", "bundles/*", "measurements/*", "verdicts/*",
-    "reports/*", "rollouts/*", "archive/*",
+    "reports/*", "rollouts/*", "archive/*", "proofs/*",
 )  # fmt: skip
 """Keys that are created and never replaced: every write must carry `If-None-Match: *`."""
 
 COMPARED = ("releases/*", "attestations/*", "channels/*", "locks/*")
 """Keys that are replaced by compare-and-swap: a write must carry `If-None-Match` or `If-Match`."""
 
-FREE = ("status/*", ".trainyard/*")
-"""Keys of which the last writer wins: progress for people, and the store's probe of itself."""
+FREE = ("status/*", "toolchains/*", ".trainyard/*")
+"""Keys of which the last writer wins: progress for people, what an image says of itself, and the
+store's probe of itself."""
 
 KEYS = (*WRITTEN_ONCE, *COMPARED, *FREE)
 """Everything in the store."""
@@ -63,6 +64,7 @@ def _step(
     status: str = "",
     repairs: Sequence[str] = (),
     uploads: Sequence[str] = (),
+    also: Sequence[str] = (),
     signs: bool = False,
 ) -> Role:
     """Return the role of a step: it writes what it makes, its lock, its status, and the probe.
@@ -76,7 +78,7 @@ def _step(
         does,
         writes=(
             *makes, *(f"locks/{each}" for each in makes), f"locks/*/{status}", f"status/*/{status}",
-            _PROBE,
+            *also, _PROBE,
         ),
         deletes=(*repairs, _PROBE),
         uploads=(*uploads, _PROBE),
@@ -96,7 +98,8 @@ ROLES = (
         repairs=["checkpoints/*"], uploads=["checkpoints/*"],
     ),
     _step(
-        "compile", "Stores bundles.", ["bundles/*"], repairs=["bundles/*"], uploads=["bundles/*"]
+        "compile", "Stores bundles, and what toolchain its image has.", ["bundles/*"],
+        repairs=["bundles/*"], uploads=["bundles/*"], also=["toolchains/*"],
     ),
     _step("measure", "Stores measurements.", ["measurements/*"]),
     _step(
@@ -106,6 +109,13 @@ ROLES = (
     _step(
         "publish", "Signs and stores releases and the verdicts on them.",
         ["releases/*", "attestations/*/verdict-*"], repairs=["releases/*"], signs=True,
+    ),
+    Role(
+        "trainyard-doctor", "steps", "Proves an image on a device, or says what is in it.",
+        writes=("proofs/*", "toolchains/*", _PROBE),
+        deletes=(_PROBE,),
+        uploads=(_PROBE,),
+        signs=True,
     ),
     Role(
         "trainyard-gc", "steps", "Deletes what nobody needs any more.",

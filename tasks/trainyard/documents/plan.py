@@ -32,6 +32,8 @@ class ReleaseRequest(Frozen):
     """Where the release is to be promoted afterwards, in this order."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Settings of a target that this release changes, for example `{"max_num_seqs": 4}`."""
+    accept_unproven: bool = False
+    """Go on although nobody has proven the image, instance and lane of a target on a device."""
 
 
 class PlannedStep(Frozen):

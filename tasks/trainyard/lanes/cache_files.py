@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,6 +39,12 @@ def links_below(folder: Path) -> Iterator[Path]:
             path = Path(parent, name)
             if path.is_symlink():
                 yield path
+
+
+def empty(folder: Path) -> None:
+    """Make `folder` an empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def is_lock(name: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.errors import Refused
+from trainyard.lanes.cache_files import empty
 from trainyard.lanes.cpu_toolchain import read_toolchain
 from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
 from trainyard.spec.model import Target
@@ -167,6 +168,10 @@ class CpuLane:
         }
         return ServerCommand(argv=tuple(argv), env=env)
 
+    def misfits(self, target: Target, cache_dir: Path) -> Sequence[str]:
+        """Return nothing: TorchInductor's code says nowhere what it was made for."""
+        return ()
+
     def start_timeout_s(self, *, cache_only: bool) -> float:
         """Return nothing: the settings are made for this lane."""
         return 0.0
@@ -174,6 +179,11 @@ class CpuLane:
     def stage(self, log: str) -> str:
         """Return what a starting server does now, from its log."""
         return next((words for mark, words in _STAGES if mark in log), "starting Python")
+
+    def keep_whole(self, cache_dir: Path, target: Target) -> int:
+        """Remove everything: nothing in these caches says that it is finished."""
+        empty(cache_dir)
+        return 0
 
     def capture(
         self, cache_dir: Path, target: Target | None = None
@@ -207,10 +217,6 @@ class CpuLane:
         ]
         return sorted(kept), sorted(dropped)
 
-    def restored_problems(self, cache_dir: Path, target: Target) -> Sequence[str]:
-        """Return nothing: `prove_start` finds a server that compiled all the same."""
-        return ()
-
     def snapshot(self, cache_dir: Path) -> frozenset[str]:
         """Return `<path>|<bytes>|<time of change>` for each output of the compiler.
 
@@ -222,6 +228,10 @@ class CpuLane:
             if not _is_lock(path.relative_to(cache_dir))
             for stat in (path.stat(),)
         )
+
+    def missed(self, log: str) -> str:
+        """Return nothing: this lane has no start that may not compile."""
+        return ""
 
     def prove_start(
         self,

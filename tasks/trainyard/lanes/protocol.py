@@ -23,6 +23,9 @@ class ServerCommand:
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    answers: bool = True
+    """False: it only compiles. It computes nothing, so it cannot answer a request, and it may end
+    by itself with exit code 0 once everything is compiled."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,25 @@ class Lane(Protocol):
         start must fail rather than compile, where the lane can do that.
         """
 
+    def misfits(self, target: Target, cache_dir: Path) -> Sequence[str]:
+        """Return why a server of `target` could not start from `cache_dir` alone, each a sentence.
+
+        Asked before a cache-only start. Only headers and small files are read: that the files are
+        those of the bundle is checked when they are restored.
+        """
+
     def start_timeout_s(self, *, cache_only: bool) -> float:
         """Return how many seconds a start may take at least, whatever the settings say."""
 
     def stage(self, log: str) -> str:
         """Return what a starting server does now, in a few words, from its log so far."""
+
+    def keep_whole(self, cache_dir: Path, target: Target) -> int:
+        """Remove from `cache_dir` what an attempt that was cut left half-done, failed or locked.
+
+        Returns:
+            How many finished graphs are left to build upon. 0: the folder is empty.
+        """
 
     def capture(
         self, cache_dir: Path, target: Target | None = None
@@ -112,14 +129,14 @@ class Lane(Protocol):
         tells. Raises Refused if the caches hold no complete result of a compiler.
         """
 
-    def restored_problems(self, cache_dir: Path, target: Target) -> Sequence[str]:
-        """Return why a restored bundle must not be served, where the server itself would not say.
-
-        Each is a sentence; none if the server refuses a bundle of other code by itself.
-        """
-
     def snapshot(self, cache_dir: Path) -> frozenset[str]:
         """Return the names of the compiler's outputs below `cache_dir`, to compare two starts."""
+
+    def missed(self, log: str) -> str:
+        """Return the sentence that says that a cache-only start ended for lack of compiled code.
+
+        Empty if the log tells nothing of the kind.
+        """
 
     def prove_start(
         self,

@@ -178,6 +178,7 @@ def plan_for(
         required=required,
         same_checkpoint=same_checkpoint,
         stable_servers=_stable_servers(deps, channel),
+        proven=deps.proven,
     )
     return release, plan
 

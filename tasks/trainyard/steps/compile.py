@@ -19,7 +19,7 @@ from trainyard.errors import BadInput, Conflict, NotFound, TrainyardError
 from trainyard.failures.recognise import recognise_log
 from trainyard.failures.tuning import Tuning
 from trainyard.lanes.bundle_facts import neff_records, recorded_versions
-from trainyard.lanes.cache_files import COMPILER_LOGS, text_of
+from trainyard.lanes.cache_files import COMPILER_LOGS, empty, text_of
 from trainyard.lanes.protocol import Lane
 from trainyard.lanes.registry import get_lane
 from trainyard.materialize import materialize_checkpoint
@@ -111,10 +111,12 @@ def _compile(
     means = told_to(context.progress, checkpoint.files)
     model_dir = materialize_checkpoint(context.store, checkpoint, context.work_dir / "model", means)
     cache_dir = context.work_dir / "cache"
-    shutil.rmtree(cache_dir, ignore_errors=True)
-    cache_dir.mkdir(parents=True)
+    found = _left_over(lane, planned, context, cache_dir)
     name = plan.spec.client_model_name
-    context.progress.say(f"Starting the server of lane {lane.name} with empty caches.")
+    context.progress.say(
+        f"Starting the server of lane {lane.name} with "
+        + (f"{found} graphs of an attempt that was cut." if found else "empty caches.")
+    )
     workers = context.tuning.parallel_compile_workers
     if workers is not None:
         context.progress.say(f"An earlier try failed: {workers} compiler processes at a time now.")
@@ -173,6 +175,17 @@ def tuned(planned: PlannedTarget, tuning: Tuning) -> PlannedTarget:
     changed = {"parallel_compile_workers": tuning.parallel_compile_workers}
     target = planned.target.model_copy(update={"neuron": neuron.model_copy(update=changed)})
     return planned.model_copy(update={"target": target})
+
+
+def _left_over(lane: Lane, planned: PlannedTarget, context: StepContext, cache_dir: Path) -> int:
+    """Clear the caches but for what an attempt at this very bundle finished; return how much."""
+    mark = context.work_dir / "cache-of"
+    if mark.is_file() and mark.read_text(encoding="ascii") == planned.compile_key:
+        cache_dir.mkdir(exist_ok=True)
+        return lane.keep_whole(cache_dir, planned.target)
+    empty(cache_dir)
+    mark.write_text(planned.compile_key, encoding="ascii")
+    return 0
 
 
 def store_files(

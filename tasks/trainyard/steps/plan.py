@@ -11,20 +11,24 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from trainyard.canonical import digest
 from trainyard.documents.artifacts import CheckpointManifest
 from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.channel import Channel
 from trainyard.documents.plan import EvalAssets, Plan, ReleaseRequest
+from trainyard.documents.proof import Proof
 from trainyard.errors import BadInput, Conflict, NotFound
 from trainyard.kubernetes.step_pod import StepWork, place_warnings
+from trainyard.lanes.neuron_common import UNPROVEN_PAIR
+from trainyard.lanes.neuron_memory import memory_problems, memory_warnings
 from trainyard.lanes.registry import get_lane
+from trainyard.proofs import Proofs, read_proofs
 from trainyard.releases import load_release
 from trainyard.settings import Settings
+from trainyard.sources.architecture import loaded_bytes
 from trainyard.sources.factory import open_source
-from trainyard.sources.files import read_architecture
+from trainyard.sources.files import Architecture, read_architecture
 from trainyard.sources.protocol import ResolvedRevision
 from trainyard.spec.assets import asset_files
 from trainyard.spec.check import Problem, check_files
@@ -44,6 +48,7 @@ from trainyard.steps.planning import (
     explain,
     make_plan,
     refuse,
+    unproven_problems,
 )
 from trainyard.steps.toolchains import KnownToolchain, toolchain_for
 from trainyard.store.documents import create_document, read_document
@@ -106,9 +111,10 @@ def plan(
     resolved = source.resolve(request.revision or spec.source.revision)
     architecture = read_architecture(source, resolved)
     problems = list(architecture_problems(targets, architecture.config))
-    refuse("The request", problems + _lane_problems(targets, architecture.config))
+    refuse("The request", problems + _lane_problems(targets, architecture))
     checkpoint_digest = _stored_checkpoint(store, spec.model, resolved, architecture.digest)
     toolchains = _toolchains(spec.model, targets, place, context)
+    proofs = _check_proven(request, targets, environments, context)
     assets, files = _assets(spec, path.parent)
     facts = Facts(
         request=request,
@@ -120,11 +126,11 @@ def plan(
             _target_facts(
                 target,
                 spec,
-                architecture_digest=architecture.digest,
-                config=architecture.config,
+                architecture=architecture,
                 toolchain=toolchains[target.name],
                 baselines=_baselines(request, spec.model, target, environments, context),
                 place=place,
+                proof=proofs.of(target),
             )
             for target in targets
         ),
@@ -211,20 +217,24 @@ def _target_facts(
     target: Target,
     spec: ModelSpec,
     *,
-    architecture_digest: str,
-    config: Mapping[str, Any],
+    architecture: Architecture,
     toolchain: KnownToolchain,
     baselines: Mapping[str, str],
     place: KubernetesSteps | None,
+    proof: Proof | None,
 ) -> TargetFacts:
-    lane = get_lane(target.lane)
-    warnings = [*lane.warnings(target, config), *filter(None, [toolchain.warning])]
+    lane, config = get_lane(target.lane), architecture.config
+    size = loaded_bytes(architecture.tensors, target.dtype)
+    warnings = [each for each in lane.warnings(target, config) if not _is_outdated(each, proof)]
+    warnings += [*filter(None, [toolchain.warning]), *memory_warnings(target, config, size)]
     if place is not None:
         warnings += place_warnings(StepWork("measure", "", spec.model, target), place)
     return TargetFacts(
         target=target,
         key_inputs=lane.key_inputs(
-            target, architecture_digest=architecture_digest, toolchain=toolchain.versions
+            target,
+            architecture_digest=architecture.digest,
+            toolchain=toolchain.versions,
         ),
         toolchain=toolchain.versions,
         serving=lane.serving_settings(target, served_model_name=spec.client_model_name),
@@ -272,11 +282,18 @@ def _toolchains(
     return found
 
 
-def _lane_problems(targets: Sequence[Target], config: Mapping[str, Any]) -> list[str]:
+def _is_outdated(warning: str, proof: Proof | None) -> bool:
+    """Tell whether a warning says that something is unproven that was proven meanwhile."""
+    return proof is not None and warning.startswith(UNPROVEN_PAIR)
+
+
+def _lane_problems(targets: Sequence[Target], architecture: Architecture) -> list[str]:
     """Return what the lanes cannot do with the model, each as sentences."""
-    problems = []
+    problems, config = [], architecture.config
     for target in targets:
-        found = get_lane(target.lane).model_problems(target, config)
+        size = loaded_bytes(architecture.tensors, target.dtype)
+        found = [*get_lane(target.lane).model_problems(target, config)]
+        found += memory_problems(target, config, size)
         problems += [f"Target {target.name}: {problem}" for problem in found]
         if target.neuron is not None and target.neuron.speculation is not None:
             problems.append(
@@ -284,6 +301,24 @@ def _lane_problems(targets: Sequence[Target], config: Mapping[str, Any]) -> list
                 "decoding needs. Remove neuron.speculation."
             )
     return problems
+
+
+def _check_proven(
+    request: ReleaseRequest,
+    targets: Sequence[Target],
+    environments: Environments | None,
+    context: StepContext,
+) -> Proofs:
+    """Return what was proven on devices; raise BadInput if an environment asks for more."""
+    if not any(target.neuron for target in targets):
+        return Proofs(())
+    proofs = read_proofs(context.store, context.settings)
+    if environments is not None:
+        problems = unproven_problems(
+            request, environments, targets, lambda target: proofs.of(target) is not None
+        )
+        refuse("The request", [*problems, *(proofs.ignored if problems else ())])
+    return proofs
 
 
 def _read_channel(store: Store, model: str, environment: str) -> Channel | None:

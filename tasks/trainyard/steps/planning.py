@@ -151,6 +151,36 @@ def destination_problems(
     return [f"{finding.message} {finding.remedy}" for finding in findings]
 
 
+def unproven_problems(
+    request: ReleaseRequest,
+    environments: Environments,
+    targets: Sequence[Target],
+    is_proven: Callable[[Target], bool],
+) -> list[str]:
+    """Return which targets must be proven on a device first, each as sentences.
+
+    Args:
+        request: names the environments; one that accepts unproven targets has no such problems.
+        environments: all there are.
+        targets: those of the release.
+        is_proven: was a target's image, instance and lane proven?
+    """
+    problems = []
+    for name in () if request.accept_unproven else dict.fromkeys(request.environments):
+        environment = environments.environments[name]
+        for target in targets:
+            concerned = target.neuron is not None and target.name == environment.target
+            if concerned and environment.takes_only_proven(name) and not is_proven(target):
+                image = target.neuron.image if target.neuron else ""
+                problems.append(
+                    f"Target {target.name}: nobody has proven lane {target.lane} on "
+                    f"{target.instance} with {image or 'an image without a name'}, and environment "
+                    f"{name} takes only what is proven. Run `trainyard doctor neuron` on such a "
+                    "node, or accept it (--accept-unproven)."
+                )
+    return problems
+
+
 def architecture_problems(targets: Iterable[Target], config: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a model's configuration does not allow, each as sentences.
 

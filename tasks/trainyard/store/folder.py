@@ -20,7 +20,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -36,13 +36,16 @@ from trainyard.store.disk import (
     sync_folder,
     write_all,
 )
-from trainyard.store.partial import PartialFile
+from trainyard.store.partial import PartialFile, remove_idle
 from trainyard.store.parts import Ranges, hash_ranges
-from trainyard.store.protocol import Entry, Stored
+from trainyard.store.protocol import Entry, Internal, Stored
 from trainyard.store.transfer import Content, hash_file, limited, pump
 
 RESERVED = ".trainyard"
 """The folder below the root for temporary files and locks; no key begins with it."""
+
+_PARTIAL = "partial"
+"""Below it, the folder of files that are not whole yet."""
 
 _DOCUMENT_MODE = 0o666
 _ARTIFACT_MODE = 0o444
@@ -189,7 +192,7 @@ class FolderStore:
             if found.sha256 != (sha256 or hash_ranges(source).sha256):
                 raise _other_content(key, self.url)
             return FileEntry(path=key, size=found.size, sha256=found.sha256)
-        folder = self._reserved("partial")
+        folder = self._reserved(_PARTIAL)
         with PartialFile.of(folder, key, source) as partial:
             content = partial.fill(source, mode=_ARTIFACT_MODE)
             if sha256 is not None and content.sha256 != sha256:
@@ -208,6 +211,28 @@ class FolderStore:
         if not self.exists(key):
             raise _missing(key, self.url)
         return path
+
+    def internals(self) -> Iterator[Internal]:
+        """Yield the beginnings of files whose transfer was cut, or is under way."""
+        folder = self._root / RESERVED / _PARTIAL
+        with explained("list", folder):
+            for path in sorted(folder.glob("*.part")):
+                with suppress(FileNotFoundError):
+                    found = path.stat()
+                    yield Internal(
+                        name=f"partial file {path.name}",
+                        key="",
+                        size=found.st_size,
+                        modified_at=datetime.fromtimestamp(found.st_mtime, UTC),
+                        needed=False,
+                        handle=path.name,
+                    )
+
+    def remove_internal(self, internal: Internal) -> None:
+        """Remove such a beginning, unless somebody writes it."""
+        path = self._root / RESERVED / _PARTIAL / internal.handle
+        with explained("remove", path):
+            remove_idle(path)
 
     def _path(self, key: str) -> Path:
         parts = check_relative_path(key).split("/")

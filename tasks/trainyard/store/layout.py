@@ -13,6 +13,9 @@ from trainyard.names import check_name, check_relative_path, check_release_id, c
 
 _PART_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
 
+PROOFS = "proofs"
+"""Folder of the transcripts of `trainyard doctor neuron`."""
+
 MANIFEST_NAME = "manifest.json"
 """The file that is written last and makes a checkpoint or bundle complete."""
 
@@ -134,6 +137,14 @@ def status_prefix(plan_id: str) -> str:
 def lock_key(step_key: str) -> str:
     """Return `locks/<step key>.json`; a step key may have several components."""
     return f"locks/{check_relative_path(step_key)}.json"
+
+
+def proof_key(lane: str, instance: str, proof_id: str) -> str:
+    """Return `proofs/<lane>/<instance>/<proof id>.json`."""
+    return (
+        f"{PROOFS}/{check_name(lane, 'Lane')}/{_part(instance, 'Instance')}"
+        f"/{_part(proof_id, 'Proof id')}.json"
+    )
 
 
 def evals_prefix(assets_digest: str) -> str:

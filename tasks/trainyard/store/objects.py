@@ -21,6 +21,7 @@ from trainyard.store.layout import (
     evals_prefix,
     measurement_key,
     plan_key,
+    proof_key,
     release_key,
     rollout_prefix,
     status_prefix,
@@ -43,6 +44,8 @@ Kind = Literal[
     "rollout",
     "lock",
     "archive",
+    "proof",
+    "internal",
     "unknown",
 ]
 
@@ -53,7 +56,8 @@ class Place:
 
     kind: Kind
     prefix: str
-    """The folder whose keys belong together, or the one key."""
+    """The folder whose keys belong together, or the one key; the name of what the store keeps for
+    itself."""
     model: str = ""
     """The model, where the key names it."""
 
@@ -185,5 +189,6 @@ _SHAPES: dict[str, Callable[[list[str]], Place]] = {
     "locks": _lock,
     "evals": lambda parts: Place("evals", evals_prefix(*_below(parts, 1))),
     "toolchains": lambda parts: Place("toolchain", f"toolchains/{_one(parts, 1)[0]}.json"),
+    "proofs": lambda parts: Place("proof", proof_key(*_one(parts, 3))),
     "archive": lambda parts: Place("archive", "/".join(["archive", *parts])),
 }

@@ -162,6 +162,21 @@ def _open_locked(path: Path) -> int | None:
         os.close(descriptor)
 
 
+def remove_idle(path: Path) -> None:
+    """Remove a partial file, unless somebody writes it. Raises OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(path)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
 def _remove(path: Path) -> None:
     path.with_suffix(".json").unlink(missing_ok=True)
     path.unlink(missing_ok=True)

@@ -38,6 +38,23 @@ class Entry:
     """When it was written last (UTC, by the clock of the store); None if the store cannot tell."""
 
 
+@dataclass(frozen=True)
+class Internal:
+    """Something that a store keeps for itself: no key, but bytes that somebody pays for."""
+
+    name: str
+    """What people call it; unique."""
+    key: str
+    """The key that it is about; empty: of none, or nobody knows."""
+    size: int
+    """Bytes."""
+    modified_at: datetime | None
+    needed: bool
+    """Is it of use? If not, it is left of something that was cut, which may still go on with it."""
+    handle: str = ""
+    """What the store itself calls it."""
+
+
 class Store(Protocol):
     """Where everything lives that outlasts a process."""
 
@@ -104,3 +121,9 @@ class Store(Protocol):
 
     def local_path(self, key: str) -> Path | None:
         """Return a path to read `key` in place, where the back end has one."""
+
+    def internals(self) -> Iterator[Internal]:
+        """Yield what the store keeps for itself, such as parts of files that are not whole yet."""
+
+    def remove_internal(self, internal: Internal) -> None:
+        """Remove what `internals` yielded, unless this very moment somebody writes it."""

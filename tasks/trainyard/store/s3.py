@@ -26,10 +26,19 @@ from trainyard.errors import BadInput, Conflict, CorruptFile, Transient
 from trainyard.names import check_relative_path
 from trainyard.settings import Settings
 from trainyard.store.parts import Bytes, Ranges, hash_ranges, in_memory
-from trainyard.store.protocol import Entry, Stored
-from trainyard.store.s3_bucket import CONTENT_SHA256, Bucket, ConditionFailed, Head, pauses
+from trainyard.store.protocol import Entry, Internal, Stored
+from trainyard.store.s3_bucket import (
+    CONTENT_SHA256,
+    KEY_BYTES,
+    Bucket,
+    ConditionFailed,
+    Head,
+    pauses,
+)
 from trainyard.store.s3_client import AwsCredentials
+from trainyard.store.s3_contents import ContentRecord, recall, remember
 from trainyard.store.s3_errors import explained
+from trainyard.store.s3_internals import RESERVED, internals, remove_internal
 from trainyard.store.s3_multipart import (
     KeyTaken,
     MultipartUpload,
@@ -42,10 +51,6 @@ from trainyard.store.s3_probe import ensure_conditional_writes
 from trainyard.store.s3_stream import open_object
 from trainyard.store.transfer import Content
 
-RESERVED = ".trainyard"
-"""The folder below the prefix for what the store itself keeps; no key begins with it."""
-
-_KEY_BYTES = 1024
 _UPLOADS = 4
 """Tries of an upload that others keep ending."""
 
@@ -174,7 +179,7 @@ class S3Store:
             try:
                 sent, parts = upload.send_stream(first, source)
                 self._demand(key, sent.content, sha256)
-                upload.complete(sent, parts)
+                self._remember(key, upload.complete(sent, parts), sent.content)
             except KeyTaken as taken:
                 upload.abort()
                 return self._kept_if_equal(key, taken.sent)
@@ -203,9 +208,7 @@ class S3Store:
         with self._writing(key):
             for _ in range(_UPLOADS):
                 if (head := self._head(key)) is not None:
-                    if sha256 is not None:
-                        return self._kept(key, head, sha256)
-                    return self._kept_if_equal(key, read_as_sent(self._bucket, source))
+                    return self._kept_of(key, head, source, sha256)
                 try:
                     return self._upload_parts(key, source, sha256)
                 except UploadGone:
@@ -217,6 +220,18 @@ class S3Store:
         self._check(key)
         return None
 
+    def internals(self) -> Iterator[Internal]:
+        """Yield uploads that nobody ended, and what lies in the store's own folder."""
+        with explained("list", self.url):
+            yield from internals(
+                self._bucket, lambda: frozenset(entry.key for entry in self.list(""))
+            )
+
+    def remove_internal(self, internal: Internal) -> None:
+        """Remove what `internals` found."""
+        with explained("remove", f"{internal.name} in {self.url}"):
+            remove_internal(self._bucket, internal)
+
     def _upload_parts(self, key: str, source: Ranges, sha256: str | None) -> FileEntry:
         """Send the parts that are not there yet, and end the upload.
 
@@ -226,10 +241,11 @@ class S3Store:
         sent, parts = upload.send_ranges(source)
         try:
             self._demand(key, sent.content, sha256)
-            upload.complete(sent, parts)
+            version = upload.complete(sent, parts)
+            self._remember(key, version, sent.content, source.identity)
         except KeyTaken as taken:
             upload.abort()
-            return self._kept_if_equal(key, taken.sent)
+            return self._kept_if_equal(key, taken.sent, source.identity)
         except (CorruptFile, UploadGone):
             upload.abort()
             raise
@@ -248,28 +264,56 @@ class S3Store:
 
     def _kept(self, key: str, head: Head, sha256: str) -> FileEntry:
         """Return the entry of a key that exists, if that is its content."""
-        known = head.metadata.get(CONTENT_SHA256)
-        found = Content(head.size, known) if known else self._read_back(key, head)
+        found = self._content(key, head)
         if found.sha256 != sha256:
             raise self._other_content(key)
         return _entry(key, found)
 
-    def _kept_if_equal(self, key: str, sent: Sent) -> FileEntry:
+    def _kept_of(self, key: str, head: Head, source: Ranges, sha256: str | None) -> FileEntry:
+        """Return the entry of a key that exists, if it is the content of `source`."""
+        if sha256 is not None:
+            return self._kept(key, head, sha256)
+        known = recall(self._bucket, key, head.version)
+        if known is not None and known.identity == source.identity and known.size == source.size:
+            return _entry(key, known.content)
+        # Known or not, it is the source that says what it has now.
+        return self._kept_if_equal(key, read_as_sent(self._bucket, source), source.identity)
+
+    def _kept_if_equal(self, key: str, sent: Sent, identity: str = "") -> FileEntry:
         """Return the entry of a key that somebody else made, if it has the content of ours."""
         head = self._head(key)
         if head is None:
             raise self._interrupted(key)
-        known = head.metadata.get(CONTENT_SHA256)
         if head.size != sent.content.size:
             raise self._other_content(key)
-        if known:
-            equal = known == sent.content.sha256
-        else:
-            # S3's own checksum tells two files apart that differ by accident.
-            equal = head.checksum == sent.checksum or self._read_back(key, head) == sent.content
-        if not equal:
+        # S3's own checksum tells two files apart that differ by accident.
+        if CONTENT_SHA256 not in head.metadata and head.checksum == sent.checksum:
+            self._remember(key, head.version, sent.content, identity)
+        elif self._content(key, head) != sent.content:
             raise self._other_content(key)
         return _entry(key, sent.content)
+
+    def _content(self, key: str, head: Head) -> Content:
+        """Return size and hash of a key; it is read back where nobody knows them."""
+        if CONTENT_SHA256 in head.metadata:
+            return Content(head.size, head.metadata[CONTENT_SHA256])
+        known = recall(self._bucket, key, head.version)
+        if known is not None:
+            return known.content
+        content = self._read_back(key, head)
+        self._remember(key, head.version, content)
+        return content
+
+    def _remember(self, key: str, version: str, content: Content, identity: str = "") -> None:
+        """Note what S3 cannot tell of an object of parts."""
+        record = ContentRecord(
+            key=key,
+            version=version,
+            size=content.size,
+            sha256=content.sha256,
+            identity=identity,
+        )
+        remember(self._bucket, record)
 
     def _read_back(self, key: str, head: Head) -> Content:
         """Return size and hash of a key, whose content must not change meanwhile."""
@@ -308,9 +352,9 @@ class S3Store:
                 f"Key {key!r} lies in the store's own folder {RESERVED!r}.",
                 hint="Use another name.",
             )
-        if len(self._bucket.name(key).encode()) > _KEY_BYTES:
+        if len(self._bucket.name(key).encode()) > KEY_BYTES:
             raise BadInput(
-                f"Key {key!r} is too long for S3: names have at most {_KEY_BYTES} bytes.",
+                f"Key {key!r} is too long for S3: names have at most {KEY_BYTES} bytes.",
                 hint="Use shorter names.",
             )
 

@@ -36,6 +36,9 @@ WRITE_TOKEN = "trainyard-write"
 CONTENT_SHA256 = "trainyard-sha256"
 """Metadata with the sha256 of a file, where it was known before the file was sent."""
 
+KEY_BYTES = 1024
+"""Bytes that S3 allows for the name of an object."""
+
 _RACES = 8
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0

@@ -95,14 +95,15 @@ class MultipartUpload:
 
         Older ones are aborted: nobody would go on with them, and they cost storage.
         """
-        found = sorted(_uploads(bucket, key), key=lambda each: str(each.get("Initiated", "")))
+        uploads = (each for each in unfinished(bucket, key) if each["Key"] == bucket.name(key))
+        found = sorted(uploads, key=lambda each: str(each.get("Initiated", "")))
         fitting = [number for number, each in enumerate(found) if _same_kind(bucket, each)]
         for older in found[: fitting[-1] if fitting else len(found)]:
             cls(bucket, key, str(older["UploadId"])).abort()
         if not fitting:
             return cls.new(bucket, key)
         upload = cls(bucket, key, str(found[fitting[-1]]["UploadId"]))
-        upload._there = {int(part["PartNumber"]): part for part in upload._list_parts()}
+        upload._there = {int(part["PartNumber"]): part for part in upload.list_parts()}
         return upload
 
     def send_ranges(self, source: Ranges) -> tuple[Sent, list[dict[str, Any]]]:
@@ -130,8 +131,8 @@ class MultipartUpload:
         with closing(moved) as results:
             return _hashed(results, self._bucket)
 
-    def complete(self, sent: Sent, parts: list[dict[str, Any]]) -> None:
-        """Make the key of the parts.
+    def complete(self, sent: Sent, parts: list[dict[str, Any]]) -> str:
+        """Make the key of the parts and return its ETag.
 
         Raises:
             KeyTaken: it exists.
@@ -142,7 +143,7 @@ class MultipartUpload:
         bucket = self._bucket
         whole = {bucket.checksums.field: sent.checksum, "ChecksumType": bucket.checksums.kind}
         try:
-            bucket.call(
+            answer = bucket.call(
                 "complete_multipart_upload",
                 self._key,
                 UploadId=self._upload_id,
@@ -159,6 +160,7 @@ class MultipartUpload:
             if is_race(error) or code_of(error) == "InvalidPart":
                 raise UploadGone from error
             raise
+        return str(answer["ETag"])
 
     def abort(self) -> None:
         """Give the parts up; one that cannot be aborted is the lifecycle rule's to remove."""
@@ -191,7 +193,8 @@ class MultipartUpload:
             raise
         return _Moved(chunk.number, chunk.data, str(answer["ETag"]), checksum)
 
-    def _list_parts(self) -> Iterable[dict[str, Any]]:
+    def list_parts(self) -> Iterable[dict[str, Any]]:
+        """Yield the parts that are there."""
         pages = self._bucket.client.get_paginator("list_parts").paginate(
             Bucket=self._bucket.place.bucket,
             Key=self._bucket.name(self._key),
@@ -202,14 +205,13 @@ class MultipartUpload:
             yield from page.get("Parts", [])
 
 
-def _uploads(bucket: Bucket, key: str) -> Iterable[dict[str, Any]]:
-    """Yield the uploads of a key that nobody ended."""
-    name = bucket.name(key)
+def unfinished(bucket: Bucket, beginning: str) -> Iterable[dict[str, Any]]:
+    """Yield the uploads, of keys that begin so, that nobody ended."""
     pages = bucket.client.get_paginator("list_multipart_uploads").paginate(
-        Bucket=bucket.place.bucket, Prefix=name, **bucket.owner
+        Bucket=bucket.place.bucket, Prefix=bucket.name(beginning), **bucket.owner
     )
     for page in pages:
-        yield from (each for each in page.get("Uploads", []) if each["Key"] == name)
+        yield from page.get("Uploads", [])
 
 
 def _same_kind(bucket: Bucket, upload: Mapping[str, Any]) -> bool:

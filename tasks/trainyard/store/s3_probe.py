@@ -39,7 +39,9 @@ from trainyard.store.s3_multipart import KeyTaken, MultipartUpload, UploadGone
 RECORD_KEY = ".trainyard/conditional-writes.json"
 """Where the good answer is kept."""
 
-_PROBE_FOLDER = ".trainyard/probe"
+PROBE_FOLDER = ".trainyard/probe"
+"""What is in it is of no use once the probe is over."""
+
 _VERSION = 2
 _TRUSTED_FOR = timedelta(days=7)
 _WRITERS = 8
@@ -105,7 +107,7 @@ def _is_known_good(bucket: Bucket) -> bool:
 
 def _probe(bucket: Bucket) -> str:
     """Return what the store did wrong; empty if nothing."""
-    key = f"{_PROBE_FOLDER}/{secrets.token_hex(8)}"
+    key = f"{PROBE_FOLDER}/{secrets.token_hex(8)}"
     try:
         return _probe_or_unknown(bucket, key)
     finally:

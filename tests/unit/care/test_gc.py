@@ -268,6 +268,27 @@ def test_a_release_promoted_between_the_looks_is_kept(yard: Yard, watched: Watch
     assert "It is stable in channel production of adder." in {each.reason for each in spared}
 
 
+def test_a_release_stored_between_the_looks_keeps_what_it_names_however_short_they_are_kept(
+    yard: Yard, watched: Watched
+) -> None:
+    """Locks are taken, and a release is there that was not at the looks before."""
+    (old,) = [each for each in list_releases(yard.store, "adder") if each.revision == "v3"]
+    key = release_key("adder", old.release_id)
+    data = yard.store.read(key).data
+    yard.store.delete(key)
+    first = lock_key("plans/adder-v3.json")
+
+    def publish_again(locked: str) -> None:
+        if locked == first:
+            yard.store.create(key, data)
+
+    watched.after_create = publish_again
+    run(watched, policy=AT_ONCE)
+
+    assert "v3" in ids(yard)
+    assert Verifier(yard.store, yard.settings, POLICY).run().is_whole
+
+
 def test_publication_withdraws_what_it_stored_when_its_parts_are_being_collected(
     yard: Yard,
 ) -> None:

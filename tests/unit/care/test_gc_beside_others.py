@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.fake_s3 import FAST, FakeS3
+from tests.killed_store_work import Job, run
 from tests.unit.care.world import AT_ONCE, quick_gates, release, serve
 from tests.unit.yard import Yard
 
@@ -86,8 +84,18 @@ def collect_until(yard: Yard, over: threading.Event, counts: Counter[str]) -> No
         counts["collected"] += len(done.deleted)
 
 
-def test_nothing_published_or_promoted_ever_dangles(tmp_path: Path) -> None:
-    yard = Yard(tmp_path)
+@pytest.fixture(params=["folder", "s3"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Yard:
+    """A yard without anything, on each back end."""
+    if request.param == "folder":
+        return Yard(tmp_path)
+    s3: FakeS3 = request.getfixturevalue("s3")
+    url = f"s3://{s3.new_bucket()}/yard"
+    return Yard(tmp_path, {"store": url, "s3_endpoint_url": s3.proxy.url, **FAST})
+
+
+def test_nothing_published_or_promoted_ever_dangles(empty: Yard) -> None:
+    yard = empty
     counts: Counter[str] = Counter()
     over = threading.Event()
     names = [f"p{number}" for number in range(PUBLISHERS)]
@@ -107,93 +115,8 @@ def test_nothing_published_or_promoted_ever_dangles(tmp_path: Path) -> None:
     assert Verifier(yard.store, yard.settings, AT_ONCE).run().problems == ()
 
 
-KILL = """
-import json, os, random, shutil, signal, sys
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from trainyard.care.decide import Policy
-from trainyard.care.gc import Collection
-from trainyard.care.verify import Verifier
-from trainyard.settings import Settings
-from trainyard.store.folder import FolderStore
-
-template, root, rounds, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-DAY = 86400.0
-POLICY = Policy(DAY, 10 * DAY, 5 * DAY, 20 * DAY, 1)
-CALLS = ["open", "write", "fsync", "link", "replace", "unlink", "rmdir"]
-
-def collect(store):
-    later = lambda: datetime.now(UTC) + timedelta(days=100)
-    Collection(store, POLICY, pause_s=0.0, lock_s=60.0, now=later).run()
-
-def keys(store):
-    return sorted(e.key for e in store.list("") if e.key != "locks/store-gc.json")
-
-def world(name):
-    shutil.copytree(template, root / name)
-    settings = Settings(home=root / name)
-    return settings, FolderStore(settings.store_root)
-
-def problems(settings, store):
-    found = Verifier(store, settings, POLICY).run().problems
-    return [[each.key, each.message] for each in found if each.is_wrong]
-
-def killed_at(number, store):
-    pid = os.fork()
-    if pid == 0:
-        done = 0
-        def dying(call):
-            def wrapped(*args, **kwargs):
-                nonlocal done
-                done += 1
-                if done == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return call(*args, **kwargs)
-            return wrapped
-        for name in CALLS:
-            setattr(os, name, dying(getattr(os, name)))
-        try:
-            collect(store)
-        finally:
-            (root / "calls").write_text(str(done))
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-settings, store = world("whole")
-before = keys(store)
-assert killed_at(-1, store) == 0
-calls, expected = int((root / "calls").read_text()), keys(store)
-dice = random.Random(seed)
-report = []
-for turn in range(rounds):
-    settings, store = world(f"kill-{turn}")
-    number = dice.randrange(1, calls + 1)
-    code = killed_at(number, store)
-    half = keys(store)
-    wrong = problems(settings, store)
-    collect(store)
-    report.append({
-        "at": number,
-        "code": code,
-        "half": len(before) > len(half) > len(expected),
-        "wrong": wrong,
-        "finished": keys(store) == expected and problems(settings, store) == [],
-    })
-    shutil.rmtree(root / f"kill-{turn}")
-print(json.dumps(report))
-"""
-
-
-def kill_collectors(template: Path, root: Path, rounds: int) -> Iterator[dict[str, object]]:
-    """Kill a collection at `rounds` random system calls, and run another one after each."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILL, str(template), str(root), str(rounds), "7"],
-        check=True,
-        stdout=subprocess.PIPE,
-    )
-    yield from json.loads(done.stdout)
-
-
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("place", ["folder", "s3"])
 @pytest.mark.parametrize(
     "rounds",
     [
@@ -202,12 +125,13 @@ def kill_collectors(template: Path, root: Path, rounds: int) -> Iterator[dict[st
     ],
 )
 def test_a_collection_killed_anywhere_leaves_nothing_dangling_and_the_next_one_finishes(
-    rounds: int, template: Path, tmp_path: Path
+    rounds: int, place: str, template: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    reports = list(kill_collectors(template, tmp_path, rounds))
+    fake = request.getfixturevalue("s3_place") if place == "s3" else {}
+    reports = run(Job("collect", str(tmp_path), rounds, 7, str(template), fake))
 
     assert len(reports) == rounds
     assert [each for each in reports if each["wrong"] or not each["finished"]] == []
-    # Some ended before or after the deletions (or in a moment that only one thread came to).
+    # Some ended before or after the deletions (or at a moment that only others came to).
     assert any(each["code"] == -9 for each in reports)
     assert any(each["half"] for each in reports)

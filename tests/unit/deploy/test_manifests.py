@@ -208,6 +208,30 @@ def test_every_account_that_code_or_manifests_name_is_there(name: str) -> None:
         assert (where, spec["serviceAccountName"]) in known
 
 
+def golden_pods() -> list[Object]:
+    """Pods of steps, and templates of servers, as the code makes them."""
+    tests = Path(__file__).parents[1]
+    paths = [*tests.glob("kubernetes/pods/*.yaml"), *tests.glob("serving/kubernetes/golden/*.yaml")]
+    found = [each for path in paths for each in yaml.safe_load_all(path.read_text())]
+    pods = [each for each in found if each["kind"] == "Pod"]
+    return pods + [each["spec"]["template"] for each in found if each["kind"] == "Deployment"]
+
+
+def test_pods_that_the_code_makes_find_their_account_priority_and_monitor() -> None:
+    names = {account for _, account in accounts("production")}
+    priorities = {each["metadata"]["name"] for each in of_kind("production", "PriorityClass")}
+    (vllm,) = (m for m in of_kind("production", "PodMonitor") if m["metadata"]["name"] == "vllm")
+    selector = vllm["spec"]["selector"]["matchLabels"]
+    pods = golden_pods()
+
+    assert len(pods) > 5
+    for pod in pods:
+        spec, labels = pod["spec"], pod["metadata"]["labels"]
+        assert spec["serviceAccountName"] in names
+        assert spec.get("priorityClassName") in (None, *priorities)
+        assert (labels[COMPONENT] == "server") == (selector.items() <= labels.items())
+
+
 @pytest.mark.parametrize("name", ["staging", "production"])
 def test_every_role_of_the_store_belongs_to_an_account(name: str) -> None:
     overlay = load_overlay(ROOT, name)

@@ -38,6 +38,7 @@ STATUS = {
 WORKER, TRIGGERER = "trainyard-airflow-worker", "trainyard-airflow-triggerer"
 DOWNLOAD, COMPILE, MEASURE = "trainyard-download", "trainyard-compile", "trainyard-measure"
 GATE, PUBLISH, GC, GUARD = "trainyard-gate", "trainyard-publish", "trainyard-gc", "trainyard-guard"
+DOCTOR = "trainyard-doctor"
 ROLLOUTS = {WORKER, TRIGGERER}
 
 
@@ -86,14 +87,16 @@ WRITERS: dict[str, set[str]] = {
     lock(layout.release_prefix(MODEL)): {PUBLISH, GC},
     lock(layout.release_key(MODEL, RELEASE_ID)): {PUBLISH, GC},
     lock(PLAN, "compile", "trn2"): {COMPILE, GC},
+    layout.toolchain_key("image", "cpu"): {COMPILE, DOCTOR},
+    "proofs/neuron-native/trn2.48xlarge/p1.json": {DOCTOR},
     ".trainyard/probe/0123456789abcdef": {
-        *ROLLOUTS, DOWNLOAD, COMPILE, MEASURE, GATE, PUBLISH, GC, GUARD,
+        *ROLLOUTS, DOCTOR, DOWNLOAD, COMPILE, MEASURE, GATE, PUBLISH, GC, GUARD,
     },
     "something-else/x": set(),
 }  # fmt: skip
 """Who may write each kind of key; everybody else is refused."""
 
-NEVER_DELETED = {"channels", "attestations", "archive"}
+NEVER_DELETED = {"channels", "attestations", "archive", "proofs", "toolchains"}
 REPAIRED = {"checkpoints": {DOWNLOAD}, "bundles": {COMPILE}, "releases": {PUBLISH}}
 
 
@@ -194,7 +197,7 @@ def test_no_role_has_a_right_that_is_not_about_the_store_or_its_keys(role: Role)
     actions = {action for each in own(role) for action in each["Action"]}
 
     signs = {"kms:Sign", "kms:GetPublicKey"}
-    assert actions - known == (signs if role.account == PUBLISH else set())
+    assert actions - known == (signs if role.account in {PUBLISH, DOCTOR} else set())
     assert all(each["Effect"] == "Allow" for each in own(role))
     writes = any(each["Sid"] == "Write" for each in own(role))
     assert ("kms:GenerateDataKey" in actions) == writes
@@ -228,7 +231,10 @@ def test_an_administrator_cannot_write_into_the_store_by_accident() -> None:
 def test_every_kind_of_key_in_the_store_is_in_the_table() -> None:
     from trainyard.store.objects import _SHAPES
 
-    assert {kind.partition("/")[0] for kind in KEYS} == {*_SHAPES, ".trainyard"}
+    folders = {kind.partition("/")[0] for kind in KEYS}
+    assert {*_SHAPES, ".trainyard"} <= folders
+    # Each is tried above.
+    assert folders == {key.partition("/")[0] for key in WRITERS} - {"something-else"}
 
 
 def test_a_role_is_taken_by_its_own_service_account_only() -> None:

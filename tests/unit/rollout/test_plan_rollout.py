@@ -11,6 +11,8 @@ from tests.unit.rollout.machine import NOW, empty_channel, make_plan, requested
 
 from trainyard.documents.channel import Channel, Rejection, Rollout, RolloutPlan, Track
 from trainyard.documents.evidence import default_metrics
+from trainyard.documents.plan import ReleaseRequest
+from trainyard.documents.release import Release
 from trainyard.errors import BadInput, Busy, NotFound, Refused
 from trainyard.rollout.plan_rollout import (
     BOOTSTRAP_BAKE_S,
@@ -22,6 +24,7 @@ from trainyard.rollout.plan_rollout import (
     rollback_target,
 )
 from trainyard.spec.environments import Environment
+from trainyard.spec.neuron import NeuronSettings
 
 OLD, NEW, OLDER = release_id("old"), release_id("new"), release_id("older")
 
@@ -96,6 +99,39 @@ def test_the_stable_release_needs_no_rollout() -> None:
 def test_a_release_for_another_target_is_refused() -> None:
     with pytest.raises(BadInput, match="is for target trn2; production serves cpu"):
         plan(target="trn2")
+
+
+def promoted(release: Release, *, environment: Any = None, **how: Any) -> Any:
+    """Promote a release of a Neuron target to production, where nothing was proven."""
+    return plan_rollout(
+        channel(None),
+        release,
+        Environment(**{"target": "cpu", **(environment or {})}),
+        now=NOW,
+        drain_timeout_s=20.0,
+        **{"proven": lambda _: False, **how},
+    )
+
+
+def test_a_neuron_target_that_nobody_has_proven_needs_somebody_who_accepts_it() -> None:
+    base = make_release("new")
+    neuron = base.target.model_copy(
+        update={"lane": "neuron-native", "neuron": NeuronSettings(sdk="2.32.0")}
+    )
+    release = base.model_copy(update={"target": neuron})
+    with pytest.raises(Refused, match="Nobody has proven lane neuron-native"):
+        promoted(release)
+    with pytest.raises(Refused, match="Nobody has proven"):
+        promoted(release, force=True)
+    accepted = ReleaseRequest(model=MODEL, accept_unproven=True)
+    for plan_ in (
+        promoted(release, force=True, reason="It was tried by hand."),
+        promoted(release, proven=lambda target: target == neuron),
+        promoted(release, environment={"proven_only": False}),
+        promoted(release.model_copy(update={"request": accepted})),
+        promoted(base),
+    ):
+        assert isinstance(plan_, RolloutPlan)
 
 
 def test_a_rollout_under_way_keeps_others_out() -> None:

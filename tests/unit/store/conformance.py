@@ -242,7 +242,7 @@ class StoreConformance:
         assert store.upload_ranged("a", known, sha256=sha256(data)) == first
         for other in (content(size, seed=1), content(size + 1)):
             with pytest.raises(Conflict, match="other content"):
-                store.upload_ranged("a", ranges(other))
+                store.upload_ranged("a", ranges(other, "another"))
         with pytest.raises(Conflict, match="other content"):
             store.upload_ranged("a", known, sha256=sha256(b"two"))
         assert store.read("a").data == data

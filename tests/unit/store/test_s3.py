@@ -14,6 +14,7 @@ from tests.unit.store.conformance import (
     PART,
     StoreConformance,
     content,
+    never_read,
     ranges,
     sha256,
     together,
@@ -24,6 +25,7 @@ from trainyard.settings import Settings
 from trainyard.store.parts import _BUDGET, IN_FLIGHT_BYTES, Ranges
 from trainyard.store.s3 import S3Store
 from trainyard.store.s3_client import AwsCredentials, S3Place
+from trainyard.store.s3_contents import record_key
 from trainyard.store.s3_errors import s3_error
 from trainyard.store.s3_multipart import MultipartUpload
 
@@ -656,28 +658,77 @@ class TestResume:
         assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
         assert unfinished(s3, store) == ["yard/a.other"]
 
-    def test_a_stored_file_is_compared_without_reading_it_back(
+    def test_what_was_stored_of_parts_is_known_by_its_record(
+        self, s3: FakeS3, store: S3Store
+    ) -> None:
+        data = content(2 * PART)
+        entry = store.upload_ranged("a", ranges(data))
+        s3.proxy.reset()
+        nothing = Ranges(len(data), "one", never_read)
+        assert store.upload_ranged("a", nothing, sha256=sha256(data)) == entry
+        assert store.upload_ranged("a", nothing) == entry
+        bucket = store._bucket.place.bucket
+        assert [(r.method, r.path) for r in s3.proxy.requests] == [
+            ("HEAD", f"/{bucket}/yard/a"),
+            ("GET", f"/{bucket}/yard/.trainyard/contents/a.json"),
+        ] * 2
+
+    def test_other_names_for_the_content_are_compared_without_reading_it_back(
         self, s3: FakeS3, store: S3Store
     ) -> None:
         data = content(2 * PART)
         store.upload_ranged("a", ranges(data))
         s3.proxy.reset()
-        assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
-        assert {r.method for r in s3.proxy.requests} == {"HEAD"}
+        assert store.upload_ranged("a", ranges(data, "another")).sha256 == sha256(data)
+        assert {r.method for r in s3.proxy.requests if r.path.endswith("/yard/a")} == {"HEAD"}
 
-    def test_or_it_is_read_back_several_parts_at_a_time(self, s3: FakeS3, store: S3Store) -> None:
+    def test_a_record_of_another_version_says_nothing(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(2 * PART)
+        store.upload_ranged("a", ranges(data))
+        store.put("a", content(2 * PART, seed=1))
+        with pytest.raises(Conflict, match="other content"):
+            store.upload_ranged("a", ranges(data), sha256=sha256(data))
+
+    def test_a_damaged_record_says_nothing(self, s3: FakeS3, store: S3Store) -> None:
+        data = content(2 * PART)
+        entry = store.upload_ranged("a", ranges(data))
+        store._bucket.put(record_key("a"), b"{")
+        assert store.upload("a", io.BytesIO(), sha256=sha256(data)) == entry
+
+    def test_a_record_that_cannot_be_written_costs_nothing_else(
+        self, s3: FakeS3, store: S3Store
+    ) -> None:
+        s3.proxy.fail(
+            lambda r: "contents" in r.path, answer=Answer.error(403, "AccessDenied"), times=9
+        )
+        data = content(2 * PART)
+        assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+
+    def test_a_record_fits_into_a_name_or_is_not_made(self, s3: FakeS3, store: S3Store) -> None:
+        data, key = content(2 * PART), "k" * 1010
+        entry = store.upload_ranged(key, ranges(data))
+        assert store.upload(key, io.BytesIO(), sha256=sha256(data)) == entry
+
+    def test_without_a_record_it_is_read_back_several_parts_at_a_time(
+        self, s3: FakeS3, store: S3Store
+    ) -> None:
         data = content(2 * PART + 5)
         entry = store.upload_ranged("a", ranges(data))
+        for _ in range(2):
+            store._bucket.call("delete_object", record_key("a"))
+            s3.proxy.reset()
+            assert store.upload("a", io.BytesIO(), sha256=sha256(data)) == entry
+            asked = [r for r in s3.proxy.requests if is_get(r) and r.path.endswith("/yard/a")]
+            wanted = [(0, PART - 1), (PART, 2 * PART - 1), (2 * PART, 2 * PART + 4)]
+            assert sorted(r.headers["range"] for r in asked) == sorted(
+                f"bytes={first}-{last}" for first, last in wanted
+            )
+            assert all("if-match" in r.headers for r in asked)
         s3.proxy.reset()
-        assert store.upload("a", io.BytesIO(), sha256=sha256(data)) == entry
-        asked = [r for r in s3.proxy.requests if is_get(r)]
-        wanted = [(0, PART - 1), (PART, 2 * PART - 1), (2 * PART, 2 * PART + 4)]
-        assert sorted(r.headers["range"] for r in asked) == sorted(
-            f"bytes={first}-{last}" for first, last in wanted
-        )
-        assert all("if-match" in r.headers for r in asked)
         with pytest.raises(Conflict, match="other content"):
             store.upload("a", io.BytesIO(), sha256=sha256(b""))
+        # It was remembered now.
+        assert not [r for r in s3.proxy.requests if is_get(r) and r.path.endswith("/yard/a")]
 
     def test_but_not_if_another_took_its_place_meanwhile(self, s3: FakeS3, store: S3Store) -> None:
         store.upload_ranged("a", ranges(content(2 * PART)))
