@@ -26,7 +26,7 @@ TORCH_SOURCE := $(foreach place,$(PIP_FIND_LINKS),--find-links $(place))
 endif
 
 # Those that are programs of their own; the others are pytest's.
-BENCHMARKS := $(filter-out tests/benchmarks/test_% tests/benchmarks/conftest.py,$(wildcard tests/benchmarks/*.py))
+BENCHMARKS := $(filter-out tests/benchmarks/test_% tests/benchmarks/conftest.py,$(wildcard tests/benchmarks/*.py tests/benchmarks/*/__main__.py))
 
 # A stamp carries the digest of what it was made from, so a changed lock, on whichever branch,
 # brings its environment up to date and an unchanged one costs nothing.
@@ -58,6 +58,10 @@ test: test-packages setup check ## Run the checks, then the unit, integration an
 soak: test-packages setup ## Run the long tests and the benchmarks, and print their figures
 	@$(RUN)/pytest -s -m "soak or benchmark"
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(RUN)/python "$$script"; done
+
+.PHONY: test-cluster
+test-cluster: setup ## Run the tests against the cluster of TRAINYARD_TEST_KUBECONFIG
+	@$(RUN)/pytest -m cluster tests/cluster
 
 .PHONY: check
 check: $(AIRFLOW_STAMP) ## Check format, lint, types and import rules

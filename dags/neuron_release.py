@@ -19,7 +19,9 @@ Then one promotion for each environment, in order. Whatever exists already is re
 | `accuracy_gate`, `latency_gate` | it is not good enough | read the verdict |
 | `promote.…` | the canary found a regression | read the task `settle` of the promotion |
 
-Every task may be cleared and run again: finished work is found and not repeated.
+Known failures of compilers, devices and nodes are told by name and tried again where that helps:
+`docs/failures.md` has the table. Every task may be cleared and run again: finished work is found
+and not repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from airflow.sdk import DAG, Param, TaskGroup, TriggerRule, task_group
 from trainyard.documents.plan import plan_id_of_run
 from trainyard_airflow.dag_defaults import (
     DEFAULT_ARGS,
-    DEVICE_POOL,
     START_DATE,
     Tag,
     environments,
@@ -41,7 +42,8 @@ from trainyard_airflow.dag_defaults import (
 from trainyard_airflow.promote_operator import EnsurePromotionOperator
 from trainyard_airflow.release_tasks import collect_releases, plan_targets
 from trainyard_airflow.retries import STEP_RETRIES, STEP_RETRY_POLICY
-from trainyard_airflow.step_operator import PlanOperator, StepOperator
+from trainyard_airflow.step_operator import PlanOperator
+from trainyard_airflow.step_tasks import device_groups, step_task
 
 PLAN_ID = "{{ plan_id(params.model, dag.dag_id, run_id) }}"
 
@@ -93,6 +95,14 @@ with DAG(
             "environments file. Empty: publish only.",
             section="Where",
         ),
+        "accept_unproven": Param(
+            False,
+            type="boolean",
+            title="Accept what is unproven",
+            description_md="Go on although nobody has proven the image, instance and lane of a "
+            "target (`trainyard doctor neuron`). `production` refuses it otherwise.",
+            section="Where",
+        ),
     },
 ):
     plan = PlanOperator(
@@ -102,7 +112,7 @@ with DAG(
         retry_policy=STEP_RETRY_POLICY,
         doc_md="Say what this release will do and refuse bad input before any work starts.",
     )
-    download = StepOperator(
+    download = step_task(
         task_id="download",
         step="download",
         interpreter="serve",
@@ -111,26 +121,25 @@ with DAG(
         **STEP_ARGS,
     )
 
-    @task_group(group_id="target")
-    def release_target(target: str) -> None:
+    def release_target(target: str, pool: str) -> None:
         """Everything that one target needs to become a release."""
-        compile_bundle = StepOperator(
+        compile_bundle = step_task(
             task_id="compile",
             step="compile",
             target=target,
             interpreter="serve",
-            pool=DEVICE_POOL,
+            pool=pool,
             execution_timeout=timedelta(hours=6),
             map_index_template="{{ task.target }}",
             doc_md="Compile for the target, or find a bundle with the same compile key.",
             **STEP_ARGS,
         )
-        measure = StepOperator(
+        measure = step_task(
             task_id="measure",
             step="measure",
             target=target,
             interpreter="serve",
-            pool=DEVICE_POOL,
+            pool=pool,
             execution_timeout=timedelta(hours=6),
             map_index_template="{{ task.target }}",
             doc_md="Start the server from its bundle, prove that it did, and measure accuracy and "
@@ -138,7 +147,7 @@ with DAG(
             **STEP_ARGS,
         )
         gates = [
-            StepOperator(
+            step_task(
                 task_id=f"{gate}_gate",
                 step="gate",
                 arguments=("--gate", gate),
@@ -150,7 +159,7 @@ with DAG(
             )
             for gate in ("accuracy", "latency")
         ]
-        publish = StepOperator(
+        publish = step_task(
             task_id="publish",
             step="publish",
             target=target,
@@ -160,12 +169,14 @@ with DAG(
         )
         compile_bundle >> measure >> gates >> publish
 
-    targets = plan_targets(PLAN_ID)
-    released = release_target.expand(target=targets)
     releases = collect_releases(PLAN_ID)
     plan >> download
-    plan >> targets
-    download >> released >> releases
+    # Devices are counted by their kind, so each kind has its own group: one, if steps run here.
+    for group in device_groups():
+        targets = plan_targets.override(task_id=group.targets_id)(PLAN_ID, group.kind)
+        release = task_group(group_id=group.group_id)(release_target)
+        plan >> targets
+        download >> release.partial(pool=group.pool).expand(target=targets) >> releases
 
     with TaskGroup("promote", tooltip="One promotion for each environment asked for, in order."):
         before = releases

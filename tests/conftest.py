@@ -10,11 +10,11 @@ import tempfile
 import pytest
 from hypothesis import settings
 
-# Names the bucket of the tests marked `aws`; no setting of ours.
-KEPT = "TRAINYARD_TEST_S3_URL"
+# Name what tests marked `aws` and `cluster` run against; no settings of ours.
+KEPT = "TRAINYARD_TEST_"
 
 for name in [name for name in os.environ if name.startswith(("TRAINYARD_", "AIRFLOW_"))]:
-    if name != KEPT:
+    if not name.startswith(KEPT):
         del os.environ[name]
 # Whoever runs the tests may have set it (pytest's own workers do); consoles would keep that width.
 os.environ.pop("COLUMNS", None)

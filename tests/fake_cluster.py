@@ -48,6 +48,7 @@ MORE_KINDS = (
 NO_STATUS = {"configmaps", "events", "leases", "secrets", "serviceaccounts"}
 NO_GENERATION = {*NO_STATUS, "namespaces", "nodes", "services"}
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+NAMESPACES = "namespace-objects"
 MICRO_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")
 
 Key = tuple[str, str, str]
@@ -306,10 +307,19 @@ class FakeCluster(KubernetesEmulator):
     async def _serve_server_version(self, request: Any) -> Any:
         return {"major": "1", "minor": "36", "gitVersion": "v1.36.1"}
 
+    async def __call__(self, raw_request: web.BaseRequest) -> web.StreamResponse:
+        # kmock takes every path below `namespaces` for one of something in a namespace.
+        found = re.fullmatch(r"/api/v1/namespaces(/[^/]+)?", raw_request.path)
+        if found:
+            url = raw_request.rel_url.with_path(f"/api/v1/{NAMESPACES}{found[1] or ''}")
+            raw_request = raw_request.clone(rel_url=url.with_query(raw_request.rel_url.query))
+        return await super().__call__(raw_request)
+
     async def _handle(self, request: Any) -> web.StreamResponse:
         raw: web.BaseRequest = request._raw_request
         verb = self._verb(request)
         plural = request.resource.plural if request.resource else ""
+        plural = "namespaces" if plural == NAMESPACES else plural
         fault = self._fault(verb, plural or "")
         try:
             if self.down:
@@ -324,7 +334,7 @@ class FakeCluster(KubernetesEmulator):
                 raise Refusal(401, "Unauthorized", "Unauthorized")
             if not request.resource or not plural:
                 return await super()._handle(request)
-            answer = await self._answer(request, verb)
+            answer = await self._answer(request, plural, verb)
         except Refusal as refusal:
             return web.json_response(refusal.body, status=refusal.status)
         if fault is not None and fault.cut == "after":
@@ -350,10 +360,10 @@ class FakeCluster(KubernetesEmulator):
                     return fault
         return None
 
-    async def _answer(self, request: Any, verb: str) -> web.StreamResponse:
+    async def _answer(self, request: Any, plural: str, verb: str) -> web.StreamResponse:
         at = request.resource
         api_version = f"{at.group}/{at.version}" if at.group else at.version
-        kind = self.kinds.get((api_version, at.plural))
+        kind = self.kinds.get((api_version, plural))
         if kind is None:
             # No Status: nobody is there who would know how to make one.
             return web.Response(status=404, text="404 page not found\n")
@@ -464,7 +474,11 @@ class FakeCluster(KubernetesEmulator):
         stored = self._find(kind, key)
         if content == "application/json-patch+json":
             body = _json_patched(stored.body, request.data)
-        elif content == "application/merge-patch+json":
+        elif content == "application/merge-patch+json" or (
+            # They differ in lists with keys only.
+            content == "application/strategic-merge-patch+json"
+            and set(request.data) == {"metadata"}
+        ):
             body = _merge_patched(stored.body, request.data)
         else:
             raise Refusal(
@@ -738,8 +752,15 @@ def _manager(request: Any, operation: str, sub: str = "") -> Manager:
 def _selected(body: Object, selector: str) -> bool:
     labels = body["metadata"].get("labels") or {}
     for term in filter(None, selector.split(",")):
-        name, _, value = term.partition("=")
-        if labels.get(name) != value:
+        if term.startswith("!"):
+            good = term[1:] not in labels
+        elif "!=" in term:
+            name, _, value = term.partition("!=")
+            good = labels.get(name) != value
+        else:
+            name, _, value = term.partition("=")
+            good = labels.get(name) == value
+        if not good:
             return False
     return True
 

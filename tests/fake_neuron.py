@@ -174,6 +174,7 @@ class NativeCache:
         put(self.entry(key) / ".cache_accessed", str(WHEN).encode())
 
 
+PLATFORM = "INFO [__init__.py:282] Platform plugin neuron is activated\n"
 HIT = "INFO [backend.py:214] Local cache hit for key: {key}\n"
 MISS = "INFO [cache.py:71] Local cache miss for key: {key}\n"
 FATAL_MISS = (

@@ -114,6 +114,7 @@ def main() -> int:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--name", default="fake")
     parser.add_argument("--start-s", type=float, default=0.0)
     parser.add_argument(
@@ -129,7 +130,7 @@ def main() -> int:
         args.compile.joinpath("made-now.so").write_text("code")
     time.sleep(args.start_s)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    uvicorn.run(FakeEngine(args.name).app(), host="127.0.0.1", port=args.port, access_log=False)
+    uvicorn.run(FakeEngine(args.name).app(), host=args.host, port=args.port, access_log=False)
     return 0
 
 

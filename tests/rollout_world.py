@@ -201,6 +201,8 @@ class World:
         }
         self.servers: dict[str, Server] = {}
         self.wishes: dict[str, int] = {}
+        self.autoscaling = ""
+        """`held`, or the release whose servers autoscalers work on."""
         self.lease_until: datetime | None = None
         self.lease_holder = ""
         self.arrivals: dict[str, int] = {}
@@ -441,6 +443,15 @@ class FakeHost:
 
     def deploy(self, environment: str, release: Release, replicas: int) -> None:
         self.world.wishes[release.release_id] = replicas
+
+    def scale(self, environment: str, release_id: str, replicas: int) -> None:
+        self.world.wishes[release_id] = replicas
+
+    def hold_autoscaling(self, environment: str, model: str) -> None:
+        self.world.autoscaling = "held"
+
+    def resume_autoscaling(self, environment: str, model: str, release_id: str) -> None:
+        self.world.autoscaling = release_id
 
     def remove(self, environment: str, release_id: str) -> None:
         self.world.wishes[release_id] = 0

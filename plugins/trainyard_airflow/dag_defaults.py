@@ -16,11 +16,11 @@ from airflow.sdk import Param
 from trainyard.names import NAME_PATTERN, RELEASE_ID_PATTERN, REVISION_PATTERN
 from trainyard.settings import get_settings
 from trainyard.spec.environments import Environment
+from trainyard.spec.kubernetes import KubernetesSteps
 from trainyard.spec.loader import Catalogue, load_environments
 
 OWNER = "ml-platform"
 START_DATE = datetime(2026, 1, 1, tzinfo=UTC)
-DEVICE_POOL = "trainyard_local_devices"
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": OWNER,
@@ -54,6 +54,11 @@ def catalogue_models() -> list[str]:
 def environments() -> Mapping[str, Environment]:
     """Return the environments, in the order in which releases pass through them."""
     return load_environments(get_settings().environments).environments
+
+
+def steps_place() -> KubernetesSteps | None:
+    """Return where heavy steps run as pods; None: as processes of the worker."""
+    return load_environments(get_settings().environments).steps
 
 
 def model_param() -> Param:

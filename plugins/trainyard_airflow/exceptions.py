@@ -21,6 +21,10 @@ class StepDefect(AirflowException):
     """The step ended in a way Trainyard does not know: a defect, or it was killed."""
 
 
+OUTCOMES = (StepRefused, StepTransient, StepCapacity, StepDefect)
+"""All of them."""
+
+
 def outcome_exception(exit_code: int) -> type[AirflowException]:
     """Return the exception for a step's exit code (see `trainyard.errors`)."""
     by_code = {

@@ -12,9 +12,15 @@ log = logging.getLogger(__name__)
 
 
 @task
-def plan_targets(plan_id: str) -> list[str]:
-    """Return the names of the plan's targets, for one mapped task group each."""
+def plan_targets(plan_id: str, kind: str = "") -> list[str]:
+    """Return the names of the plan's targets, for one mapped task group each.
+
+    Args:
+        plan_id: the plan.
+        kind: of device; only the targets that compute on it. Empty: all.
+    """
     from trainyard.documents.plan import Plan
+    from trainyard.kubernetes.step_size import kind_of
     from trainyard.settings import get_settings
     from trainyard.steps.plan import explain
     from trainyard.store.documents import read_document
@@ -24,7 +30,9 @@ def plan_targets(plan_id: str) -> list[str]:
     plan = read_document(open_task_store(get_settings()), plan_key(plan_id), Plan)
     for row in explain(plan):
         log.info("%s", row)
-    return [planned.target.name for planned in plan.targets]
+    return [
+        planned.target.name for planned in plan.targets if kind in ("", kind_of(planned.target))
+    ]
 
 
 @task(trigger_rule="all_done")

@@ -44,6 +44,7 @@ def release_request(context: Any) -> ReleaseRequest:
             targets=tuple(params["targets"] or ()),
             environments=tuple(params["environments"] or ()),
             overrides=params["overrides"] or {},
+            accept_unproven=bool(params.get("accept_unproven")),
         )
     except ValidationError as error:
         raise StepRefused(f"The params of this run are not a release request: {error}") from error

@@ -15,6 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainyard import __version__
+from trainyard.cli_doctor import doctor_app
+from trainyard.cli_judge import judge
+from trainyard.cli_presets import presets_app
+from trainyard.cli_render import render_app
 from trainyard.cli_store import store_app
 from trainyard.console import err, out
 from trainyard.console import fail as _fail
@@ -47,6 +51,10 @@ PLATFORM = "The platform on this machine"
 
 app.add_typer(node_cache, name="node-cache", rich_help_panel=PLATFORM)
 app.add_typer(store_app, name="store", rich_help_panel=LOOK)
+app.add_typer(render_app, name="render", rich_help_panel=LOOK)
+app.add_typer(presets_app, name="presets", rich_help_panel=LOOK)
+app.add_typer(doctor_app, name="doctor", rich_help_panel=LOOK)
+app.command(rich_help_panel=LOOK)(judge)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
 TargetOption = Annotated[
@@ -57,6 +65,13 @@ DieWithParentOption = Annotated[
     typer.Option(
         "--die-with-parent",
         help="Stop when standard input closes. Airflow uses it; a terminal has no need of it.",
+    ),
+]
+AcceptUnprovenOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-unproven",
+        help="Go on although nobody has proven image, instance and lane of a target.",
     ),
 ]
 ModelArgument = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
@@ -138,6 +153,7 @@ def plan(
         list[str] | None,
         typer.Option(help="Environment to promote to; may be repeated; with --model."),
     ] = None,
+    accept_unproven: AcceptUnprovenOption = False,
     plan_id: Annotated[
         str, typer.Option("--plan", help="Id of the plan; empty: made from its content.")
     ] = "",
@@ -151,11 +167,11 @@ def plan(
 
     if bool(request) == bool(model):
         _fail(BadInput("Give either --request or --model."))
-    if request and (revision or environment):
+    if request and (revision or environment or accept_unproven):
         _fail(
             BadInput(
-                "--revision and --environment go with --model only.",
-                hint='Put "revision" and "environments" into the request.',
+                "--revision, --environment and --accept-unproven go with --model only.",
+                hint='Put "revision", "environments" and "accept_unproven" into the request.',
             )
         )
     try:
@@ -163,7 +179,10 @@ def plan(
             ReleaseRequest.model_validate_json(request)
             if request
             else ReleaseRequest(
-                model=model, revision=revision or None, environments=tuple(environment or ())
+                model=model,
+                revision=revision or None,
+                environments=tuple(environment or ()),
+                accept_unproven=accept_unproven,
             )
         )
     except ValidationError as error:
@@ -364,6 +383,54 @@ def schema(
 
 
 @app.command(rich_help_panel=LOOK)
+def pools() -> None:
+    """Print the pools that Airflow needs, for `airflow pools import`."""
+    from trainyard.platform.pools import pools_of
+    from trainyard.spec.loader import load_environments
+
+    try:
+        found = pools_of(load_environments(_settings().environments).steps)
+    except TrainyardError as error:
+        _fail(error)
+    # Deferred tasks count: their work goes on in a pod.
+    values = {
+        pool.name: {"slots": pool.slots, "description": pool.description, "include_deferred": True}
+        for pool in found
+    }
+    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+
+
+@app.command(rich_help_panel=LOOK)
+def toolchain(
+    lane: Annotated[
+        Literal["cpu", "neuron-native", "neuron-nxdi"], typer.Option(help="Lane that it is for.")
+    ],
+    image: Annotated[
+        str,
+        typer.Option(
+            help="The image that this runs in, as the environments file or the target names it. "
+            "Empty: TRAINYARD_IMAGE.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Record the toolchain of the image that this runs in, for plans of pods that use it."""
+    from trainyard.steps.toolchains import record_toolchain
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        record = record_toolchain(
+            settings, open_store(settings), lane=lane, image=image or settings.image
+        )
+    except TrainyardError as error:
+        _fail(error)
+    for name, version in sorted(record.toolchain.items()):
+        _say(f"{name} {version}")
+    _say(f"Recorded for image {record.image} and lane {record.lane}.")
+
+
+@app.command(rich_help_panel=LOOK)
 def releases(model: ModelArgument) -> None:
     """List the published releases of a model."""
     from trainyard.releases import list_releases, load_release
@@ -459,7 +526,25 @@ def export(
     _say(f"{done.reference} {'was there already' if done.reused else 'pushed'}: {done.digest}")
 
 
-@app.command(rich_help_panel=LOOK)
+class _ShowByDefault(typer.core.TyperGroup):
+    """`trainyard channel MODEL ENVIRONMENT` is `trainyard channel show MODEL ENVIRONMENT`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that `args` name."""
+        if args and args[0] not in self.commands:
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
+channel_app = typer.Typer(
+    cls=_ShowByDefault,
+    help="Show a channel, or make its route in a cluster.",
+    no_args_is_help=True,
+)
+app.add_typer(channel_app, name="channel", rich_help_panel=LOOK)
+
+
+@channel_app.command("show")
 def channel(
     model: ModelArgument,
     environment: EnvironmentArgument,
@@ -481,6 +566,52 @@ def channel(
         sys.stdout.write(document.to_bytes().decode())
     else:
         _show(channel_table(document))
+
+
+@channel_app.command("init")
+def channel_init(
+    model: ModelArgument,
+    environment: EnvironmentArgument,
+    path: Annotated[
+        str,
+        typer.Option(
+            help="Prefix of clients' paths, such as /v1 for a host of its own.",
+            show_default="/ENVIRONMENT/MODEL/v1",
+        ),
+    ] = "",
+    timeouts: Annotated[
+        bool, typer.Option(help="Say in the route that answers may take any time.")
+    ] = True,
+    exception_added: Annotated[
+        bool,
+        typer.Option(
+            "--exception-added",
+            help="A GitOps tool made the route, and has been told to leave its weights alone.",
+        ),
+    ] = False,
+) -> None:
+    """Make the HTTPRoute of a model in an environment, once. Changes no weight."""
+    from trainyard.serving.kubernetes.channel_init import init_channel
+    from trainyard.serving.kubernetes.places import ServingPlaces
+
+    settings = _settings()
+    try:
+        _require_known(settings, model, environment)
+        places = ServingPlaces.load(settings, [environment])
+        done = init_channel(
+            places.connect(settings),
+            model,
+            environment,
+            places.by_name[environment],
+            path=path,
+            timeouts=timeouts,
+            exception_added=exception_added,
+        )
+    except TrainyardError as error:
+        _fail(error)
+    for warning in done.warnings:
+        _say(f"Warning: {warning}")
+    _say(done.did)
 
 
 def _require_known(settings: Settings, model: str, environment: str) -> None:
@@ -563,6 +694,7 @@ def request_release(
         str,
         typer.Option(help="Settings that this release changes, as JSON.", show_default=False),
     ] = "",
+    accept_unproven: AcceptUnprovenOption = False,
     key: KeyOption = "",
     wait: WaitOption = False,
     timeout: TimeoutOption = 86400.0,
@@ -578,6 +710,7 @@ def request_release(
             targets=tuple(target or ()),
             environments=tuple(environment or ()),
             overrides=parse_overrides(overrides),
+            accept_unproven=accept_unproven,
             key=key,
         ),
         timeout if wait else None,
@@ -936,6 +1069,52 @@ def materialize(
         _fail(error)
 
 
+@app.command(rich_help_panel=PLATFORM)
+def adopt(
+    model: ModelArgument,
+    environment: EnvironmentArgument,
+    deployment: Annotated[
+        str, typer.Argument(help="Name of the running Deployment.", show_default=False)
+    ],
+    container: Annotated[
+        str, typer.Option(help="Container that serves. Empty: the only one.")
+    ] = "",
+    port: Annotated[int, typer.Option(help="Where it listens. 0: as the Deployment says.")] = 0,
+) -> None:
+    """Make a Deployment that runs already the stable release, unverified; restarts nothing."""
+    from datetime import UTC, datetime
+
+    from trainyard.kubernetes.client import Cluster
+    from trainyard.serving.kubernetes.adopt import adopt as adopt_
+    from trainyard.serving.kubernetes.adopt import place_of
+    from trainyard.spec.loader import Catalogue, load_environments
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        place = place_of(load_environments(settings.environments), environment)
+        adoption, _ = adopt_(
+            Cluster.connect(settings, place.context),
+            open_store(settings),
+            namespace=place.namespace,
+            model=model,
+            environment=environment,
+            deployment=deployment,
+            container=container,
+            port=port,
+            served_name=Catalogue(settings.catalogue).load(model).client_model_name,
+            who=settings.requested_by,
+            now=datetime.now(UTC),
+        )
+    except TrainyardError as error:
+        _fail(error)
+    _say(
+        f"{deployment} is the stable release of {model} in {environment} now, unverified, as "
+        f"{adoption.release_id}: {adoption.ready} ready, container {adoption.container}, port "
+        f"{adoption.port}."
+    )
+
+
 @node_cache.command("ls")
 def node_cache_ls() -> None:
     """Show which releases are in the node cache, and who pinned them."""
@@ -1023,12 +1202,39 @@ def agent() -> None:
         _fail(error)
 
 
+EnvironmentsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Environments of one namespace; by default all that are in a cluster."),
+]
+
+
 @app.command(hidden=True)
-def proxy() -> None:
-    """Split traffic between releases (the supervisor starts this)."""
+def proxy(
+    environments: EnvironmentsArgument = None,
+    follow_route: Annotated[
+        bool,
+        typer.Option("--follow-route", help="Follow HTTPRoutes; runs in the cluster."),
+    ] = False,
+) -> None:
+    """Split traffic between releases (the supervisor, or a Deployment, starts this)."""
+    from trainyard.serving.kubernetes.route_follower import run_follower
     from trainyard.serving.proxy import run_proxy
 
     try:
-        run_proxy(_settings())
+        if follow_route:
+            run_follower(_settings(), environments or ())
+        else:
+            run_proxy(_settings())
+    except TrainyardError as error:
+        _fail(error)
+
+
+@app.command(hidden=True)
+def guard(environments: EnvironmentsArgument = None) -> None:
+    """Keep the weights of HTTPRoutes in line with channels (a Deployment in the cluster)."""
+    from trainyard.serving.kubernetes.guard import run_guard
+
+    try:
+        run_guard(_settings(), environments or ())
     except TrainyardError as error:
         _fail(error)

@@ -33,15 +33,17 @@ class TrainyardError(Exception):
     Args:
         message: what was wrong and where, one sentence.
         hint: what to do about it, one sentence; may be empty.
+        code: of the known failure that it is (see `trainyard.failures`); may be empty.
     """
 
     exit_code: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.code = code
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()

@@ -223,6 +223,8 @@ OTHERS: tuple[Row, ...] = _rows(
         ("gates", "nnn", "what is demanded; other tests are another measurement"),
         ("rollout", "nnn", "how a release gets its traffic"),
         ("refresh", "nnn", "when to look for new weights"),
+        ("image of unknown packages", "-KK", "stands for its packages where nobody recorded them "
+         "(`trainyard toolchain`)"),
         ("driver of the host", "nnn", "recorded with the measurement"),
         ("digest of the image", "nnn", "recorded; its packages are in the key"),
     )
@@ -254,6 +256,7 @@ _DERIVED = {
     "architecture_digest": "the model's configuration or its tensors",
     "speculation.draft_architecture_digest": "speculative decoding compiles the draft too",
     "platform_target": "the kind of chip",
+    "toolchain.image": "stands for its packages, which nobody recorded",
     "switches": "what TorchInductor is told",
     "override_neuron_config.logical_nc_config": "physical cores of one logical core",
     "served_model_name": "what clients ask for",

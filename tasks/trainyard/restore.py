@@ -19,6 +19,8 @@ from trainyard.documents.artifacts import BundleManifest, CheckpointManifest
 from trainyard.documents.channel import Channel
 from trainyard.documents.release import Release
 from trainyard.errors import BadInput, NotFound, Transient
+from trainyard.lanes.registry import get_lane
+from trainyard.lanes.start_check import refuse_misfit
 from trainyard.materialize import (
     DEFAULT_MEANS,
     Materialized,
@@ -115,6 +117,7 @@ def restore_release(
         NotFound: there is no such release, or a part of it is missing.
         BadInput: its signature is not that of a trusted key.
         CorruptFile: a document or a file is damaged.
+        Refused: the bundle is not what the release's target asks for.
         Transient, StorageFull: the store cannot be reached and not all of the release is in the
             node cache, or the disk fails.
     """
@@ -187,6 +190,7 @@ def _restore(
         model_dir=materialize_checkpoint(store, checkpoint, dest / "model", means),
         cache_dir=materialize_bundle(store, bundle, dest / "cache", means),
     )
+    refuse_misfit(get_lane(release.lane), release.target, where.cache_dir)
     return Restored(release.release_id, where, size_bytes, monotonic() - started, 0, "")
 
 

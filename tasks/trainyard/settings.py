@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     environments: Path = Field(default_factory=lambda: Path.cwd() / "dags" / "environments.yaml")
     """File that describes the environments."""
 
+    manifests: Path = Field(default_factory=lambda: Path.cwd() / "k8s")
+    """Folder of the cluster's manifests, for `trainyard render`."""
+
     work: Path | None = None
     """Scratch folder of running steps; may be lost at any time. Empty: `work` below the home."""
 
@@ -128,6 +131,20 @@ class Settings(BaseSettings):
 
     guard_interval_s: float = 0.5
     """Seconds between two reconciliations of the local route with the channel's wishes."""
+
+    guard_store_interval_s: float = Field(default=2.0, gt=0)
+    """Seconds between two looks of a cluster's guard at the store. Everything else it looks at, it
+    is told at once."""
+
+    guard_port: int = Field(default=8081, ge=0, le=65535)
+    """Port at which the guard, and a proxy that follows a route, tell their health and figures; 0
+    chooses a free one."""
+
+    follow_port: int = Field(default=8080, ge=0, le=65535)
+    """Port of a proxy that follows a route, for clients; 0 chooses a free one."""
+
+    listen_host: str = ""
+    """Address on which the cluster's guard and proxies listen. Empty: all of the pod's."""
 
     signing_key: SecretStr = SecretStr("")
     """Base64 of the 32-byte Ed25519 seed that signs releases. Empty means a key file below the

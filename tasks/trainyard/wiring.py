@@ -5,22 +5,31 @@ Whoever starts a rollout (the trigger in Airflow, the tests) gets it from here. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from trainyard.documents.base import Provenance
+from trainyard.kubernetes.client import Cluster
+from trainyard.proofs import read_proofs
 from trainyard.releases import load_release
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.judge import judge
 from trainyard.rollout.metrics import HttpMetricReader
 from trainyard.rollout.rollouts import Kind, Rollouts, Tick
 from trainyard.rollout.warm_up import HttpWarmer
+from trainyard.serving.by_environment import LeaseByEnvironment, RouterByEnvironment
+from trainyard.serving.by_platform import HostByPlatform
 from trainyard.serving.guard_events import guard_events
+from trainyard.serving.kubernetes.host import KubernetesHost
+from trainyard.serving.kubernetes.lease import KubernetesLease
+from trainyard.serving.kubernetes.route_status import KubernetesRouter
 from trainyard.serving.lease import FileLease
 from trainyard.serving.local_host import LocalHost
 from trainyard.serving.local_router import LocalRouter
+from trainyard.serving.protocol import Lease, Router
 from trainyard.settings import Settings
 from trainyard.spec.environments import Environment
+from trainyard.spec.kubernetes import KubernetesServing
 from trainyard.spec.loader import load_environments
 from trainyard.store.factory import open_store
 
@@ -42,22 +51,45 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
     return Rollouts(
         RolloutDeps(
             store=store,
-            host=LocalHost(settings),
-            router=LocalRouter(settings),
-            lease=FileLease(settings),
+            host=_host(settings, environments),
+            router=RouterByEnvironment(partial(_router, settings, environments)),
+            lease=LeaseByEnvironment(partial(_lease, settings, environments)),
             metrics=HttpMetricReader(),
             warmer=HttpWarmer(store),
             judge=judge,
             load_release=lambda model, release_id: load_release(store, model, release_id, settings),
             guard_events=partial(guard_events, store),
-            environments=_local_only(environments),
+            environments=environments,
             drain_timeout_s=settings.drain_timeout_s,
+            proven=lambda target: read_proofs(store, settings).of(target) is not None,
             tell=tell or (lambda line: None),
             provenance=Provenance.of(settings),
         )
     )
 
 
-def _local_only(environments: dict[str, Environment]) -> dict[str, Environment]:
-    """Return the environments this version can roll out to."""
-    return {name: env for name, env in environments.items() if env.platform == "local"}
+def _host(settings: Settings, environments: dict[str, Environment]) -> HostByPlatform:
+    """Return a host for every environment; a cluster is connected to at the first use."""
+    return HostByPlatform(
+        {"local": LocalHost(settings), "kubernetes": KubernetesHost(settings, environments)},
+        {name: environment.platform for name, environment in environments.items()},
+    )
+
+
+def _router(settings: Settings, environments: Mapping[str, Environment], name: str) -> Router:
+    place = _place(environments, name)
+    if place is None:
+        return LocalRouter(settings)
+    return KubernetesRouter(Cluster.connect(settings, place.context), place)
+
+
+def _lease(settings: Settings, environments: Mapping[str, Environment], name: str) -> Lease:
+    place = _place(environments, name)
+    if place is None:
+        return FileLease(settings)
+    return KubernetesLease(Cluster.connect(settings, place.context), place.namespace)
+
+
+def _place(environments: Mapping[str, Environment], name: str) -> KubernetesServing | None:
+    """Return where in a cluster an environment's servers run; None if it is on this machine."""
+    return environments[name].kubernetes if name in environments else None

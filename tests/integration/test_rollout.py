@@ -15,13 +15,15 @@ from trainyard.documents.channel import Channel
 from trainyard.documents.look import Look
 from trainyard.errors import BadInput, Busy, NotFound, Refused
 from trainyard.releases import list_attestations
-from trainyard.rollout.channel_store import reset_channel
+from trainyard.rollout.channel_store import reset_channel, write_channel
 from trainyard.rollout.driver import abort, tidy
+from trainyard.rollout.events import Adopted
 from trainyard.rollout.judge import judge
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.outbox import RolloutEvent
 from trainyard.rollout.rollouts import Rollouts
 from trainyard.rollout.slices import blocks_from_snapshots
+from trainyard.rollout.state_machine import step
 from trainyard.serving.protocol import ServerStatus
 from trainyard.spec.environments import Environment
 from trainyard.store.documents import read_document
@@ -54,6 +56,16 @@ def looks_of(world: World) -> list[Look]:
 
 def at_phase(name: str) -> Any:
     return lambda channel: channel.rollout is not None and channel.rollout.phase == name
+
+
+def test_autoscalers_rest_while_two_releases_are_compared(world: World) -> None:
+    b = world.publish("b")
+    assert world.autoscaling == release_id("a")
+    result = world.run(world.promote(b), until=at_phase("holding"))
+    assert world.autoscaling == "held"
+    assert result is not None
+    world.run(world.promote(b))
+    assert world.autoscaling == b
 
 
 # --- the ways a promotion can end -----------------------------------------------------------------
@@ -598,3 +610,44 @@ def test_the_world_gives_what_the_protocol_promises(world: World) -> None:
     (server,) = world.deps().host.servers(ENVIRONMENT, MODEL)
     assert isinstance(server, ServerStatus)
     assert (server.release_id, server.state) == (release_id("a"), "ready")
+
+
+# --- servers that somebody else deployed ----------------------------------------------------------
+
+
+@pytest.fixture
+def joined() -> World:
+    """A world whose stable release was adopted: it serves, and has no manifest."""
+    world = World()
+    adopted = release_id("theirs")
+    world.behaviour[adopted] = Behaviour()
+    world.wishes[adopted] = 1
+    world.advance(60)
+    write_channel(
+        world.store,
+        step(Channel(model=MODEL, environment=ENVIRONMENT), Adopted(adopted, "vllm"), world.now)[0],
+        version=None,
+    )
+    return world
+
+
+def test_an_adopted_release_is_compared_with_and_replaced(joined: World) -> None:
+    new = joined.publish("new")
+    result = joined.run(joined.promote(new))
+    assert result.outcome == "promoted"
+    assert stable_of(joined) == new
+    assert [(t.release_id, t.verified) for t in joined.channel.previous] == [
+        (release_id("theirs"), False)
+    ]
+    assert not [line for line in joined.said if "has to wait" in line]
+
+
+def test_traffic_goes_back_to_an_adopted_release(joined: World) -> None:
+    new = joined.publish("new")
+    joined.run(joined.promote(new))
+    result = joined.run(joined.roll_back(run_id="back"))
+    assert result.outcome == "promoted"
+    assert stable_of(joined) == release_id("theirs")
+    assert joined.channel.stable is not None
+    assert not joined.channel.stable.verified
+    assert not [line for line in joined.said if "has to wait" in line]

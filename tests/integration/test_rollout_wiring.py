@@ -23,7 +23,7 @@ ENVIRONMENTS = """
 schema: trainyard/v1
 environments:
   production: {target: cpu, devices: 2}
-  cluster: {target: cpu, platform: kubernetes}
+  cluster: {target: cpu, platform: kubernetes, kubernetes: {namespace: serving, image: serve}}
 """
 
 

@@ -87,7 +87,7 @@ class TestHelp:
         shown = [name for name in re.findall(r"│ ([\w-]+) ", text) if name in COMMANDS]
         assert shown[:6] == ["plan", "download", "compile", "measure", "gate", "publish"]
         hidden = {name for name, command in COMMANDS.items() if command.hidden}
-        assert hidden == {"agent", "proxy"}
+        assert hidden == {"agent", "guard", "proxy"}
         assert set(shown) == set(COMMANDS) - hidden
 
     @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -156,7 +156,10 @@ class TestErrors:
         [
             (["plan"], "Give either --request or --model."),
             (["plan", "--model", "adder", "--request", "{}"], "Give either --request or --model."),
-            (["plan", "--request", "{}", "--revision", "r1"], "--revision and --environment go"),
+            (
+                ["plan", "--request", "{}", "--revision", "r1"],
+                "--revision, --environment and --accept-unproven go",
+            ),
             (["plan", "--request", "{}", "--environment", "staging"], "go with --model only."),
             (["plan", "--request", "{"], "The request is not valid: request: Invalid JSON"),
             (["plan", "--request", '{"revision": "r1"}'], "model: Field required"),

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from tests.unit.lanes.neuron_targets import NXDI
 from tests.unit.store.flaky import DownStore
 from tests.unit.test_materialize import BUNDLE, CONTENT, PYTHONPATH, found, put_files
 from tests.unit.yard import spec
@@ -19,13 +20,14 @@ from tests.unit.yard import spec
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.channel import Channel, Track
 from trainyard.documents.release import Release
-from trainyard.errors import BadInput, CorruptFile, NotFound, StorageFull, Transient
+from trainyard.errors import BadInput, CorruptFile, NotFound, Refused, StorageFull, Transient
 from trainyard.materialize import Means
 from trainyard.node_cache.cache import GIB
 from trainyard.releases import release_id_of, store_release
 from trainyard.restore import Restored, evict_from_cache, open_cache, restore_release
 from trainyard.settings import Settings
 from trainyard.signing.keys import signing_key
+from trainyard.spec.model import Target
 from trainyard.store.documents import create_document
 from trainyard.store.fetch import FetchPolicy
 from trainyard.store.layout import (
@@ -287,6 +289,17 @@ class TestDamage:
         check(world.restore(release, "two"))
         world.store.down = True
         check(world.restore(release, "three"))
+
+
+class TestOtherCode:
+    def test_a_bundle_that_its_server_would_load_in_silence_is_refused(self, world: World) -> None:
+        made = world.publish("r1")
+        target = Target.model_validate({**NXDI, "nxdi": None})
+        world.store.delete(release_key("adder", made.release_id))
+        other = made.model_copy(update={"lane": target.lane, "target": target})
+        store_release(world.store, other, signing_key(world.settings))
+        with pytest.raises(Refused, match=r"There is no model\.pt with its neuron_config"):
+            world.restore(made)
 
 
 class TestStoreDown:

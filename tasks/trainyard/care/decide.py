@@ -18,6 +18,8 @@ ALWAYS_KEPT: Mapping[Kind, str] = {
     "channel": "Channels are never collected.",
     "attestations": "What was found out about a release is kept, also when the release is gone.",
     "archive": "Archived channels are kept for audits.",
+    "toolchain": "What was recorded of an image is kept: plans ask for it.",
+    "proof": "Transcripts of devices are kept: releases rest on them.",
     "unknown": "Nobody knows what this is, so it is left alone.",
 }
 

@@ -31,12 +31,15 @@ from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import Plan
 from trainyard.documents.release import Release
 from trainyard.documents.status import StepStatus
+from trainyard.documents.toolchain import ToolchainRecord
 from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
 from trainyard.names import check_relative_path
+from trainyard.proofs import read_proof
 from trainyard.releases import list_attestations, list_verdicts, load_release, pins_not_held
 from trainyard.rollout.outbox import RolloutEvent
 from trainyard.serving.guard_events import GuardEvent
 from trainyard.settings import Settings
+from trainyard.signing.keys import trusted_keys
 from trainyard.store.documents import parse_document, read_document, substance
 from trainyard.store.layout import (
     MANIFEST_NAME,
@@ -48,6 +51,13 @@ from trainyard.store.locks import StepLock
 from trainyard.store.objects import StoredObject, group
 from trainyard.store.protocol import Store
 from trainyard.store.transfer import CHUNK_BYTES
+
+_NAMES_NOTHING: Mapping[str, type[Document]] = {
+    "status": StepStatus,
+    "lock": StepLock,
+    "toolchain": ToolchainRecord,
+}
+"""Kinds of documents that need only be whole."""
 
 THREADS = 4
 """Files or documents that are read at the same time."""
@@ -301,12 +311,12 @@ class Verifier:
                 return _called(key, f"plans/{parse_document(data, key, Plan).plan_id}.json")
             case "verdicts":
                 return _verdict(key, data)
+            case "proof":
+                read_proof(data, key, trusted_keys(self._settings))
             case "rollout":
                 parse_document(data, key, _kind_in_rollout(key))
-            case "status":
-                parse_document(data, key, StepStatus)
-            case "lock":
-                parse_document(data, key, StepLock)
+            case kind if kind in _NAMES_NOTHING:
+                parse_document(data, key, _NAMES_NOTHING[kind])
         return []
 
     def _release(self, key: str) -> Iterator[Problem]:

@@ -67,7 +67,8 @@ class BundleManifest(Document):
     """As for checkpoints."""
     toolchain: dict[str, str]
     compile_s: float | None
-    """Seconds from the server's start until it was ready, with empty caches. None: imported."""
+    """Seconds from the server's start until it was ready, with empty caches or with what an attempt
+    that was cut had finished. None: imported."""
     engine_init_s: float | None = None
     """Seconds that the engine itself reported."""
     dropped: tuple[str, ...] = Field(default=())

@@ -31,7 +31,8 @@ class Block(_Figures):
     """
 
     t: float
-    """End of the slice: seconds since the candidate was first exposed."""
+    """End of the slice: seconds since the candidate was first exposed. Rows at or before 0 with
+    weight 0 are the history of stable, from which its noise is learned."""
     duration_s: float = Field(gt=0)
     """Length of the slice."""
     release: str = Field(min_length=1)
@@ -144,8 +145,14 @@ class JudgeSpec(_Figures):
     """Promotion only after so many closed blocks of every metric at `last_weight` or more."""
     last_weight: int = Field(default=50, ge=1, le=99)
     """Candidate's percent of the traffic at the last step."""
+    last_pods: tuple[int, int] | None = None
+    """Pods of stable and of the candidate at the last step, for the information that is planned;
+    none: those of the first closed block."""
     covariance: Covariance = Covariance()
     """Of the log averages of every `mean` metric that has none of its own."""
+    learn_from_history: bool = True
+    """Estimate covariances and dispersions from stable's own pods before exposure, where rows of
+    the log tell of at least two of them for half an hour."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from trainyard.documents.base import Document, Frozen
 from trainyard.documents.channel import Phase
-from trainyard.documents.evidence import Verdict
+from trainyard.documents.evidence import JudgeSpec, Verdict
 
 
 class Histogram(Frozen):
@@ -74,6 +74,19 @@ class Snapshot(Frozen):
     """None: the router could not be asked."""
 
 
+class Comparison(Frozen):
+    """What the judge was told besides the counters: enough to derive a verdict again."""
+
+    candidate: str
+    """Release id of the release under test, also while it bakes in the role of stable."""
+    stable: str
+    """Release id of what it is compared with."""
+    exposed_since: datetime
+    """When the candidate first got traffic."""
+    judge: JudgeSpec
+    """As pinned by the rollout's plan."""
+
+
 class Look(Document):
     """`rollouts/<model>/<environment>/<n>/looks/<slot>.json`, written once."""
 
@@ -83,5 +96,7 @@ class Look(Document):
     snapshot: Snapshot
     verdict: Verdict | None = None
     """None before the candidate was exposed, and while there is nothing to judge."""
+    comparison: Comparison | None = None
+    """None where `verdict` is, and in looks of older versions."""
     message: str = ""
     """One line for people."""

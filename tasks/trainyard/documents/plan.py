@@ -32,6 +32,8 @@ class ReleaseRequest(Frozen):
     """Where the release is to be promoted afterwards, in this order."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Settings of a target that this release changes, for example `{"max_num_seqs": 4}`."""
+    accept_unproven: bool = False
+    """Go on although nobody has proven the image, instance and lane of a target on a device."""
 
 
 class PlannedStep(Frozen):
@@ -82,6 +84,8 @@ class Plan(Document):
     source_fingerprint: str
     """Digest of the source's listing at planning time; download checks that it still holds."""
     checkpoint_key: str
+    checkpoint_bytes: int = 0
+    """Size of the checkpoint's files; 0: a plan of an earlier version, which did not say."""
     architecture_digest: str
     assets: EvalAssets | None = None
     """Task files and prompts of the spec, frozen with the plan."""

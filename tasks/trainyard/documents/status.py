@@ -23,6 +23,10 @@ class StepStatus(Document):
     reason: str = ""
     """What it does now, or why it ended, in one sentence."""
     hint: str = ""
+    code: str = ""
+    """The known failure that ended it (see docs/failures.md); empty: none that is known."""
+    tuning: dict[str, int] = Field(default_factory=dict)
+    """Settings that are not the spec's: this try's while it runs, the next one's once it failed."""
     progress: float | None = None
     """0 to 1, where the step can tell."""
     output_key: str = ""

@@ -15,6 +15,7 @@ All calls block.
     409                                      Conflict
     422 of a JSON Patch                      Conflict: one of its tests did not hold
     400, 422 and other 4xx                   BadInput
+    500 of what cannot be applied            BadInput: a field has another type than its kind says
     429, 5xx, no connection, no answer       Transient
 """
 
@@ -36,6 +37,8 @@ Object = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+_NOT_OF_ITS_KIND = "failed to create typed patch object"
+"""How API servers begin to refuse an apply whose fields do not fit their kind, with a 500."""
 PAGE = 500
 """Objects of one answer to a list."""
 
@@ -72,7 +75,7 @@ class Cluster:
         # One try: who calls us decides what to do next, and a guard must not sleep in a request.
         configuration.retries = False
         try:
-            if not context and settings.kubeconfig is None and _in_cluster():
+            if not context and settings.kubeconfig is None and in_cluster():
                 config.load_incluster_config(client_configuration=configuration)
             else:
                 config.load_kube_config(
@@ -308,13 +311,19 @@ class Cluster:
                 _request_timeout=timeout_s or self._timeout_s,
             )
         except ApiException as error:
-            raise _error(error.status or 0, _status_of(error.body), what) from error
+            raise api_error(error, what) from error
         except (HTTPError, OSError) as error:
             raise Transient(f"{what}: the cluster does not answer: {error}") from error
         return response
 
 
-def _in_cluster() -> bool:
+def api_error(error: Any, what: str) -> TrainyardError:
+    """Return our error for an `ApiException` of Kubernetes' own client."""
+    return _error(error.status or 0, _status_of(error.body), what)
+
+
+def in_cluster() -> bool:
+    """Tell whether this process runs in a pod of a cluster."""
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
@@ -391,6 +400,8 @@ def _error(code: int, status: Mapping[str, Any], what: str) -> TrainyardError:
             "causes"
         ):
             return Conflict(message)
+        case 500 if _NOT_OF_ITS_KIND in said:
+            return BadInput(message)
         case _ if 400 <= code < 500 and code not in (401, 408, 429):
             return BadInput(message)
         case _:

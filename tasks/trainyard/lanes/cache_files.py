@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainyard.documents.artifacts import BundleManifest
+from trainyard.failures import recognise
 
 ENGINE_INIT = re.compile(r"init engine \([^)]*\) took ([\d.]+) s")
 """vLLM's line about the start of its engine, in seconds."""
 
-_COMPILER_CODE = re.compile(r"\bNCC_[A-Z]+\d+\b|\[F137\]")
+COMPILER_LOGS = ("log-neuron-cc.txt", "model.log")
+"""Names of the compiler's logs in the native plugin's cache and in libneuronxla's."""
+
 _LOG_TAIL_BYTES = 64 << 10
 _MAX_TEXT_BYTES = 1 << 20
 _LEFTOVER = re.compile(r"\.(tmp|trash|capture|part)(\.|$)")
@@ -35,6 +39,12 @@ def links_below(folder: Path) -> Iterator[Path]:
             path = Path(parent, name)
             if path.is_symlink():
                 yield path
+
+
+def empty(folder: Path) -> None:
+    """Make `folder` an empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def is_lock(name: str) -> bool:
@@ -64,8 +74,7 @@ def compiler_code(log: Path) -> str:
             text = stream.read(_LOG_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ""
-    codes = _COMPILER_CODE.findall(text)
-    return codes[-1] if codes else ""
+    return recognise.compiler_code(text)
 
 
 def look(cache_dir: Path, path: Path) -> str:

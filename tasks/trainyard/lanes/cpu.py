@@ -16,8 +16,9 @@ from typing import Any
 
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.errors import Refused
+from trainyard.lanes.cache_files import empty
 from trainyard.lanes.cpu_toolchain import read_toolchain
-from trainyard.lanes.protocol import ServerCommand, StartProof
+from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
 from trainyard.spec.model import Target
 
 SHUTDOWN_TIMEOUT_S = 60
@@ -117,8 +118,9 @@ class CpuLane:
         served_model_name: str,
         port: int,
         cache_only: bool,
+        host: str = LOOPBACK,
     ) -> ServerCommand:
-        """Return the command that serves `model_dir` on loopback with `cache_dir` as its caches.
+        """Return the command that serves `model_dir` with `cache_dir` as its caches.
 
         vLLM has no switch that forbids compiling on a CPU: `cache_only` changes nothing, and
         `prove_start` finds out.
@@ -130,7 +132,7 @@ class CpuLane:
             "trainyard.lanes.cpu_server",
             f"--model={model_dir.absolute()}",
             f"--served-model-name={served_model_name}",
-            "--host=127.0.0.1",
+            f"--host={host}",
             f"--port={port}",
             f"--dtype={target.dtype}",
             f"--tensor-parallel-size={target.tensor_parallel_size}",
@@ -166,6 +168,10 @@ class CpuLane:
         }
         return ServerCommand(argv=tuple(argv), env=env)
 
+    def misfits(self, target: Target, cache_dir: Path) -> Sequence[str]:
+        """Return nothing: TorchInductor's code says nowhere what it was made for."""
+        return ()
+
     def start_timeout_s(self, *, cache_only: bool) -> float:
         """Return nothing: the settings are made for this lane."""
         return 0.0
@@ -173,6 +179,11 @@ class CpuLane:
     def stage(self, log: str) -> str:
         """Return what a starting server does now, from its log."""
         return next((words for mark, words in _STAGES if mark in log), "starting Python")
+
+    def keep_whole(self, cache_dir: Path, target: Target) -> int:
+        """Remove everything: nothing in these caches says that it is finished."""
+        empty(cache_dir)
+        return 0
 
     def capture(
         self, cache_dir: Path, target: Target | None = None
@@ -217,6 +228,10 @@ class CpuLane:
             if not _is_lock(path.relative_to(cache_dir))
             for stat in (path.stat(),)
         )
+
+    def missed(self, log: str) -> str:
+        """Return nothing: this lane has no start that may not compile."""
+        return ""
 
     def prove_start(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -38,8 +38,17 @@ def neff_defect(path: Path, expected: Expected) -> str:
 
     The whole file is read: it is damaged, or made for something else than expected.
     """
+    return _defect(path, expected, neff.read_neff)
+
+
+def header_defect(path: Path, expected: Expected) -> str:
+    """As `neff_defect`, but only the header is read."""
+    return _defect(path, expected, neff.read_header)
+
+
+def _defect(path: Path, expected: Expected, read: Callable[..., neff.NeffHeader]) -> str:
     try:
-        header = neff.read_neff(path, name=path.name)
+        header = read(path, name=path.name)
     except CorruptFile as error:
         return error.message.rstrip(".")
     problems = neff.check_against(header, lnc=expected.lnc, cores=expected.cores)

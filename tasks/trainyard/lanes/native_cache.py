@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from trainyard.lanes import neff
 from trainyard.lanes.cache_files import (
     changed,
     compiler_code,
+    empty,
     engine_init_s,
     files_below,
     is_leftover,
@@ -36,7 +38,7 @@ from trainyard.lanes.cache_files import (
     missing,
     text_of,
 )
-from trainyard.lanes.expected import Expected, expected_of, neff_defect
+from trainyard.lanes.expected import Expected, expected_of, header_defect, neff_defect
 from trainyard.lanes.protocol import StartProof
 from trainyard.spec.model import Target
 
@@ -59,6 +61,10 @@ _MISSES = (
     re.compile(r"Local cache miss for key: ([0-9a-f]{32})"),
 )
 """What the plugin writes when it finds no entry: with the switch an error, else it compiles."""
+_ON_NEURON = re.compile(
+    r"Platform plugin neuron is activated|Automatically detected platform neuron"
+)
+"""vLLM's own line about the platform that it runs on."""
 
 
 def capture(cache_dir: Path, target: Target | None) -> tuple[Sequence[Path], Sequence[str]]:
@@ -103,6 +109,45 @@ def capture_expected(cache_dir: Path, expected: Expected) -> tuple[Sequence[Path
     return sorted(path.relative_to(cache_dir) for path in kept + others), sorted(dropped)
 
 
+def keep_whole(cache_dir: Path, target: Target) -> int:
+    """Remove all but whole entries made for `target`, and return how many are left.
+
+    Entries are named by all that they depend on, so a later attempt takes them as they are. Locks
+    of a process that was killed go too; NKI kernels and traces stay only beside an entry.
+    """
+    try:
+        kept, _ = capture(cache_dir, target)
+    except Refused:
+        empty(cache_dir)
+        return 0
+    wanted = {cache_dir / path for path in kept}
+    for path in [*links_below(cache_dir), *files_below(cache_dir)]:
+        if path not in wanted:
+            path.unlink()
+    for entry in _entries(cache_dir):
+        if not (entry / MARK).is_file():
+            shutil.rmtree(entry)
+    return sum(path.name == MARK for path in kept)
+
+
+def misfits(cache_dir: Path, target: Target) -> tuple[str, ...]:
+    """Return which entries do not run on the cores that `target` takes, each as a sentence.
+
+    Only the headers of NEFFs are read.
+    """
+    expected = expected_of(target)
+    entries = [entry for entry in _entries(cache_dir) if (entry / MARK).is_file()]
+    if not entries:
+        return (f"There is no complete entry of the Neuron compiler in {COMPILE_CACHE}.",)
+    found = []
+    for entry in entries:
+        for path in sorted(entry.glob(f"*{neff.SUFFIX}")):
+            reason = header_defect(path, expected)
+            if reason:
+                found.append(f"{path.relative_to(cache_dir).as_posix()}: {reason}.")
+    return tuple(found)
+
+
 def snapshot(cache_dir: Path) -> frozenset[str]:
     """Return `<path>|<bytes>|<time of change>` for every NEFF and completion mark.
 
@@ -113,6 +158,14 @@ def snapshot(cache_dir: Path) -> frozenset[str]:
         for path in files_below(cache_dir)
         if _is_output(path.name) and not is_leftover(path.parent.name)
     )
+
+
+def missed(log: str) -> str:
+    """Return the sentence about the first graph that a cache-only start did not find, if any."""
+    found = _MISSES[0].search(log)
+    if found is None:
+        return ""
+    return f"The start found no compiled code for graph {found[1]}, and may not compile."
 
 
 def prove_start(
@@ -157,6 +210,13 @@ def prove_start(
         )
     if not hit and seconds is None:
         return verdict(False, "The log says neither that graphs were found nor that it started.")
+    if not hit and not _ON_NEURON.search(log):
+        # Without a device the plugin steps aside with a warning, and vLLM serves on the CPU.
+        return verdict(
+            False,
+            "The server may not run on a Neuron device: its log names neither a graph that was "
+            "found nor the platform neuron.",
+        )
     found = f"; {len(hit)} of the bundle's {len(keys)} graphs were found by key" if hit else ""
     ready = f", and the engine was ready in {seconds:.1f} s" if seconds is not None else ""
     return verdict(True, f"No new NEFF in the compile cache{found}{ready}.")

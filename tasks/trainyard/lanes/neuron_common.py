@@ -27,6 +27,9 @@ from trainyard.spec.sentences import did_you_mean
 DRAFT = "draft"
 """Folder below the model's that holds the draft model."""
 
+UNPROVEN_PAIR = "Unproven: "
+"""How the warning begins that nobody has proven an image on an instance; a proof takes it away."""
+
 QUANTIZED_ELSEWHERE = {
     "awq": "AWQ", "gptq": "GPTQ", "gguf": "GGUF", "bitsandbytes": "bitsandbytes", "aqlm": "AQLM",
 }  # fmt: skip
@@ -71,6 +74,27 @@ def world_size(target: Target) -> int:
     config = target.nxdi.override_neuron_config if target.nxdi else None
     pipeline = (config.pp_degree or 1) if config else 1
     return target.tensor_parallel_size * settings_of(target).data_parallel_size * pipeline
+
+
+DEFAULT_BLOCK_SIZE = 32
+"""Tokens of one block, unless the spec says otherwise."""
+
+
+def block_tokens(target: Target) -> int | None:
+    """Return the tokens that the KV cache of a server holds; None if the spec does not tell."""
+    blocks = settings_of(target).num_gpu_blocks
+    if blocks is None:
+        return None
+    config = target.nxdi.override_neuron_config if target.nxdi else None
+    in_blocks = target.enable_prefix_caching or bool(config and config.is_block_kv_layout)
+    if target.lane == "neuron-nxdi" and not in_blocks:
+        return target.max_num_seqs * target.max_model_len
+    return blocks * (target.block_size or DEFAULT_BLOCK_SIZE)
+
+
+def compiled_off_device(target: Target) -> bool:
+    """Tell whether a target's bundle is compiled on a machine that cannot run it."""
+    return target.neuron is not None and target.neuron.compile_on == "cpu"
 
 
 def chips_needed(target: Target) -> int:
@@ -171,7 +195,7 @@ def common_warnings(target: Target, lane: NeuronLaneName) -> Iterator[str]:
         return
     known = preflight(neuron.sdk, lane, family)
     if known.state == "unproven":
-        yield f"Unproven: {known.reason} {known.remedy}".strip()
+        yield f"{UNPROVEN_PAIR}{known.reason} {known.remedy}".strip()
     if neuron.compiler_flags:
         yield (
             "neuron.compiler_flags go into NEURON_CC_FLAGS and may replace the flags that the "
@@ -197,7 +221,7 @@ def family_warnings(lane: NeuronLaneName, config: Mapping[str, Any] | None) -> I
     kind = config.get("model_type", "unknown")
     if kind not in documented:
         yield (
-            f"Unproven: models of type {kind!r} are not among those that lane {lane} is documented "
+            f"Unproven model: type {kind!r} is not among those that lane {lane} is documented "
             f"to serve ({', '.join(documented)})."
         )
 
@@ -312,14 +336,14 @@ def common_key_inputs(
 
 
 def common_arguments(
-    target: Target, *, model_dir: Path, served_model_name: str, port: int
+    target: Target, *, model_dir: Path, served_model_name: str, port: int, host: str
 ) -> Iterator[str]:
     """Yield what both lanes pass to `vllm serve`, after the interpreter."""
     neuron = settings_of(target)
     yield "serve"
     yield str(model_dir.absolute())
     yield f"--served-model-name={served_model_name}"
-    yield "--host=127.0.0.1"
+    yield f"--host={host}"
     yield f"--port={port}"
     yield f"--dtype={target.dtype}"
     yield f"--tensor-parallel-size={target.tensor_parallel_size}"

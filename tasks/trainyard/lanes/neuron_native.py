@@ -18,6 +18,7 @@ from typing import Any
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.lanes import native_cache
 from trainyard.lanes.neuron_common import (
+    DEFAULT_BLOCK_SIZE,
     as_json,
     common_arguments,
     common_environment,
@@ -38,13 +39,12 @@ from trainyard.lanes.neuron_common import (
 from trainyard.lanes.neuron_stages import neuron_stage
 from trainyard.lanes.neuron_support import NeuronLaneName, family_of
 from trainyard.lanes.neuron_toolchain import mismatches, read_neuron_toolchain
-from trainyard.lanes.protocol import ServerCommand, StartProof
+from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
 from trainyard.spec.model import Target
 from trainyard.spec.neuron import NativeConfig, NativeSettings
 
 _LANE: NeuronLaneName = "neuron-native"
 
-DEFAULT_BLOCK_SIZE = 32
 SEGMENT_SIZES = (512, 1024, 2048, 4096, 8192)
 CONTEXT_UNIT = 128
 
@@ -123,6 +123,7 @@ class NativeLane:
         served_model_name: str,
         port: int,
         cache_only: bool,
+        host: str = LOOPBACK,
     ) -> ServerCommand:
         """Return `vllm serve` with everything spelled out that the compile key names."""
         native = native_of(target)
@@ -132,7 +133,11 @@ class NativeLane:
             "-m",
             "vllm.entrypoints.cli.main",
             *common_arguments(
-                target, model_dir=model_dir, served_model_name=served_model_name, port=port
+                target,
+                model_dir=model_dir,
+                served_model_name=served_model_name,
+                port=port,
+                host=host,
             ),
             f"--block-size={block_size_of(target)}",
             f"--gpu-memory-utilization={native.gpu_memory_utilization:g}",
@@ -148,7 +153,15 @@ class NativeLane:
         if native.async_scheduling is not None:
             argv.append(f"--{'' if native.async_scheduling else 'no-'}async-scheduling")
         argv.append(f"--additional-config={as_json(additional_config(target))}")
-        return ServerCommand(tuple(argv), _environment(target, cache_dir, cache_only=cache_only))
+        return ServerCommand(
+            tuple(argv),
+            _environment(target, cache_dir, cache_only=cache_only),
+            answers=cache_only or settings_of(target).compile_on == "device",
+        )
+
+    def misfits(self, target: Target, cache_dir: Path) -> Sequence[str]:
+        """Return which compiled graphs do not run on the cores that the target takes."""
+        return native_cache.misfits(cache_dir, target)
 
     def start_timeout_s(self, *, cache_only: bool) -> float:
         """Return the time that a compile of a large model, or a start without one, may take."""
@@ -157,6 +170,10 @@ class NativeLane:
     def stage(self, log: str) -> str:
         """Return what a starting server does now, from its log."""
         return neuron_stage(log)
+
+    def keep_whole(self, cache_dir: Path, target: Target) -> int:
+        """Remove all but the entries that bear their mark and are made for the target."""
+        return native_cache.keep_whole(cache_dir, target)
 
     def capture(
         self, cache_dir: Path, target: Target | None = None
@@ -167,6 +184,10 @@ class NativeLane:
     def snapshot(self, cache_dir: Path) -> frozenset[str]:
         """Return the compiler's outputs, to compare two starts."""
         return native_cache.snapshot(cache_dir)
+
+    def missed(self, log: str) -> str:
+        """Return which graph a start did not find, if it ended for that."""
+        return native_cache.missed(log)
 
     def prove_start(
         self,
@@ -232,8 +253,10 @@ def _environment(target: Target, cache_dir: Path, *, cache_only: bool) -> dict[s
             "neuron_native" if route_of(target) == "native" else "vllm_neuron"
         )
     if cache_only:
-        # A miss is an error, and no compile in the middle of the night.
+        # A miss is an error, and no compile in the middle of the night. AWS documents the two
+        # together (design/compilation/cpu_compilation.md).
         env["VLLM_NEURON_DISABLE_WARMUP_COMPILE"] = "1"
+        env["NEURON_LIBTORCH_DISABLE_GRAPH_CAPTURE_BACKEND"] = "1"
         return env
     timeout_s = str(start_timeout_s(cache_only=False))
     env["VLLM_NEURON_COMPILATION_TIMEOUT"] = timeout_s
@@ -253,13 +276,14 @@ def _problems(target: Target) -> Iterator[str]:
     yield from _bucket_problems(target, native.neuron_config)
     yield from _segment_problems(target, native.neuron_config)
     yield from _block_problems(target)
+    yield from _cpu_compile_problems(target)
     yield from _sampling_problems(target)
     yield from _expert_problems(target)
     yield from _route_problems(target)
     yield from _vision_problems(target)
     yield from extra_problems(native.extra_neuron_config, NativeConfig, managed={})
     quantization = native.neuron_config.quantization
-    if quantization is not None and family_of(target.instance) == "trn2":
+    if quantization in ("mxfp4", "mxfp8") and family_of(target.instance) == "trn2":
         yield (
             f"quantization {quantization} exists on Trn3 only: leave it out on Trn2, where weights "
             "stay in bfloat16."
@@ -330,6 +354,18 @@ def _block_problems(target: Target) -> Iterator[str]:
         yield (
             f"{blocks} blocks of {size} tokens hold no request of max_model_len "
             f"({target.max_model_len}): give num_gpu_blocks of at least {least}."
+        )
+
+
+def _cpu_compile_problems(target: Target) -> Iterator[str]:
+    neuron = settings_of(target)
+    if neuron.compile_on == "cpu" and neuron.num_gpu_blocks is None:
+        # design/vllm/determine_available_memory_design.md: without a device the plugin estimates
+        # the memory in another way than on one, and the shape of the KV cache is compiled in.
+        yield (
+            "Compiling on a CPU needs neuron.num_gpu_blocks: without it a CPU and a device count "
+            "other numbers of blocks, and no graph of the one would be found on the other. Give a "
+            "number."
         )
 
 

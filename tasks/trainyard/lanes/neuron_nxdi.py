@@ -17,6 +17,7 @@ from typing import Any
 
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.lanes import nxdi_folder
+from trainyard.lanes.cache_files import empty
 from trainyard.lanes.neuron_common import (
     as_json,
     common_arguments,
@@ -37,7 +38,7 @@ from trainyard.lanes.neuron_native import ascending_problems
 from trainyard.lanes.neuron_stages import neuron_stage
 from trainyard.lanes.neuron_support import NeuronLaneName, family_of
 from trainyard.lanes.neuron_toolchain import mismatches, read_neuron_toolchain
-from trainyard.lanes.protocol import ServerCommand, StartProof
+from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
 from trainyard.spec.model import Target
 from trainyard.spec.neuron import NxdiConfig, NxdiSettings
 
@@ -124,6 +125,7 @@ class NxdiLane:
         served_model_name: str,
         port: int,
         cache_only: bool,
+        host: str = LOOPBACK,
     ) -> ServerCommand:
         """Return `vllm serve`, without a compiler in reach if it may not compile."""
         config = override_neuron_config(target)
@@ -137,7 +139,11 @@ class NxdiLane:
             "-m",
             module,
             *common_arguments(
-                target, model_dir=model_dir, served_model_name=served_model_name, port=port
+                target,
+                model_dir=model_dir,
+                served_model_name=served_model_name,
+                port=port,
+                host=host,
             ),
         ]
         if target.block_size is not None:
@@ -149,6 +155,13 @@ class NxdiLane:
         }
         return ServerCommand(tuple(argv), env)
 
+    def misfits(self, target: Target, cache_dir: Path) -> Sequence[str]:
+        """Return every field that was compiled in otherwise than the target asks for.
+
+        The plugin would load the folder all the same, without a word.
+        """
+        return nxdi_folder.misfits(cache_dir, target)
+
     def start_timeout_s(self, *, cache_only: bool) -> float:
         """Return the time that a compile of a large model, or a start without one, may take."""
         return start_timeout_s(cache_only=cache_only)
@@ -156,6 +169,11 @@ class NxdiLane:
     def stage(self, log: str) -> str:
         """Return what a starting server does now, from its log."""
         return neuron_stage(log)
+
+    def keep_whole(self, cache_dir: Path, target: Target) -> int:
+        """Remove everything: nothing in these caches says that it is finished."""
+        empty(cache_dir)
+        return 0
 
     def capture(
         self, cache_dir: Path, target: Target | None = None
@@ -166,6 +184,10 @@ class NxdiLane:
     def snapshot(self, cache_dir: Path) -> frozenset[str]:
         """Return the compiler's outputs, to compare two starts."""
         return nxdi_folder.snapshot(cache_dir)
+
+    def missed(self, log: str) -> str:
+        """Return that a start called the compiler, which was out of its reach."""
+        return nxdi_folder.missed(log)
 
     def prove_start(
         self,
@@ -231,10 +253,11 @@ def _bucket_problems(target: Target, config: NxdiConfig) -> Iterator[str]:
         if buckets is None:
             continue
         yield from ascending_problems(name, buckets)
-        if not buckets or max(buckets) != target.max_model_len:
+        if not buckets or max(buckets) > target.max_model_len:
+            # models/config.py of NxD Inference asserts it.
             yield (
-                f"The largest of {name} must be max_model_len ({target.max_model_len}): end the "
-                f"list with {target.max_model_len}."
+                f"The largest of {name} must be at most max_model_len ({target.max_model_len}): "
+                f"end the list with {target.max_model_len}."
             )
     if config.prefix_buckets is not None:
         yield from ascending_problems("prefix_buckets", config.prefix_buckets)
@@ -294,6 +317,7 @@ def _warnings(target: Target) -> Iterator[str]:
     yield from common_warnings(target, _LANE)
     nxdi = nxdi_of(target)
     yield from extra_warnings(nxdi.extra_neuron_config, NxdiConfig)
+    yield from _short_buckets(target, nxdi.override_neuron_config)
     if nxdi.override_neuron_config.on_device_sampling_config is not None:
         yield (
             "Sampling on the device ignores presence and repetition penalties without a word: let "
@@ -304,3 +328,13 @@ def _warnings(target: Target) -> Iterator[str]:
             "Prefix caching with max_num_seqs 1 gave wrong answers in plugin 0.2: let an accuracy "
             "task share prefixes."
         )
+
+
+def _short_buckets(target: Target, config: NxdiConfig) -> Iterator[str]:
+    for name in ("context_encoding_buckets", "token_generation_buckets"):
+        buckets: tuple[int, ...] | None = getattr(config, name)
+        if buckets and max(buckets) < target.max_model_len:
+            yield (
+                f"The largest of {name} ({max(buckets)}) is less than max_model_len "
+                f"({target.max_model_len}): longer requests have no compiled graph."
+            )

@@ -123,6 +123,28 @@ _RELEASES = (
 RELEASES: Mapping[str, SdkRelease] = MappingProxyType({each.version: each for each in _RELEASES})
 
 
+REPOSITORY = "public.ecr.aws/neuron/pytorch-inference-vllm-neuronx"
+_IMAGE_TAGS = (
+    "0.29.0.1.2.0-neuronx-py314-sdk2.33.0-ubuntu26.04",
+    "0.24.0.1.1.0-neuronx-py313-sdk2.32.0-ubuntu24.04",
+    "0.21.0.1.0.0-neuronx-py313-sdk2.31.1-ubuntu24.04",
+    "0.21.0.1.0.0-neuronx-py313-sdk2.31.0-ubuntu24.04",
+    "0.16.0-neuronx-py312-sdk2.31.1-ubuntu24.04",
+    "0.16.0-neuronx-py312-sdk2.31.0-ubuntu24.04",
+    "0.16.0-neuronx-py312-sdk2.30.0-ubuntu24.04",
+    "0.16.0-neuronx-py312-sdk2.29.1-ubuntu24.04",
+    "0.16.0-neuronx-py312-sdk2.29.0-ubuntu24.04",
+    "0.13.0-neuronx-py312-sdk2.28.0-ubuntu24.04",
+    "0.13.0-neuronx-py312-sdk2.27.1-ubuntu24.04",
+    "0.11.0-neuronx-py312-sdk2.27.1-ubuntu24.04",
+    "0.9.1-neuronx-py311-sdk2.26.1-ubuntu22.04",
+    "0.9.1-neuronx-py310-sdk2.25.0-ubuntu22.04",
+)
+IMAGES: tuple[str, ...] = tuple(f"{REPOSITORY}:{tag}" for tag in _IMAGE_TAGS)
+"""AWS's serving images, the newest first. Source: deep-learning-containers README (2026-08-17);
+that of 2.33 from its release notes, excerpts."""
+
+
 @dataclass(frozen=True)
 class Preflight:
     """What is known of a lane on a kind of chip with an SDK."""
@@ -236,6 +258,17 @@ def _refusals(sdk: str, lane: NeuronLaneName, family: Family) -> Iterator[Prefli
             "Use SDK 2.31.1 or older, or lane neuron-native on Trn2 and Trn3.",
             f"{_SDK_DOCS}: announce-maintenance-nxdi-nxd-core-inference",
         )
+
+
+DRIVER_SOURCE = (
+    "Neuron containers' compatibility notes (2.30), release notes of the driver; aws-neuron-sdk "
+    "issues 820, 823, 1061"
+)
+
+
+def known_drivers() -> tuple[str, ...]:
+    """Return the host drivers of the releases in the table, the oldest first."""
+    return tuple(sorted({each.driver for each in _RELEASES if each.driver}, key=as_version))
 
 
 def driver_problem(sdk: str, driver: str) -> str:

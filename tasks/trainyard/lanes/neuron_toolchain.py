@@ -106,6 +106,52 @@ def mismatches(sdk: str, lane: NeuronLaneName, toolchain: Mapping[str, str]) -> 
     )
 
 
+def toolchain_of_image(image: str, sdk: str, lane: NeuronLaneName) -> dict[str, str]:
+    """Return what the table of SDK releases says of an image that nobody has asked yet.
+
+    It names the image as well, which stands for the packages that the table leaves out: no other
+    image has the same compile keys. Empty if the table knows too little.
+    """
+    release = RELEASES.get(sdk)
+    if release is None or not release.neuronx_cc:
+        return {}
+    if lane == "neuron-native":
+        lanes_own = {"vllm-neuron": release.native_plugin}
+    else:
+        lanes_own = {
+            "neuronx-distributed-inference": release.nxdi,
+            "vllm": release.nxdi_vllm,
+        }
+    known = {"neuronx-cc": release.neuronx_cc, "nki": release.nki, **lanes_own}
+    return {"image": image, **{name: version for name, version in known.items() if version}}
+
+
+def differences(planned: Mapping[str, str], now: Mapping[str, str], image: str) -> list[str]:
+    """Return where a toolchain is not the planned one, each as `name planned -> now`.
+
+    Args:
+        planned: as recorded in the image, or of `toolchain_of_image`: then versions are compared as
+            far as the table knows them.
+        now: as read in the running image.
+        image: that this process runs in; empty if nobody said.
+    """
+    if "image" not in planned:
+        return [
+            f"{name} {planned.get(name, 'absent')} -> {now.get(name, 'absent')}"
+            for name in sorted(planned.keys() | now.keys())
+            if planned.get(name) != now.get(name)
+        ]
+    found = {**now, "image": image}
+    return [
+        f"{name} {version} -> {found.get(name) or 'absent'}"
+        for name, version in sorted(planned.items())
+        if not (
+            found.get(name) == version
+            or (name != "image" and name in found and same_version(version, found[name]))
+        )
+    ]
+
+
 def _ask(python: Path, names: Sequence[str]) -> dict[str, Any]:
     try:
         done = subprocess.run(

@@ -39,6 +39,7 @@ from trainyard.lanes.cache_files import (
 )
 from trainyard.lanes.expected import Expected, expected_of, neff_defect
 from trainyard.lanes.protocol import StartProof
+from trainyard.lanes.without_compiler import MESSAGE as NO_COMPILER
 from trainyard.lanes.xla_cache import capture_modules, module_folders
 from trainyard.spec.model import Target
 
@@ -113,6 +114,27 @@ def capture_expected(cache_dir: Path, expected: Expected) -> tuple[Sequence[Path
     return sorted({*kept, *modules}), sorted({*dropped, *failed})
 
 
+def misfits(cache_dir: Path, target: Target) -> tuple[str, ...]:
+    """Return every field that was compiled in otherwise than `target` asks, each as a sentence.
+
+    Of the compiled model itself only its presence is looked at.
+    """
+    try:
+        folder = _model_folder(cache_dir)
+    except Refused as error:
+        return (error.message,)
+    config = _read_config(folder / CONFIG)
+    if isinstance(config, str):
+        return (config,)
+    expected = expected_of(target)
+    absent = [] if (folder / MODEL).is_file() else [f"{MODEL} is missing."]
+    return (
+        *absent,
+        *differences(expected.neuron_config, config),
+        *_shard_problems(folder, expected, config),
+    )
+
+
 def differences(
     asked: Mapping[str, Any], found: Mapping[str, Any], *, inside: str = ""
 ) -> list[str]:
@@ -165,6 +187,13 @@ def snapshot(cache_dir: Path) -> frozenset[str]:
     return frozenset(
         look(cache_dir, path) for path in files_below(cache_dir) if not is_lock(path.name)
     )
+
+
+def missed(log: str) -> str:
+    """Return the sentence about a start that called the compiler and found none, or nothing."""
+    if NO_COMPILER not in log:
+        return ""
+    return "The start called the compiler, because the compiled model could not be loaded."
 
 
 def prove_start(

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.spec.model import Target
 
+LOOPBACK = "127.0.0.1"
+
 
 @dataclass(frozen=True)
 class ServerCommand:
@@ -21,6 +23,9 @@ class ServerCommand:
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    answers: bool = True
+    """False: it only compiles. It computes nothing, so it cannot answer a request, and it may end
+    by itself with exit code 0 once everything is compiled."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,20 @@ class Lane(Protocol):
         served_model_name: str,
         port: int,
         cache_only: bool,
+        host: str = LOOPBACK,
     ) -> ServerCommand:
-        """Return the command that serves `model_dir` on loopback with `cache_dir` as its caches.
+        """Return the command that serves `model_dir` with `cache_dir` as its caches.
 
-        The same command compiles (empty `cache_dir`) and serves (restored `cache_dir`), but for
-        `cache_only`: with it the start must fail rather than compile, where the lane can do that.
+        It listens on `host` only: loopback, or a pod's own network. The same command compiles
+        (empty `cache_dir`) and serves (restored `cache_dir`), but for `cache_only`: with it the
+        start must fail rather than compile, where the lane can do that.
+        """
+
+    def misfits(self, target: Target, cache_dir: Path) -> Sequence[str]:
+        """Return why a server of `target` could not start from `cache_dir` alone, each a sentence.
+
+        Asked before a cache-only start. Only headers and small files are read: that the files are
+        those of the bundle is checked when they are restored.
         """
 
     def start_timeout_s(self, *, cache_only: bool) -> float:
@@ -98,6 +112,13 @@ class Lane(Protocol):
 
     def stage(self, log: str) -> str:
         """Return what a starting server does now, in a few words, from its log so far."""
+
+    def keep_whole(self, cache_dir: Path, target: Target) -> int:
+        """Remove from `cache_dir` what an attempt that was cut left half-done, failed or locked.
+
+        Returns:
+            How many finished graphs are left to build upon. 0: the folder is empty.
+        """
 
     def capture(
         self, cache_dir: Path, target: Target | None = None
@@ -110,6 +131,12 @@ class Lane(Protocol):
 
     def snapshot(self, cache_dir: Path) -> frozenset[str]:
         """Return the names of the compiler's outputs below `cache_dir`, to compare two starts."""
+
+    def missed(self, log: str) -> str:
+        """Return the sentence that says that a cache-only start ended for lack of compiled code.
+
+        Empty if the log tells nothing of the kind.
+        """
 
     def prove_start(
         self,

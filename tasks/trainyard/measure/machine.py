@@ -9,6 +9,8 @@ from typing import Any
 
 import psutil
 
+from trainyard.lanes.neuron_device import driver_version
+
 
 def describe_machine() -> dict[str, Any]:
     """Return processor, cores, memory, kernel, Neuron driver and the load of this machine.
@@ -24,18 +26,10 @@ def describe_machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "machine": platform.machine(),
         "kernel": f"{platform.system()} {platform.release()}",
-        "neuron_driver": _neuron_driver(),
+        "neuron_driver": driver_version(),
         "host": platform.node(),
         "load_1min": round(os.getloadavg()[0], 2),
     }
-
-
-def _neuron_driver(version: Path = Path("/sys/module/neuron/version")) -> str:
-    """Return the version that the kernel module of the Neuron devices says it has."""
-    try:
-        return version.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
 
 
 def _processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -21,11 +21,12 @@ from trainyard.errors import Transient
 from trainyard.platform.airflow_api import AirflowApi
 from trainyard.platform.environment import base_environment, trainyard_environment
 from trainyard.platform.paths import PlatformPaths, load_choices
-from trainyard.platform.pools import POOLS
+from trainyard.platform.pools import pools_of
 from trainyard.platform.supervisor import kill_session, read_components
 from trainyard.serving.agent import stop_all_servers
 from trainyard.serving.records import proxy_url
 from trainyard.settings import Settings
+from trainyard.spec.loader import load_environments
 
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 60.0
@@ -70,7 +71,7 @@ def up(settings: Settings, say: Say) -> Address:
         _start_supervisor(settings, paths)
     address = _wait_until_healthy(settings, paths, say)
     api = AirflowApi(address.airflow_url, address.username, address.password, embedded=True)
-    for pool in POOLS:
+    for pool in pools_of(load_environments(settings.environments).steps):
         api.ensure_pool(pool)
     return address
 

@@ -69,14 +69,12 @@ def base_environment() -> dict[str, str]:
 
 
 def trainyard_environment(settings: Settings) -> dict[str, str]:
-    """Return `settings` as TRAINYARD_* variables with absolute paths."""
+    """Return `settings` as TRAINYARD_* variables with absolute paths, and what the store needs."""
     env = {
         name: value
         for name, value in os.environ.items()
         if name.startswith("TRAINYARD_") and name not in ONLY_FOR_CLIENTS
     }
-    """Return `settings` as TRAINYARD_* variables with absolute paths, and what the store needs."""
-    env = {name: value for name, value in os.environ.items() if name.startswith("TRAINYARD_")}
     env |= {
         "TRAINYARD_HOME": str(settings.home.resolve()),
         "TRAINYARD_STORE": settings.store_name,

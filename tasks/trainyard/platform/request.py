@@ -63,6 +63,7 @@ def release_request(
     targets: tuple[str, ...] = (),
     environments: tuple[str, ...] = (),
     overrides: Mapping[str, Any] | None = None,
+    accept_unproven: bool = False,
     key: str = "",
 ) -> RunRequest:
     """Return the request for a release, and its promotion to `environments`. Raises BadInput."""
@@ -75,6 +76,8 @@ def release_request(
         conf["environments"] = [check_name(each, "Environment") for each in environments]
     if overrides:
         conf["overrides"] = dict(overrides)
+    if accept_unproven:
+        conf["accept_unproven"] = True
     return RunRequest("release", "neuron_release", conf, model, key)
 
 

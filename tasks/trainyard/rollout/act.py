@@ -10,6 +10,7 @@ from datetime import datetime
 from trainyard.documents.channel import Channel
 from trainyard.errors import TrainyardError
 from trainyard.releases import record_attestation
+from trainyard.rollout.adopted import is_adopted, known_release
 from trainyard.rollout.channel_store import read_channel
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.events import (
@@ -17,10 +18,12 @@ from trainyard.rollout.events import (
     Command,
     DeployServers,
     Event,
+    HoldAutoscaling,
     Notify,
     ReleaseLease,
     RemoveServers,
     RenewLease,
+    ResumeAutoscaling,
     WarmedUp,
     WarmUp,
 )
@@ -31,7 +34,7 @@ from trainyard.store.layout import release_key
 
 log = logging.getLogger(__name__)
 
-_SERVERS = (DeployServers, RemoveServers, WarmUp)
+_SERVERS = (DeployServers, RemoveServers, HoldAutoscaling, ResumeAutoscaling, WarmUp)
 
 WARM_UP_SHARE = 0.25
 """Share of the lease that the warm-up of one server may take."""
@@ -101,11 +104,13 @@ def _carry_out(
         case ReleaseLease():
             deps.lease.release(environment, model, holder=lease_holder(channel))
         case DeployServers(release_id=release_id, replicas=replicas):
-            # The channel names the release by now; who collects it has seen that, or is seen here.
-            demand_not_collected(deps.store, release_key(model, release_id))
-            deps.host.deploy(environment, deps.release(model, release_id), replicas)
+            _deploy(deps, channel, release_id, replicas)
         case RemoveServers(release_id=release_id):
             deps.host.remove(environment, release_id)
+        case HoldAutoscaling():
+            deps.host.hold_autoscaling(environment, model)
+        case ResumeAutoscaling(release_id=release_id):
+            deps.host.resume_autoscaling(environment, model, release_id)
         case WarmUp():
             return _warm_up(deps, channel, command, servers)
         case Attest(kind=kind, release_id=release_id, subject=subject):
@@ -115,6 +120,16 @@ def _carry_out(
         case Notify():
             deps.outbox.deliver(model, environment, command)
     return []
+
+
+def _deploy(deps: RolloutDeps, channel: Channel, release_id: str, replicas: int) -> None:
+    model, environment = channel.model, channel.environment
+    if is_adopted(channel, release_id):
+        deps.host.scale(environment, release_id, replicas)
+        return
+    # The channel names the release by now; who collects it has seen that, or is seen here.
+    demand_not_collected(deps.store, release_key(model, release_id))
+    deps.host.deploy(environment, deps.release(model, release_id), replicas)
 
 
 def lease_holder(channel: Channel) -> str:
@@ -133,7 +148,7 @@ def _warm_up(
     deps: RolloutDeps, channel: Channel, command: WarmUp, servers: Sequence[ServerStatus]
 ) -> list[Event]:
     assert channel.rollout is not None
-    release = deps.release(channel.model, command.release_id)
+    release = known_release(deps, channel, command.release_id)
     lease_s = channel.rollout.plan.lease_s
     events: list[Event] = []
     for server in servers:

@@ -18,6 +18,7 @@ from trainyard.rollout.warm_up import Warmer
 from trainyard.serving.guard_events import GuardEvent
 from trainyard.serving.protocol import Host, Lease, Router
 from trainyard.spec.environments import Environment
+from trainyard.spec.model import Target
 from trainyard.store.protocol import Store
 
 
@@ -45,6 +46,8 @@ class RolloutDeps:
     """Seconds that running requests may take before their server is stopped."""
     tell: Callable[[str], None]
     """Takes each event of a rollout, once, as a line for people."""
+    proven: Callable[[Target], bool] = lambda _: True
+    """Were image, instance and lane of a target proven on a device?"""
     provenance: Provenance = field(default_factory=Provenance)
     """Of attestations."""
     now: Callable[[], datetime] = _utc_now

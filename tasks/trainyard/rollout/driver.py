@@ -11,6 +11,7 @@ others get StaleDriver. Two with the same epoch do the same things twice, which 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,8 +25,9 @@ from trainyard.documents.channel import (
     RolloutPlan,
 )
 from trainyard.documents.release import Release
-from trainyard.errors import Busy, Conflict, NotFound, StaleDriver
+from trainyard.errors import Busy, Conflict, NotFound, StaleDriver, TrainyardError
 from trainyard.rollout.act import act, strays
+from trainyard.rollout.adopted import known_release
 from trainyard.rollout.channel_store import (
     change_channel,
     read_channel,
@@ -52,6 +54,8 @@ from trainyard.rollout.state_machine import commands_for, step
 from trainyard.rollout.words import describe_entry
 from trainyard.serving.protocol import ServerStatus
 from trainyard.store.layout import rollout_prefix
+
+log = logging.getLogger(__name__)
 
 AFTER_CONFLICT_S = 0.2
 LONGEST_PAUSE_S = 2.0
@@ -173,8 +177,23 @@ def plan_for(
         reason=reason,
         required=required,
         same_checkpoint=same_checkpoint,
+        stable_servers=_stable_servers(deps, channel),
+        proven=deps.proven,
     )
     return release, plan
+
+
+def _stable_servers(deps: RolloutDeps, channel: Channel) -> int:
+    """Return how many servers the stable release has now; none if the host does not say."""
+    if channel.stable is None:
+        return 0
+    try:
+        servers = deps.host.servers(channel.environment, channel.model)
+    except (TrainyardError, OSError) as error:
+        log.warning("The host cannot be asked how many servers there are: %s", error)
+        return 0
+    stable = channel.stable.release_id
+    return sum(s.release_id == stable and s.state != "stopping" for s in servers)
 
 
 def request_rollback(
@@ -228,9 +247,10 @@ def request_rollback(
     def go_back(channel: Channel, target: str) -> Channel:
         plan = plan_rollback(
             channel,
-            deps.release(model, target),
+            known_release(deps, channel, target),
             deps.environment(environment),
             drain_timeout_s=deps.drain_timeout_s,
+            stable_servers=_stable_servers(deps, channel),
         )
         if isinstance(plan, NothingToDo):
             return channel

@@ -137,6 +137,15 @@ class RequesterNoted:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """Servers that somebody else deployed are to be the stable release."""
+
+    release_id: str
+    deployment: str
+    who: str = ""
+
+
+@dataclass(frozen=True)
 class TimePassed:
     """Nothing happened but time."""
 
@@ -153,6 +162,7 @@ Event = (
     | AbortRequested
     | OutcomeNoted
     | RequesterNoted
+    | Adopted
     | TimePassed
 )
 
@@ -171,6 +181,18 @@ class DeployServers:
 @dataclass(frozen=True)
 class RemoveServers:
     """Have no servers of a release."""
+
+    release_id: str
+
+
+@dataclass(frozen=True)
+class HoldAutoscaling:
+    """Have nobody else change the number of servers while two releases are compared."""
+
+
+@dataclass(frozen=True)
+class ResumeAutoscaling:
+    """Have autoscalers work again, on the servers of a release."""
 
     release_id: str
 
@@ -215,4 +237,14 @@ class Notify:
     entry: HistoryEntry = field(hash=False)
 
 
-Command = DeployServers | RemoveServers | WarmUp | RenewLease | ReleaseLease | Attest | Notify
+Command = (
+    DeployServers
+    | RemoveServers
+    | HoldAutoscaling
+    | ResumeAutoscaling
+    | WarmUp
+    | RenewLease
+    | ReleaseLease
+    | Attest
+    | Notify
+)

@@ -9,7 +9,13 @@ from datetime import datetime
 
 from trainyard.documents.channel import EXPOSED_PHASES, Channel, Rollout
 from trainyard.documents.evidence import Verdict
-from trainyard.documents.look import Look, ReleaseCounters, RouteCounters, Snapshot
+from trainyard.documents.look import (
+    Comparison,
+    Look,
+    ReleaseCounters,
+    RouteCounters,
+    Snapshot,
+)
 from trainyard.errors import TrainyardError
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.events import (
@@ -168,6 +174,7 @@ def _look(
         slot=slot,
         snapshot=snapshot,
         verdict=verdict,
+        comparison=_comparison(rollout) if verdict is not None else None,
         message=describe_look(slot, weight, verdict) if verdict is not None else "",
     )
     key, stored = deps.looks.write(channel.model, channel.environment, look)
@@ -183,7 +190,19 @@ def _verdict(deps: RolloutDeps, rollout: Rollout, snapshots: Sequence[Snapshot])
         candidate=rollout.release_id,
         stable=rollout.reference_id,
     )
-    return deps.judge(blocks, rollout.plan.judge) if blocks else None
+    seen = any(block.t > 0 for block in blocks)
+    return deps.judge(blocks, rollout.plan.judge) if seen else None
+
+
+def _comparison(rollout: Rollout) -> Comparison | None:
+    if rollout.exposed_since is None:
+        return None
+    return Comparison(
+        candidate=rollout.release_id,
+        stable=rollout.reference_id,
+        exposed_since=rollout.exposed_since,
+        judge=rollout.plan.judge,
+    )
 
 
 def _route_counters(route: RouteStatus, releases: set[str]) -> RouteCounters:

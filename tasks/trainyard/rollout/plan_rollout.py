@@ -15,7 +15,7 @@ from trainyard.errors import BadInput, Busy, NotFound, Refused
 from trainyard.rollout.slices import LOAD_PARITY
 from trainyard.rollout.state_machine import candidate_target
 from trainyard.spec.environments import Environment
-from trainyard.spec.model import Capacity, JudgeSettings, RolloutSpec
+from trainyard.spec.model import Capacity, JudgeSettings, RolloutSpec, Target
 
 BOOTSTRAP_BAKE_S = 60.0
 """A first release has nothing to be compared with; a longer bake would show nothing more."""
@@ -41,6 +41,8 @@ def plan_rollout(
     reason: str = "",
     required: Mapping[str, Channel] | None = None,
     same_checkpoint: Callable[[str], bool] | None = None,
+    stable_servers: int = 0,
+    proven: Callable[[Target], bool] = lambda _: True,
 ) -> RolloutPlan | NothingToDo:
     """Return what promoting `release` would do, pinned.
 
@@ -55,6 +57,9 @@ def plan_rollout(
         required: the channels of the environments that `environment` requires, by name.
         same_checkpoint: tells whether a release id of a required environment stands for the same
             checkpoint; by default only the very release does.
+        stable_servers: servers that the stable release has now. An autoscaler may have given it
+            more than were wished for; then the candidate gets as many.
+        proven: tells whether image, instance and lane of a target were proven on a device.
 
     Raises:
         Busy: another rollout is under way.
@@ -78,9 +83,12 @@ def plan_rollout(
         _refuse_unproven(
             required_name, (required or {}).get(required_name), release, environment, same, now
         )
+    _refuse_unproven_target(
+        release, name, environment, proven, accepted=force and bool(reason.strip())
+    )
     spec = release.spec.rollout
     kind = "canary" if channel.stable else "bootstrap"
-    stable_replicas = _stable_replicas(channel, spec.replicas)
+    spec, stable_replicas = _sizes(channel, spec, stable_servers)
     capacity = _capacity(spec, environment, name, stable_replicas)
     plan = RolloutPlan(
         kind=kind,
@@ -111,6 +119,7 @@ def plan_rollback(
     environment: Environment,
     *,
     drain_timeout_s: float,
+    stable_servers: int = 0,
 ) -> RolloutPlan | NothingToDo:
     """Return what rolling back to `release` would do, pinned.
 
@@ -132,7 +141,7 @@ def plan_rollback(
             hint="A rollback goes to a release that was; promote this one instead.",
         )
     spec = release.spec.rollout
-    stable_replicas = _stable_replicas(channel, spec.replicas)
+    spec, stable_replicas = _sizes(channel, spec, stable_servers)
     capacity: Capacity = "single"
     if stable_replicas + spec.replicas <= environment.devices:
         capacity = "surge"
@@ -255,17 +264,26 @@ def _at_equal_load(plan: RolloutPlan) -> JudgeSpec:
             "of the stable release, so their latencies cannot be compared.",
             hint="Begin with a smaller step; with equal servers on both sides, at most 50 %.",
         )
-    return plan.judge.model_copy(update={"last_weight": weights[-1]})
+    last = max(i for i, step in enumerate(plan.steps) if step.weight == weights[-1])
+    return plan.judge.model_copy(
+        update={"last_weight": weights[-1], "last_pods": _servers_at(plan, last)}
+    )
 
 
 def _load(plan: RolloutPlan, step_index: int) -> float:
     """Return the share of a candidate's server over that of a stable one at a step."""
     weight = plan.steps[step_index].weight
+    stables, candidates = _servers_at(plan, step_index)
+    return (weight / candidates) / ((100 - weight) / stables)
+
+
+def _servers_at(plan: RolloutPlan, step_index: int) -> tuple[int, int]:
+    """Return the servers of stable and of the candidate at a step."""
     candidates = candidate_target(plan, step_index)
     stables = plan.stable_replicas
     if plan.capacity == "replace":
         stables = max(1, plan.stable_replicas + 1 - candidates)
-    return (weight / candidates) / ((100 - weight) / stables)
+    return stables, candidates
 
 
 def _refuse_if_busy(channel: Channel) -> None:
@@ -318,6 +336,27 @@ def _refuse_unproven(
         )
 
 
+def _refuse_unproven_target(
+    release: Release,
+    name: str,
+    environment: Environment,
+    proven: Callable[[Target], bool],
+    *,
+    accepted: bool,
+) -> None:
+    """Refuse a Neuron target that nobody has proven on a device, where that is asked for."""
+    target = release.target
+    accepted = accepted or (release.request is not None and release.request.accept_unproven)
+    if target.neuron is None or accepted or not environment.takes_only_proven(name):
+        return
+    if not proven(target):
+        raise Refused(
+            f"Nobody has proven lane {target.lane} on {target.instance} with the image of "
+            f"{release.release_id}, and environment {name} takes only what is proven.",
+            hint="Run `trainyard doctor neuron` on such a node, or force it and say why.",
+        )
+
+
 def _soaked_s(channel: Channel, same: Callable[[str], bool], now: datetime) -> float | None:
     """Return how long a release was stable in a channel; None if it never was for good."""
     baked: list[Track] = []
@@ -339,6 +378,18 @@ def _soaked_s(channel: Channel, same: Callable[[str], bool], now: datetime) -> f
 
 def _is_baking(channel: Channel) -> bool:
     return channel.rollout is not None and channel.rollout.phase == "baking"
+
+
+def _sizes(channel: Channel, spec: RolloutSpec, stable_servers: int) -> tuple[RolloutSpec, int]:
+    """Return the settings with the servers that the release needs, and those of the stable one.
+
+    What an autoscaler added to the stable release, the other one needs as well.
+    """
+    wished = _stable_replicas(channel, spec.replicas)
+    if channel.stable is None or stable_servers <= wished:
+        return spec, wished
+    replicas = max(spec.replicas, stable_servers)
+    return spec.model_copy(update={"replicas": replicas}), stable_servers
 
 
 def _stable_replicas(channel: Channel, default: int) -> int:

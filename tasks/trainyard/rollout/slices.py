@@ -5,7 +5,8 @@ A slice is the time between two consecutive snapshots. It counts only where its 
 * the router was asked at both ends, had not been restarted in between, and had the same weights in
   effect at both; otherwise nobody knows which share of the traffic the figures stand for;
 * the server is the same start of the same server and no counter went backwards;
-* both ends lie in the candidate's exposure.
+* both ends lie in the candidate's exposure, or both before it: the latter are rows of stable alone
+  with weight 0, from which the judge learns stable's noise.
 
 Latencies count only while a server of the candidate gets at most `LOAD_PARITY` times as many
 requests as one of stable's: a busier server is slower, whatever it serves. A candidate that gets
@@ -62,7 +63,8 @@ def blocks_from_snapshots(
 
     Args:
         snapshots: in whatever order.
-        exposed_since: when the candidate first got traffic; the origin of the rows' time.
+        exposed_since: when the candidate first got traffic; the origin of the rows' time. History
+            ends at or before 0.
         candidate: the release under test, also while it bakes in the role of stable.
         stable: the release it is compared with.
     """
@@ -70,7 +72,13 @@ def blocks_from_snapshots(
     fixed = tail_edge(ordered, stable=stable, exposed_since=exposed_since)
     blocks: list[Block] = []
     for index, (before, after) in enumerate(pairwise(ordered)):
-        if before.at < exposed_since or after.at <= before.at:
+        if after.at <= before.at:
+            continue
+        if after.at <= exposed_since:
+            edge = fixed[0] if fixed is not None else None
+            blocks.extend(_history(before, after, stable, exposed_since, edge))
+            continue
+        if before.at < exposed_since:
             continue
         route = _comparable(before.route, after.route)
         if route is None:
@@ -89,6 +97,25 @@ def blocks_from_snapshots(
                 blocks.extend(_server_blocks(slice_, before, after, edge))
             blocks.extend(_error_blocks(slice_, *route))
     return blocks
+
+
+def _history(
+    before: Snapshot, after: Snapshot, stable: str, exposed_since: datetime, edge: str | None
+) -> list[Block]:
+    """Return the rows of stable alone, before exposure: what its noise is learned from.
+
+    They are compared with nothing, so the router's weights do not matter, only its counters.
+    """
+    slice_ = _Slice(
+        t=(after.at - exposed_since).total_seconds(),
+        duration_s=(after.at - before.at).total_seconds(),
+        release_id=stable,
+        track="stable",
+        weight=0,
+    )
+    blocks = _server_blocks(slice_, before, after, edge)
+    route = _comparable(before.route, after.route)
+    return blocks + (_error_blocks(slice_, *route) if route is not None else [])
 
 
 def load_ratio(snapshot: Snapshot, *, candidate: str, stable: str) -> float:

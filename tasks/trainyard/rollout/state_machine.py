@@ -35,6 +35,7 @@ baking          `bake_s` passed without harm, all servers ready         scaling 
 any exposed     a look says HARM, or a fuse blew                        rolling_back (rejected)
 any exposed     the lease ran out                                       rolling_back (withdrawn)
 any             AbortRequested                                          rolling_back (withdrawn)
+idle            Adopted, and there is no stable release                 idle
 rolling_back    arrivals stop, requests end, servers are gone           idle
 ==============  ======================================================  ==========================
 
@@ -49,7 +50,7 @@ once, and bakes under an absolute limit on errors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from math import ceil, sqrt
 from typing import Any
@@ -72,6 +73,7 @@ from trainyard.documents.channel import (
 )
 from trainyard.rollout.events import (
     AbortRequested,
+    Adopted,
     Attest,
     Command,
     ControllerLost,
@@ -79,6 +81,7 @@ from trainyard.rollout.events import (
     DriverClaimed,
     Event,
     FuseBlown,
+    HoldAutoscaling,
     Looked,
     Notify,
     OutcomeNoted,
@@ -86,6 +89,7 @@ from trainyard.rollout.events import (
     RemoveServers,
     RenewLease,
     RequesterNoted,
+    ResumeAutoscaling,
     RolloutRequested,
     RouteSeen,
     ServersSeen,
@@ -160,6 +164,7 @@ def commands_for(channel: Channel, now: datetime) -> tuple[Command, ...]:
     commands: list[Command] = []
     if channel.in_progress:
         commands.append(RenewLease(rollout.plan.lease_s))
+        commands.append(HoldAutoscaling())
     if channel.stable is not None:
         stable = channel.stable.release_id
         if rollout.replicas.stable > 0:
@@ -176,14 +181,21 @@ def commands_for(channel: Channel, now: datetime) -> tuple[Command, ...]:
                 commands.append(WarmUp(candidate, rollout.plan.warm_up_requests, rollout.warmed))
     commands.extend(RemoveServers(release_id) for release_id in _unwanted(channel, now))
     if not channel.in_progress:
-        commands.append(ReleaseLease())
-        commands.extend(_attestations(channel, rollout))
+        commands.extend(_afterwards(channel, rollout))
     commands.extend(
         Notify(rollout.number, entry)
         for entry in channel.history
         if entry.rollout == rollout.number and entry.event in NOTABLE
     )
     return tuple(commands)
+
+
+def _afterwards(channel: Channel, rollout: Rollout) -> Iterator[Command]:
+    """Yield what is left to do about a rollout that is over."""
+    if channel.stable is not None:
+        yield ResumeAutoscaling(channel.stable.release_id)
+    yield ReleaseLease()
+    yield from _attestations(channel, rollout)
 
 
 def has_comparison(plan: RolloutPlan) -> bool:
@@ -281,6 +293,21 @@ def _requester_noted(channel: Channel, event: RequesterNoted, now: datetime) -> 
         return channel
     changed = _with(channel, requested_by=event.who)
     return _noted(changed, now, "requester", release_id=rollout.release_id, who=event.who)
+
+
+def _adopted(channel: Channel, event: Adopted, now: datetime) -> Channel:
+    if channel.stable is not None or channel.in_progress:
+        return channel
+    track = Track(release_id=event.release_id, since=now, verified=False)
+    changed = channel.model_copy(update={"stable": track, "weights": Weights()})
+    return _noted(
+        changed,
+        now,
+        "adopted",
+        release_id=event.release_id,
+        who=event.who,
+        deployment=event.deployment,
+    )
 
 
 # --- servers --------------------------------------------------------------------------------------
@@ -994,7 +1021,7 @@ def _noted(
         generation=channel.generation + 1,
         event=event,
         release_id=release_id,
-        rollout=_rollout(channel).number,
+        rollout=channel.rollout.number if channel.rollout is not None else None,
         who=who,
         detail={name: value for name, value in detail.items() if value not in ("", None)},
     )
@@ -1043,16 +1070,18 @@ def _attestations(channel: Channel, rollout: Rollout) -> list[Command]:
 
 def _check(channel: Channel) -> None:
     """Refuse what must never be stored; a failure here is a defect of this module."""
-    rollout = _rollout(channel)
+    rollout = channel.rollout
     weight = channel.weights.candidate
     exposed = (
-        channel.in_progress
+        rollout is not None
+        and channel.in_progress
         and channel.candidate is not None
         and rollout.phase in EXPOSED_PHASES
         and rollout.ending is None
     )
     if channel.weights.stable + weight != 100 or (weight and not exposed):
-        raise ValueError(f"weights {channel.weights} in phase {rollout.phase} are not allowed")
+        phase = rollout.phase if rollout is not None else "idle"
+        raise ValueError(f"weights {channel.weights} in phase {phase} are not allowed")
 
 
 _BY_PHASE: dict[Phase, Callable[[Channel, _Seen, datetime], Channel]] = {
@@ -1076,5 +1105,6 @@ _HANDLERS: dict[type, Callable[[Channel, Any, datetime], Channel]] = {
     AbortRequested: _abort,
     OutcomeNoted: _outcome_noted,
     RequesterNoted: _requester_noted,
+    Adopted: _adopted,
     TimePassed: _time_passed,
 }

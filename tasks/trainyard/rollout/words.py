@@ -22,6 +22,7 @@ _LINES = {
     "promoted": "promoted: {why}",
     "returned": "rolled back: {why}",
     "rolled_back": "rolled back and rejected: {why}",
+    "adopted": "Deployment {deployment} is the stable release now, as {release}, unverified",
     "withdrawn": "withdrawn, may be tried again: {why}",
 }
 

@@ -1,4 +1,6 @@
-"""The guard's decision: what the route does now. Pure; `serving.guard_loop` is its shell.
+"""The guard's decision: what the route does now. Pure.
+
+Its shells are `serving.guard_loop` on one machine and `serving.kubernetes.guard` in a cluster.
 
 ::
 
@@ -46,6 +48,42 @@ class ReleaseHealth:
     """Failed connections since the last one that worked."""
 
 
+class Wish(Frozen):
+    """What a channel wishes of its route: all of it that the guard needs."""
+
+    model: str
+    environment: str
+    generation: int
+    """Of the channel."""
+    stable: str | None
+    """Release in track `stable`."""
+    candidate: str | None
+    """Release in track `candidate`."""
+    weight: int
+    """Percent of the traffic to the candidate."""
+    rollout: int | None
+    """Number of the rollout that is under way, or of the last one."""
+    in_progress: bool
+    """Is a rollout under way?"""
+    baking: bool
+    """Is it in its bake, where the candidate is the old release?"""
+
+    @classmethod
+    def of(cls, channel: Channel) -> Wish:
+        """Return what `channel` wishes."""
+        return cls(
+            model=channel.model,
+            environment=channel.environment,
+            generation=channel.generation,
+            stable=channel.stable.release_id if channel.stable else None,
+            candidate=channel.candidate.release_id if channel.candidate else None,
+            weight=channel.weights.candidate,
+            rollout=channel.rollout.number if channel.rollout else None,
+            in_progress=channel.in_progress,
+            baking=channel.rollout is not None and channel.rollout.phase == "baking",
+        )
+
+
 class Fuse(Frozen):
     """A blown fuse."""
 
@@ -69,29 +107,27 @@ class RouteDecision:
 
 
 def decide(
-    channel: Channel,
+    wish: Wish,
     lease: LeaseState,
     health: Mapping[str, ReleaseHealth],
     fuse: Fuse | None,
     now: datetime,
 ) -> RouteDecision:
-    """Return the route for a channel.
+    """Return the route that a channel gets.
 
     Args:
-        channel: the channel as it is stored now.
+        wish: what the channel wishes now.
         lease: the state of its rollout's lease.
         health: by release id; a release that is missing has no ready server.
         fuse: the one that blew earlier, if any.
         now: for the record.
     """
-    stable = channel.stable.release_id if channel.stable else None
-    candidate = channel.candidate.release_id if channel.candidate else None
-    exposed = candidate is not None and channel.weights.candidate > 0
-    at_risk = exposed and channel.in_progress
-    baking = channel.rollout is not None and channel.rollout.phase == "baking"
-    fuse = _fuse(channel, health, fuse, now) if at_risk and not baking else None
+    stable, candidate, baking = wish.stable, wish.candidate, wish.baking
+    exposed = candidate is not None and wish.weight > 0
+    at_risk = exposed and wish.in_progress
+    fuse = _fuse(wish, health, fuse, now) if at_risk and not baking else None
 
-    wished = _shares(stable, candidate, channel.weights.candidate if exposed else 0)
+    wished = _shares(stable, candidate, wish.weight if exposed else 0)
     withdrawn = _shares(stable, candidate, 0)
     if fuse is not None:
         return RouteDecision(withdrawn, "fuse", fuse.reason, fuse)
@@ -117,11 +153,11 @@ def _shares(stable: str | None, candidate: str | None, weight: int) -> dict[str,
 
 
 def _fuse(
-    channel: Channel, health: Mapping[str, ReleaseHealth], fuse: Fuse | None, now: datetime
+    wish: Wish, health: Mapping[str, ReleaseHealth], fuse: Fuse | None, now: datetime
 ) -> Fuse | None:
-    assert channel.candidate is not None
-    assert channel.rollout is not None
-    release_id, number = channel.candidate.release_id, channel.rollout.number
+    assert wish.candidate is not None
+    assert wish.rollout is not None
+    release_id, number = wish.candidate, wish.rollout
     if fuse is not None and fuse.rollout == number and fuse.release_id == release_id:
         return fuse
     seen = health.get(release_id, ReleaseHealth())

@@ -6,14 +6,18 @@ Each event is a document of its own below the rollout, written once:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from trainyard.documents.base import Document
+from trainyard.documents.base import Document, Frozen
+from trainyard.serving.guard import Fuse, RouteDecision, Wish
 from trainyard.serving.protocol import GuardState
 from trainyard.store.documents import create_document, read_document
 from trainyard.store.layout import rollout_prefix
 from trainyard.store.protocol import Store
+
+log = logging.getLogger(__name__)
 
 _PREFIX = "guard-"
 
@@ -39,6 +43,42 @@ class GuardEvent(Document):
         when = self.at.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         folder = rollout_prefix(self.model, self.environment, self.rollout)
         return f"{folder}/events/{_PREFIX}{when}-{self.event.replace('_', '-')}.json"
+
+
+class GuardMemory(Frozen):
+    """What the guard of one channel must know after a restart."""
+
+    rollout: int | None = None
+    guard: GuardState = "following"
+    fuse: Fuse | None = None
+    unwritten: tuple[GuardEvent, ...] = ()
+    """Events that the store does not have yet."""
+
+
+def remember(
+    memory: GuardMemory, wish: Wish, decision: RouteDecision, now: datetime
+) -> GuardMemory:
+    """Return the memory after a decision, with an event if the guard changed its mind."""
+    before = memory.guard if memory.rollout == wish.rollout else "following"
+    events = memory.unwritten
+    if wish.rollout is not None and decision.guard != before:
+        events = (
+            *events,
+            GuardEvent(
+                model=wish.model,
+                environment=wish.environment,
+                rollout=wish.rollout,
+                at=now,
+                event=decision.guard,
+                reason=decision.reason or "The route follows the channel again.",
+                release_id=wish.candidate or "",
+                weights=dict(decision.weights),
+            ),
+        )
+        log.warning("%s/%s: %s. %s", wish.environment, wish.model, decision.guard, decision)
+    return GuardMemory(
+        rollout=wish.rollout, guard=decision.guard, fuse=decision.fuse, unwritten=events
+    )
 
 
 def write_event(store: Store, event: GuardEvent) -> None:

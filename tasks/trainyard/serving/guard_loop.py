@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainyard.documents.base import Frozen
 from trainyard.documents.channel import Channel
 from trainyard.errors import TrainyardError
-from trainyard.serving.guard import Fuse, RouteDecision, decide
-from trainyard.serving.guard_events import GuardEvent, write_event
+from trainyard.serving.guard import Wish, decide
+from trainyard.serving.guard_events import GuardMemory, remember, write_event
 from trainyard.serving.lease import FileLease, LeaseState
-from trainyard.serving.protocol import GuardState
 from trainyard.serving.records import (
     ObservedServer,
     ServingPaths,
@@ -26,7 +24,7 @@ from trainyard.serving.records import (
     read_record,
     write_record,
 )
-from trainyard.serving.route import Route, Upstream
+from trainyard.serving.route import Endpoint, Route, Upstream, take_idle
 from trainyard.settings import Settings
 from trainyard.store.documents import parse_document
 from trainyard.store.protocol import Store
@@ -35,16 +33,6 @@ log = logging.getLogger(__name__)
 
 ChannelName = tuple[str, str]
 """Environment and model."""
-
-
-class GuardMemory(Frozen):
-    """What the guard of one channel must know after a restart."""
-
-    rollout: int | None = None
-    guard: GuardState = "following"
-    fuse: Fuse | None = None
-    unwritten: tuple[GuardEvent, ...] = ()
-    """Events that the store does not have yet."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +52,12 @@ class ChannelReader:
         """Read channels of `store`."""
         self._store = store
         self._seen: dict[str, tuple[object, Channel]] = {}
+        self.reached = False
+        """Did the last look see the store as it was?"""
 
     def channels(self) -> list[Channel]:
         """Return the channels; one that cannot be read now is returned as it was last seen."""
+        self.reached = True
         try:
             found = {
                 entry.key: entry.version
@@ -75,6 +66,7 @@ class ChannelReader:
             }
         except (TrainyardError, OSError) as error:
             log.warning("The store cannot list its channels: %s", error)
+            self.reached = False
             found = dict.fromkeys(self._seen, "")
         self._seen = {key: seen for key, seen in self._seen.items() if key in found}
         for key, version in found.items():
@@ -82,6 +74,7 @@ class ChannelReader:
                 self._look_at(key, version)
             except (TrainyardError, OSError) as error:
                 log.warning("%s cannot be read: %s", key, error)
+                self.reached = False
         return [channel for _, channel in self._seen.values()]
 
     def _look_at(self, key: str, listed_version: str) -> None:
@@ -110,6 +103,8 @@ class Guard:
 
     settings: Settings
     store: Store
+    elsewhere: frozenset[str] = frozenset()
+    """Environments whose servers are not on this machine; others guard them."""
     routes: dict[ChannelName, Route] = field(default_factory=dict)
     retired: list[Upstream] = field(default_factory=list)
     """Upstreams that get no new requests; to be closed once they have none."""
@@ -133,6 +128,8 @@ class Guard:
         ]
         sights = {}
         for channel in channels:
+            if channel.environment in self.elsewhere:
+                continue
             name = (channel.environment, channel.model)
             self._recall(name)
             sights[name] = Sight(
@@ -150,11 +147,12 @@ class Guard:
             self.retired += [up for ups in gone.upstreams.values() for up in ups]
         for name, sight in sights.items():
             route = self.routes.setdefault(name, Route(*name))
-            self.retired += route.update(sight.channel, sight.servers)
+            wish, endpoints = Wish.of(sight.channel), map(Endpoint.of_server, sight.servers)
+            self.retired += route.update(wish, list(endpoints))
             memory = self._memory[name]
-            decision = decide(sight.channel, sight.lease, route.health(), memory.fuse, now)
+            decision = decide(wish, sight.lease, route.health(), memory.fuse, now)
             route.decision = decision
-            self._memory[name] = _remember(memory, sight.channel, decision, now)
+            self._memory[name] = remember(memory, wish, decision, now)
 
     def persist(self) -> None:
         """Write down what happened. Waits for files: not for the event loop."""
@@ -173,9 +171,7 @@ class Guard:
 
     def closable(self) -> list[Upstream]:
         """Take out and return the retired upstreams without requests."""
-        done = [up for up in self.retired if up.in_flight == 0]
-        self.retired = [up for up in self.retired if up.in_flight > 0]
-        return done
+        return take_idle(self.retired)
 
     def _recall(self, name: ChannelName) -> None:
         if name not in self._memory:
@@ -186,29 +182,3 @@ class Guard:
         if self._stored_memory.get(name) != memory:
             write_record(self._paths.guard(*name), memory)
             self._stored_memory[name] = memory
-
-
-def _remember(
-    memory: GuardMemory, channel: Channel, decision: RouteDecision, now: datetime
-) -> GuardMemory:
-    """Return the memory after a decision, with an event if the guard changed its mind."""
-    number = channel.rollout.number if channel.rollout else None
-    before = memory.guard if memory.rollout == number else "following"
-    events = memory.unwritten
-    if number is not None and decision.guard != before:
-        candidate = channel.candidate.release_id if channel.candidate else ""
-        events = (
-            *events,
-            GuardEvent(
-                model=channel.model,
-                environment=channel.environment,
-                rollout=number,
-                at=now,
-                event=decision.guard,
-                reason=decision.reason or "The route follows the channel again.",
-                release_id=candidate,
-                weights=dict(decision.weights),
-            ),
-        )
-        log.warning("%s/%s: %s. %s", channel.environment, channel.model, decision.guard, decision)
-    return GuardMemory(rollout=number, guard=decision.guard, fuse=decision.fuse, unwritten=events)

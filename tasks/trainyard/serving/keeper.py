@@ -33,6 +33,7 @@ from trainyard.documents.artifacts import BundleManifest
 from trainyard.documents.release import Release
 from trainyard.errors import CacheMiss, NotFound, TrainyardError
 from trainyard.lanes.protocol import Lane
+from trainyard.lanes.start_check import refuse_misfit
 from trainyard.serving.process import ServerProcess, explain_exit
 from trainyard.serving.records import (
     DesiredServers,
@@ -158,6 +159,7 @@ class Keeper:
         self._folder.mkdir(parents=True, exist_ok=True)
         files = means.materialize(release, self._folder)
         lane = means.lane(release.lane)
+        refuse_misfit(lane, release.target, files.cache_dir)
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             self._log_path.replace(self._log_path.with_name("previous.log"))

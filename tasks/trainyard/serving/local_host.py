@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from trainyard.documents.release import Release
-from trainyard.errors import BadInput
+from trainyard.errors import BadInput, NotFound
 from trainyard.names import check_name
 from trainyard.serving.protocol import ServerStatus
 from trainyard.serving.records import (
@@ -51,9 +51,26 @@ class LocalHost:
         )
         write_record(path, wish)
 
+    def scale(self, environment: str, release_id: str, replicas: int) -> None:
+        """Refuse: on this machine every server is one of ours.
+
+        Raises:
+            NotFound: always.
+        """
+        raise NotFound(
+            f"{release_id} has no servers in {environment} that somebody else deployed.",
+            hint="Servers are adopted on platform kubernetes only.",
+        )
+
     def remove(self, environment: str, release_id: str) -> None:
         """Wish for no servers of the release: drain, then stop."""
         self._paths.desired(environment, release_id).unlink(missing_ok=True)
+
+    def hold_autoscaling(self, environment: str, model: str) -> None:
+        """Do nothing: nobody scales servers on this machine."""
+
+    def resume_autoscaling(self, environment: str, model: str, release_id: str) -> None:
+        """Do nothing: nobody scales servers on this machine."""
 
     def servers(self, environment: str, model: str) -> Sequence[ServerStatus]:
         """Return every server of the model in the environment, of whatever release."""

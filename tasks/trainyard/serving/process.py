@@ -31,6 +31,7 @@ import psutil
 
 from trainyard.documents.base import Frozen
 from trainyard.errors import OutOfCapacity, Refused, StorageFull, TrainyardError, Transient
+from trainyard.failures.recognise import recognise_log
 
 BASE_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "LOGNAME", "TMPDIR", "TZ", "USER")
 """All that a server gets of our environment; the rest may hold secrets."""
@@ -385,12 +386,16 @@ def explain_exit(log: str, exit_code: int | None) -> TrainyardError:
         return StorageFull(
             "The server ran out of disk space.", hint="Free some space in the work folder and /tmp."
         )
+    known = recognise_log(log)
+    if known is not None:
+        return known.error()
     cause = _root_cause(lines)
     if exit_code == -signal.SIGKILL or _NO_MEMORY.search(log):
         what = cause or "it was killed (SIGKILL), most likely by the kernel for lack of memory"
         return OutOfCapacity(
             f"The server ran out of memory: {what}.",
             hint="Free memory, or lower the target's kv_cache_gib or max_num_batched_tokens.",
+            code="host-out-of-memory",
         )
     if exit_code in {-signal.SIGTERM, -signal.SIGINT} and not cause:
         return Transient("The server was stopped from outside.", hint="Try again.")

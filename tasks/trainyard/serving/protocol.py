@@ -37,8 +37,20 @@ class Host(Protocol):
     def deploy(self, environment: str, release: Release, replicas: int) -> None:
         """Wish for `replicas` servers of `release`; also scales an existing deployment."""
 
+    def scale(self, environment: str, release_id: str, replicas: int) -> None:
+        """Wish for `replicas` servers of a release that was not deployed here: an adopted one.
+
+        Raises NotFound if there is none of that name.
+        """
+
     def remove(self, environment: str, release_id: str) -> None:
         """Wish for no servers of the release: drain, then stop."""
+
+    def hold_autoscaling(self, environment: str, model: str) -> None:
+        """Let nothing but us change the number of the model's servers."""
+
+    def resume_autoscaling(self, environment: str, model: str, release_id: str) -> None:
+        """Let autoscalers work again, on the servers of `release_id`."""
 
     def servers(self, environment: str, model: str) -> Sequence[ServerStatus]:
         """Return every server of the model in the environment, of whatever release."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import uvicorn
 
-from trainyard.errors import BadInput
+from trainyard.errors import BadInput, TrainyardError
 from trainyard.serving import status_socket
 from trainyard.serving.guard_loop import Guard
 from trainyard.serving.proxy_app import ProxyApp
@@ -34,6 +34,7 @@ from trainyard.serving.records import (
     write_record,
 )
 from trainyard.settings import Settings
+from trainyard.spec.loader import load_environments
 from trainyard.store.factory import open_store
 from trainyard.store.protocol import Store
 
@@ -63,7 +64,7 @@ def run_proxy(settings: Settings, store: Store | None = None) -> None:
             pid=os.getpid(),
             epoch=uuid.uuid4().hex,
         )
-        guard = Guard(settings, store or open_store(settings))
+        guard = Guard(settings, store or open_store(settings), _elsewhere(settings))
         app = ProxyApp(guard, ProxyMetrics(), record.epoch)
         config = uvicorn.Config(
             app,
@@ -115,6 +116,19 @@ async def _guard_loop(guard: Guard, interval_s: float) -> None:
         for upstream in guard.closable():
             await upstream.transport.aclose()
         await asyncio.sleep(interval_s)
+
+
+def _elsewhere(settings: Settings) -> frozenset[str]:
+    """Return the environments that are not on this machine; none if nobody can tell.
+
+    Their channels are in the same store, and here they would have neither servers nor a lease.
+    """
+    try:
+        found = load_environments(settings.environments).environments
+    except TrainyardError as error:
+        log.warning("All channels count as local: %s", error)
+        return frozenset()
+    return frozenset(name for name, each in found.items() if each.platform != "local")
 
 
 def _listen(settings: Settings, earlier: ProxyRecord | None) -> socket.socket:

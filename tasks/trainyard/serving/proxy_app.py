@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Protocol, cast
 
 import anyio
 import httpx
@@ -12,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from trainyard.serving.guard_loop import Guard
+from trainyard.serving.guard_loop import ChannelName
 from trainyard.serving.protocol import RouteStatus
 from trainyard.serving.proxy_metrics import ProxyMetrics, ReleaseMetrics
 from trainyard.serving.relay import TRACK_HEADER, Exchange, counted, refusal, relay
@@ -26,24 +28,49 @@ class TooLong(Exception):
     """A request's body is longer than `LONGEST_BODY`."""
 
 
+class RouteKeeper(Protocol):
+    """Keeps the routes: the guard of this machine, or who follows those of a cluster."""
+
+    @property
+    def routes(self) -> Mapping[ChannelName, Route]:
+        """By environment and model."""
+
+
 class ProxyApp:
     """The ASGI application."""
 
-    def __init__(self, guard: Guard, metrics: ProxyMetrics, epoch: str) -> None:
-        """Serve the routes that `guard` keeps."""
-        self._guard = guard
+    def __init__(
+        self,
+        keeper: RouteKeeper,
+        metrics: ProxyMetrics,
+        epoch: str,
+        *,
+        own_port: int | None = None,
+    ) -> None:
+        """Serve the routes of `keeper`.
+
+        Args:
+            keeper: of the routes.
+            metrics: of the requests.
+            epoch: of this start.
+            own_port: where the proxy's own pages are, which clients have no business with. None:
+                beside everything else, but for the status.
+        """
+        self._keeper = keeper
         self._metrics = metrics
         self._epoch = epoch
+        self._own_port = own_port
 
     def status(self, environment: str, model: str) -> RouteStatus | None:
         """Return what `Router.status` tells of a channel, or None if it is unknown."""
-        route = self._guard.routes.get((environment, model))
+        route = self._keeper.routes.get((environment, model))
         return None if route is None else route.status(self._epoch)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         assert scope["type"] == "http"
-        if scope["path"].startswith("/-/"):
+        own_port = self._own_port is not None and scope["server"][1] == self._own_port
+        if own_port or (self._own_port is None and scope["path"].startswith("/-/")):
             await self._own_page(scope["path"])(scope, receive, send)
             return
         answer = await self._proxy(scope, receive, send)
@@ -54,14 +81,24 @@ class ProxyApp:
         if path == "/-/health":
             return JSONResponse({"status": "ok", "epoch": self._epoch})
         if path == "/-/metrics":
-            return PlainTextResponse(self._metrics.text(self._guard.routes.values()))
+            return PlainTextResponse(self._metrics.text(self._keeper.routes.values()))
+        _, _, page, *names = path.split("/")[:5] + [""] * 5
+        if self._own_port is not None and page == "status":
+            return self._status_page(names[0], names[1])
         return refusal(404, "not_found", f"The proxy has no page {path}.")
+
+    def _status_page(self, environment: str, model: str) -> Response:
+        route = self._keeper.routes.get((environment, model))
+        if route is None:
+            return refusal(404, "not_found", f"There is no route for {model} in {environment}.")
+        health = {name: asdict(seen) for name, seen in route.health().items()}
+        return JSONResponse({"status": asdict(route.status(self._epoch)), "health": health})
 
     async def _proxy(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
         """Pass a request on; returns an answer of our own if that is not possible."""
         arrived = time.perf_counter()
         parts = scope["path"].split("/", 4)
-        route = self._guard.routes.get((parts[1], parts[2])) if len(parts) > 2 else None
+        route = self._keeper.routes.get((parts[1], parts[2])) if len(parts) > 2 else None
         target = server_target(scope)
         if route is None or target is None:
             return refusal(

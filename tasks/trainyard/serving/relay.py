@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Send
 
 from trainyard.serving.proxy_metrics import ReleaseMetrics
-from trainyard.serving.records import LOOPBACK
 from trainyard.serving.route import Outcome, Traffic, Upstream
 
 log = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ def _request(exchange: Exchange, upstream: Upstream) -> httpx.Request:
         headers.append((b"content-length", b"%d" % len(exchange.body)))
     return httpx.Request(
         exchange.method,
-        _server_url(upstream.port),
+        _server_url(upstream.endpoint.host, upstream.port),
         headers=headers,
         stream=httpx.ByteStream(exchange.body),
         # No limit for reading: an engine may be silent for as long as its queue is long.
@@ -116,8 +115,8 @@ def _request(exchange: Exchange, upstream: Upstream) -> httpx.Request:
 
 
 @functools.lru_cache(maxsize=256)
-def _server_url(port: int) -> httpx.URL:
-    return httpx.URL(scheme="http", host=LOOPBACK, port=port)
+def _server_url(host: str, port: int) -> httpx.URL:
+    return httpx.URL(scheme="http", host=host, port=port)
 
 
 async def _stream(

@@ -7,15 +7,14 @@ guard state is one step that no request sees half of.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import httpx
 
-from trainyard.documents.channel import Channel
 from trainyard.serving.choice import WeightedChoice
-from trainyard.serving.guard import FIRST_ANSWERS, ReleaseHealth, RouteDecision
+from trainyard.serving.guard import FIRST_ANSWERS, ReleaseHealth, RouteDecision, Wish
 from trainyard.serving.protocol import ReleaseTraffic, RouteStatus
 from trainyard.serving.records import LOOPBACK, ObservedServer
 
@@ -30,20 +29,30 @@ IDLE_CONNECTION_S = 2.0
 """Servers (uvicorn, so vLLM) close idle connections after 5 s. Ours must go first, or a request
 could meet a connection that is just being closed."""
 
-ServerKey = tuple[str, int | None, float | None, int | None]
 
+@dataclass(frozen=True)
+class Endpoint:
+    """Where one start of a ready server listens."""
 
-def server_key(server: ObservedServer) -> ServerKey:
-    """Return what tells one start of a server from all others."""
-    return (server.name, server.pid, server.process_started, server.port)
+    release_id: str
+    key: Hashable
+    """Tells this start of this server from all others."""
+    host: str
+    port: int
+
+    @classmethod
+    def of_server(cls, server: ObservedServer) -> Endpoint:
+        """Return the endpoint of a process on this machine that has a port."""
+        assert server.port is not None
+        key = (server.name, server.pid, server.process_started, server.port)
+        return cls(server.release_id, key, LOOPBACK, server.port)
 
 
 @dataclass(eq=False)
 class Upstream:
     """One start of one server, with the connections to it."""
 
-    key: ServerKey
-    port: int
+    endpoint: Endpoint
     transport: httpx.AsyncBaseTransport
     in_flight: int = 0
     last_used: int = 0
@@ -51,9 +60,8 @@ class Upstream:
     """time.monotonic() until which others are preferred."""
 
     @classmethod
-    def of(cls, server: ObservedServer) -> Upstream:
-        """Return the upstream of a server that has a port."""
-        assert server.port is not None
+    def of(cls, endpoint: Endpoint) -> Upstream:
+        """Return the upstream of a server."""
         # Plain HTTP only: without certificates to verify, making a transport costs no file reads.
         transport = httpx.AsyncHTTPTransport(
             verify=False,
@@ -64,12 +72,25 @@ class Upstream:
                 keepalive_expiry=IDLE_CONNECTION_S,
             ),
         )
-        return cls(server_key(server), server.port, transport)
+        return cls(endpoint, transport)
 
     @property
     def host(self) -> str:
         """Host and port, as in a `Host` header."""
-        return f"{LOOPBACK}:{self.port}"
+        host = self.endpoint.host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return self.endpoint.port
+
+
+def take_idle(upstreams: list[Upstream]) -> list[Upstream]:
+    """Take those out of a list that have no requests, and return them."""
+    idle = [upstream for upstream in upstreams if upstream.in_flight == 0]
+    upstreams[:] = [upstream for upstream in upstreams if upstream.in_flight > 0]
+    return idle
 
 
 @dataclass
@@ -105,7 +126,7 @@ class Route:
     environment: str
     model: str
     clock: Callable[[], float] = time.monotonic
-    channel: Channel | None = None
+    wish: Wish | None = None
     decision: RouteDecision = field(default_factory=lambda: RouteDecision({}, "following", ""))
     upstreams: dict[str, list[Upstream]] = field(default_factory=dict)
     """Ready servers by release id."""
@@ -113,24 +134,23 @@ class Route:
     _choice: WeightedChoice = field(default_factory=WeightedChoice)
     _turn: int = 0
 
-    def update(self, channel: Channel, servers: Sequence[ObservedServer]) -> list[Upstream]:
-        """Take over what the store and the agent say now, apart from the guard's decision.
+    def update(self, wish: Wish, endpoints: Sequence[Endpoint]) -> list[Upstream]:
+        """Take over the channel's wish and the ready servers, apart from the guard's decision.
 
         Returns:
             Upstreams that get no more requests.
         """
-        before = self.channel.rollout.number if self.channel and self.channel.rollout else None
-        now = channel.rollout.number if channel.rollout else None
-        if before != now or channel.weights.candidate == 0:
+        before = self.wish.rollout if self.wish else None
+        if before != wish.rollout or wish.weight == 0:
             # The guard's counts begin with the candidate's exposure.
             for traffic in self.traffic.values():
                 traffic.forget_rollout()
-        self.channel = channel
-        known = {up.key: up for ups in self.upstreams.values() for up in ups}
+        self.wish = wish
+        known = {up.endpoint: up for ups in self.upstreams.values() for up in ups}
         fresh: dict[str, list[Upstream]] = {}
-        for server in servers:
-            upstream = known.pop(server_key(server), None) or Upstream.of(server)
-            fresh.setdefault(server.release_id, []).append(upstream)
+        for endpoint in endpoints:
+            upstream = known.pop(endpoint, None) or Upstream.of(endpoint)
+            fresh.setdefault(endpoint.release_id, []).append(upstream)
         self.upstreams = fresh
         return list(known.values())
 
@@ -154,9 +174,8 @@ class Route:
 
     def release_on(self, track: Track) -> str | None:
         """Return the release in a role, whatever its weight."""
-        assert self.channel is not None
-        found = self.channel.stable if track == "stable" else self.channel.candidate
-        return found.release_id if found else None
+        assert self.wish is not None
+        return self.wish.stable if track == "stable" else self.wish.candidate
 
     def server_of(self, release_id: str, *, other_than: Upstream | None = None) -> Upstream | None:
         """Return the release's server with the fewest requests; None if it has none."""
@@ -206,5 +225,5 @@ class Route:
             },
             guard=self.decision.guard,
             guard_reason=self.decision.reason,
-            channel_generation=self.channel.generation if self.channel else 0,
+            channel_generation=self.wish.generation if self.wish else 0,
         )

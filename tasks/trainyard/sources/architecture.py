@@ -64,6 +64,26 @@ def parameters(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.elements for tensor in tensors)
 
 
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_OTHERS = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
+
+
+def loaded_bytes(tensors: Iterable[Tensor], dtype: str) -> int:
+    """Return the bytes that all tensors take once they are loaded for a target.
+
+    Args:
+        tensors: of the checkpoint.
+        dtype: of the target: floating point weights are loaded in it. Quantized ones stay as they
+            are, so that the result is a bound from below.
+    """
+    return sum(
+        tensor.elements
+        * (_BYTES[dtype] if tensor.dtype in _FLOATS else _OTHERS.get(tensor.dtype, 1))
+        for tensor in tensors
+    )
+
+
 def _without_identity(value: Any) -> Any:
     if isinstance(value, Mapping):
         kept = {k: _without_identity(v) for k, v in value.items() if k not in IDENTITY_FIELDS}

@@ -22,6 +22,7 @@ from trainyard.spec.partial import known, partial, whole
 from trainyard.spec.rules import (
     Finding,
     environments_findings,
+    image_findings,
     refresh_findings,
     served_findings,
     spec_findings,
@@ -196,6 +197,12 @@ def _name_findings(source: YamlFile, spec: ModelSpec) -> Iterable[Finding]:
         )
 
 
+def _images(environments: Environments, targets: Sequence[Target]) -> Iterable[Finding]:
+    if known(environments, "environments"):
+        for name, environment in environments.environments.items():
+            yield from image_findings(name, environment, targets)
+
+
 def _between(
     specs: Sequence[Checked[ModelSpec]], environments: Sequence[Checked[Environments]]
 ) -> Iterable[Problem]:
@@ -211,7 +218,7 @@ def _between(
             )
             yield _problem(checked.source, finding)
     targets = [
-        target.name
+        target
         for checked in specs
         if known(checked.root, "targets")
         for target in checked.root.targets
@@ -219,7 +226,11 @@ def _between(
     ]
     for surroundings in environments:
         if specs:
-            for finding in served_findings(surroundings.root, targets):
+            findings = [
+                *served_findings(surroundings.root, [target.name for target in targets]),
+                *_images(surroundings.root, targets),
+            ]
+            for finding in findings:
                 yield _problem(surroundings.source, finding)
         for checked in specs:
             for finding in refresh_findings(checked.root, surroundings.root):

@@ -33,8 +33,15 @@ class Environment(SpecPart):
     """Seconds after which a rollout without a living driver loses its traffic."""
     rollback_window_s: float = Field(default=0.0, ge=0)
     """Seconds after a promotion during which the old servers stay warm."""
+    proven_only: bool | None = None
+    """Must image, instance and lane of a Neuron target be proven (`trainyard doctor neuron`) before
+    a release may come here? Empty: yes for the environment named `production`, no elsewhere."""
     kubernetes: KubernetesServing | None = None
     """Where in the cluster its servers run; only, and always, on platform `kubernetes`."""
+
+    def takes_only_proven(self, name: str) -> bool:
+        """Tell whether the environment, which has this name, takes only what was proven."""
+        return name == "production" if self.proven_only is None else self.proven_only
 
 
 class Environments(SpecPart):

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AwareDatetime, Field, StringConstraints
 
 from trainyard.spec.part import SpecPart
 
-DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+DNS_LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+DNS_NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
+ABSOLUTE_PATH_PATTERN = r"^/[^\x00:]*$"
+ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL_PATTERN)]
 """Names of namespaces, service accounts and ports."""
-DnsName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$", max_length=253)
-]
+DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME_PATTERN)]
 """Names of most objects."""
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\\0:]*$")]
-EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+AbsolutePath = Annotated[str, StringConstraints(pattern=ABSOLUTE_PATH_PATTERN)]
+EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME_PATTERN)]
 
 
 class Toleration(SpecPart):
@@ -31,7 +34,7 @@ class Toleration(SpecPart):
     """`Equal` compares the value too."""
     value: str = ""
     """Value of the taint, with `Equal`."""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Empty: every effect."""
 
 
@@ -114,14 +117,48 @@ class KubernetesServing(PodDefaults):
     """Namespace of the Gateway. Empty: the servers' own."""
     gateway_class: DnsName = "eg"
     """Class of the Gateway: `eg` is Envoy Gateway's."""
+    gateway_pods_namespace: DnsLabel = "envoy-gateway-system"
+    """Namespace of the pods behind the Gateway, which count arrivals."""
+    gateway_stats_port: int = Field(default=19001, ge=1, le=65535)
+    """Port of those pods at which `/stats/prometheus` answers; 19001 is Envoy Gateway's."""
     hostnames: tuple[DnsName, ...] = ()
     """Host names of the route. Empty: all that the Gateway has."""
     node_cache: NodeCacheVolume | None = NodeCacheVolume()
     """Empty (null): each pod fetches its files anew into a volume of its own."""
+    files_gib: int = Field(default=200, ge=1)
+    """GiB of the node's disk that a server asks for its files, where there is no node cache."""
+    trusted_keys: DnsName | None = "trainyard-trusted-keys"
+    """ConfigMap with `trusted-keys.json`, as `trainyard keys` writes it: whose signatures count.
+    Empty (null): `env` names a file of a mount."""
+    run_as_user: int | None = Field(default=None, ge=1)
+    """User id of servers and their files. Empty: the image's own, which is root in AWS's."""
+    server_cpu: float | None = Field(default=None, gt=0)
+    """Cores that a server asks for. Empty: one for each logical core of its devices."""
+    server_memory_gib: float | None = Field(default=None, gt=0)
+    """GiB of memory that a server asks for. Empty: most of its devices' share of the instance; on
+    lane `cpu` its KV cache and 3 GiB."""
     stable_priority_class: DnsName | None = "trainyard-stable"
     """PriorityClass of servers; above that of every step. Empty (null): the cluster's default."""
-    candidate_priority_class: DnsName | None = "trainyard-candidate"
-    """PriorityClass of a new release's servers until its first promotion."""
+    candidate_priority_class: DnsName | None = None
+    """PriorityClass of servers that begin beside a stable release. They keep it when they are
+    promoted, since another one would restart them. Empty (null): the stable one, so that nothing
+    ever displaces a server that was promoted."""
+
+
+class CapacityReservation(SpecPart):
+    """Instances that are reserved in EC2 for heavy steps."""
+
+    id: str = Field(pattern=r"^cr-[0-9a-f]{8,32}$")
+    """Of the reservation or Capacity Block; Karpenter labels its nodes with it."""
+    instance: str
+    """Instance type that it is for, such as `trn2.48xlarge`."""
+    ends_at: AwareDatetime | None = None
+    """When a Capacity Block ends, with a time zone. Work that cannot end an hour before is refused.
+    Empty: it does not end."""
+
+
+DeviceKind = Literal["cpu", "inf2", "trn1", "trn2", "trn3"]
+"""What a step computes on: a kind of Neuron chip, or none."""
 
 
 class KubernetesSteps(PodDefaults):
@@ -134,7 +171,7 @@ class KubernetesSteps(PodDefaults):
     ] = Field(default_factory=dict)
     """Service account by step, so that each has only its own rights on the store."""
     work_gib: int = Field(default=100, ge=1)
-    """GiB of scratch space that a step's pod asks for, at least."""
+    """GiB of the node's disk that pods which compile or measure ask for, at least."""
     schedule_timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that a pod may wait for a node. Scarce devices: give more."""
     startup_timeout_s: float = Field(default=1200.0, gt=0)
@@ -143,3 +180,13 @@ class KubernetesSteps(PodDefaults):
     """PriorityClass of measuring pods. Empty (null): the cluster's default."""
     compile_priority_class: DnsName | None = "trainyard-compile"
     """PriorityClass of compiling pods, the lowest."""
+    slots: dict[DeviceKind, Annotated[int, Field(ge=1)]] = Field(default={"cpu": 1}, min_length=1)
+    """The kinds of devices that there are, and for each how many pods may compile or measure at a
+    time: the size of Airflow's pool `trainyard_pods_<kind>`."""
+    devices: Literal["plugin", "dra"] = "plugin"
+    """How pods ask for devices: `plugin` counts `aws.amazon.com/neuron`; `dra` makes a claim, on
+    nodes with the Neuron DRA driver instead of the device plugin."""
+    device_class: DnsName = "neuron.aws.com"
+    """DeviceClass of the claims, with `devices: dra`."""
+    reservations: tuple[CapacityReservation, ...] = ()
+    """Reserved instances. Pods for an instance type of the list go to its nodes only."""

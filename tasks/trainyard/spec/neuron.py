@@ -89,8 +89,9 @@ class NativeConfig(SpecPart):
     """Context lengths below `max_model_len` that decoding is compiled for as well."""
     on_device_sampling_config: OnDeviceSampling | None = None
     """Sampling on the device; empty: on the CPU."""
-    quantization: Literal["mxfp4", "mxfp8"] | None = None
-    """Number format of weights that the plugin makes. FP8 comes with the checkpoint instead."""
+    quantization: Literal["bf16", "mxfp4", "mxfp8"] | None = None
+    """Number format of weights that the plugin makes; `bf16` leaves them as they are. FP8 comes
+    with the checkpoint instead."""
     ep_degree: int | None = Field(default=None, ge=1)
     """Ranks that share the experts; needs `enable_expert_parallel`."""
     fp8_packed_kv: bool | None = None
@@ -171,9 +172,9 @@ class NxdiConfig(SpecPart):
     enable_bucketing: bool | None = None
     """Compile for several lengths."""
     context_encoding_buckets: Buckets | None = None
-    """Prompt lengths that are compiled for; the largest is `max_model_len`."""
+    """Prompt lengths that are compiled for, up to `max_model_len`."""
     token_generation_buckets: Buckets | None = None
-    """Context lengths that decoding is compiled for; the largest is `max_model_len`."""
+    """Context lengths that decoding is compiled for, up to `max_model_len`."""
     prefix_buckets: Buckets | None = None
     """Lengths of cached prefixes that are compiled for."""
     is_continuous_batching: bool | None = None

@@ -421,6 +421,25 @@ def _environment_findings(environment: Environment) -> Iterator[Finding]:
             "soak_s counts in the required environments, and requires names none.",
             "Name the environment to soak in under requires, or remove soak_s.",
         )
+    yield from _place_findings(environment)
+
+
+def _place_findings(environment: Environment) -> Iterator[Finding]:
+    """Yield where an environment's platform and its place in a cluster contradict each other."""
+    if not known(environment, "platform", "kubernetes"):
+        return
+    if environment.platform == "kubernetes" and environment.kubernetes is None:
+        yield Finding(
+            ("platform",),
+            "Platform kubernetes needs to know where in the cluster servers run.",
+            "Add `kubernetes: {namespace: …}`, with the namespace that `k8s/` made.",
+        )
+    elif environment.platform != "kubernetes" and environment.kubernetes is not None:
+        yield Finding(
+            ("kubernetes",),
+            f"kubernetes is for platform kubernetes, and the platform is {environment.platform}.",
+            "Remove it, or set platform: kubernetes.",
+        )
 
 
 def _requires_findings(environments: Mapping[str, Environment]) -> Iterator[Finding]:
@@ -564,6 +583,29 @@ def served_findings(environments: Environments, targets: Iterable[str]) -> Itera
                 f"No model has a target {environment.target!r}.",
                 choose(environment.target, every),
             )
+
+
+def image_findings(
+    name: str, environment: Environment, targets: Iterable[Target]
+) -> Iterator[Finding]:
+    """Yield the targets that pods of an environment would have no image for, at `environments`."""
+    if not known(environment, "kubernetes", "target") or environment.kubernetes is None:
+        return
+    if not known(environment.kubernetes, "image") or environment.kubernetes.image:
+        return
+    for target in targets:
+        if not known(target, "name", "lane", "neuron") or target.name != environment.target:
+            continue
+        if target.neuron is not None and (not known(target.neuron, "image") or target.neuron.image):
+            continue
+        remedy = "Give kubernetes.image there"
+        yield Finding(
+            ("environments", name, "kubernetes"),
+            f"No image is named for the servers of target {target.name} (lane {target.lane}) in "
+            f"environment {name}.",
+            f"{remedy}." if target.neuron is None else f"{remedy}, or neuron.image of the target.",
+        )
+        return
 
 
 def _below(findings: Iterable[Finding], *location: str | int) -> Iterator[Finding]:

@@ -11,6 +11,12 @@ from typing import Any, Union, get_args, get_origin
 from pydantic_core import ErrorDetails
 
 from trainyard.names import NAME_PATTERN, REVISION_PATTERN
+from trainyard.spec.kubernetes import (
+    ABSOLUTE_PATH_PATTERN,
+    DNS_LABEL_PATTERN,
+    DNS_NAME_PATTERN,
+    ENV_NAME_PATTERN,
+)
 from trainyard.spec.model import (
     HUB_REPO_PATTERN,
     HUB_REVISION_PATTERN,
@@ -37,6 +43,12 @@ _PATTERNS = {
     HUB_REPO_PATTERN: "Write the model's name on the Hub, such as `organization/model`.",
     HUB_REVISION_PATTERN: "Write a branch, a tag or a commit, such as `main`.",
     S3_URI_PATTERN: "Write `s3://BUCKET/PREFIX/`, without credentials.",
+    DNS_LABEL_PATTERN: "Use 1 to 63 lower-case letters, digits and hyphens, starting and ending "
+    "with a letter or digit.",
+    DNS_NAME_PATTERN: "Use lower-case letters, digits, dots and hyphens, starting and ending with "
+    "a letter or digit.",
+    ABSOLUTE_PATH_PATTERN: "Write a whole path that begins with `/`.",
+    ENV_NAME_PATTERN: "Use letters, digits and underscores, not starting with a digit.",
 }
 
 _SECRET_KEYS = re.compile(r"token|secret|password|passwd|credential|access_?key|api_?key")

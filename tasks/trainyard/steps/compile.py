@@ -15,8 +15,11 @@ from pathlib import Path
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.plan import Plan, PlannedTarget
-from trainyard.errors import BadInput, Conflict, NotFound
+from trainyard.errors import BadInput, Conflict, NotFound, TrainyardError
+from trainyard.failures.recognise import recognise_log
+from trainyard.failures.tuning import Tuning
 from trainyard.lanes.bundle_facts import neff_records, recorded_versions
+from trainyard.lanes.cache_files import COMPILER_LOGS, empty, text_of
 from trainyard.lanes.protocol import Lane
 from trainyard.lanes.registry import get_lane
 from trainyard.materialize import materialize_checkpoint
@@ -54,8 +57,8 @@ def compile_bundle(plan: Plan, target_name: str, context: StepContext) -> StepRe
     if stored is not None:
         return _result(key, stored, reused=True)
     lane = get_lane(planned.target.lane)
-    check_toolchain(lane, planned, context)
-    manifest = _compile(plan, planned, lane, context)
+    toolchain = check_toolchain(lane, planned, context)
+    manifest = _compile(plan, planned, lane, context, toolchain)
     context.ensure_held()
     create_document(context.store, key, manifest)
     return _result(key, manifest, reused=False)
@@ -95,7 +98,11 @@ def stored_bundle(store: Store, key: str, compile_key: str) -> BundleManifest | 
 
 
 def _compile(
-    plan: Plan, planned: PlannedTarget, lane: Lane, context: StepContext
+    plan: Plan,
+    planned: PlannedTarget,
+    lane: Lane,
+    context: StepContext,
+    toolchain: dict[str, str],
 ) -> BundleManifest:
     """Run the compiler and store the files that it made; return the manifest to be stored."""
     checkpoint_key = checkpoint_manifest_key(plan.spec.model, plan.revision)
@@ -104,21 +111,29 @@ def _compile(
     means = told_to(context.progress, checkpoint.files)
     model_dir = materialize_checkpoint(context.store, checkpoint, context.work_dir / "model", means)
     cache_dir = context.work_dir / "cache"
-    shutil.rmtree(cache_dir, ignore_errors=True)
-    cache_dir.mkdir(parents=True)
+    found = _left_over(lane, planned, context, cache_dir)
     name = plan.spec.client_model_name
-    context.progress.say(f"Starting the server of lane {lane.name} with empty caches.")
-    with lane_server(
-        lane,
-        planned,
-        context,
-        model_dir=model_dir,
-        cache_dir=cache_dir,
-        served_model_name=name,
-        cache_only=False,
-    ) as server:
-        ask(server, name)
-        log = server.process.log_text()
+    context.progress.say(
+        f"Starting the server of lane {lane.name} with "
+        + (f"{found} graphs of an attempt that was cut." if found else "empty caches.")
+    )
+    workers = context.tuning.parallel_compile_workers
+    if workers is not None:
+        context.progress.say(f"An earlier try failed: {workers} compiler processes at a time now.")
+    try:
+        with lane_server(
+            lane,
+            tuned(planned, context.tuning),
+            context,
+            model_dir=model_dir,
+            cache_dir=cache_dir,
+            served_model_name=name,
+            cache_only=False,
+        ) as server:
+            ask(server, name)
+            log = server.process.log_text()
+    except TrainyardError as error:
+        raise explained(error, cache_dir) from error
     files, dropped = lane.capture(cache_dir, planned.target)
     context.progress.say(f"Storing {len(files)} files; {len(dropped)} were dropped.")
     entries = store_files(context, planned.compile_key, cache_dir, files)
@@ -132,7 +147,7 @@ def _compile(
         key_inputs=planned.key_inputs,
         files=entries,
         digest=files_digest(entries),
-        toolchain=planned.toolchain,
+        toolchain=toolchain,
         compile_s=round(server.ready_s, 2),
         engine_init_s=start.engine_init_s,
         dropped=tuple(dropped),
@@ -140,6 +155,37 @@ def _compile(
         recorded_versions=versions,
         compiled_on=describe_machine(),
     )
+
+
+def explained(error: TrainyardError, cache_dir: Path) -> TrainyardError:
+    """Return the error that says why a compile failed, as far as the compiler's own logs know."""
+    if error.code:
+        return error
+    # Some frameworks print the compiler's code, others leave it in the cache's entry.
+    logs = sorted(log for name in COMPILER_LOGS for log in cache_dir.rglob(name))
+    known = recognise_log("\n".join(text_of(log) for log in logs))
+    return known.error() if known is not None else error
+
+
+def tuned(planned: PlannedTarget, tuning: Tuning) -> PlannedTarget:
+    """Return the target with the settings that this try changes; its compile key stays."""
+    neuron = planned.target.neuron
+    if neuron is None or tuning.parallel_compile_workers is None:
+        return planned
+    changed = {"parallel_compile_workers": tuning.parallel_compile_workers}
+    target = planned.target.model_copy(update={"neuron": neuron.model_copy(update=changed)})
+    return planned.model_copy(update={"target": target})
+
+
+def _left_over(lane: Lane, planned: PlannedTarget, context: StepContext, cache_dir: Path) -> int:
+    """Clear the caches but for what an attempt at this very bundle finished; return how much."""
+    mark = context.work_dir / "cache-of"
+    if mark.is_file() and mark.read_text(encoding="ascii") == planned.compile_key:
+        cache_dir.mkdir(exist_ok=True)
+        return lane.keep_whole(cache_dir, planned.target)
+    empty(cache_dir)
+    mark.write_text(planned.compile_key, encoding="ascii")
+    return 0
 
 
 def store_files(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from trainyard.failures.tuning import Tuning
 from trainyard.settings import Settings
 from trainyard.store.protocol import Store
 
@@ -31,6 +32,8 @@ class StepContext:
     work_dir: Path
     """Scratch folder of this step and target; kept between attempts, may be lost at any time."""
     force: bool = False
+    tuning: Tuning = field(default_factory=Tuning)
+    """What this try does differently, because earlier ones failed."""
     ensure_held: Callable[[], None] = lambda: None
     """Call it before a commit: raises Busy if this process lost the step's lock to another one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +11,20 @@ from pathlib import Path
 import httpx
 
 from trainyard.documents.plan import PlannedTarget
-from trainyard.errors import BadInput, Refused, TrainyardError
+from trainyard.errors import BadInput, CacheMiss, Refused, TrainyardError
+from trainyard.lanes.neuron_toolchain import differences
 from trainyard.lanes.protocol import Lane
+from trainyard.lanes.start_check import refuse_misfit
 from trainyard.serving.process import PortTaken, ServerProcess, explain_exit, free_port
 from trainyard.steps.context import StepContext
 
 _PORTS_TO_TRY = 5
 _TAIL_LINES = 15
 _REQUEST_TIMEOUT_S = 120.0
+_MISS_HINT = (
+    "The bundle lacks code that this start needs. What differs between the two is in neither the "
+    "compile key nor the files: the image, the node's settings, or a plugin that was changed."
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,9 @@ class RunningServer:
 
     process: ServerProcess
     ready_s: float
-    """Seconds from its start to its first healthy answer."""
+    """Seconds from its start to its first healthy answer, or until all was compiled."""
+    answers: bool = True
+    """False: it only compiles, and may have ended."""
 
     def check(self) -> None:
         """Raise the reason if the server ended meanwhile."""
@@ -34,23 +43,21 @@ class RunningServer:
             raise explain_exit(self.process.log_text(), self.process.exit_code)
 
 
-def check_toolchain(lane: Lane, planned: PlannedTarget, context: StepContext) -> None:
-    """Make sure that the toolchain is the planned one, which the compile key names.
+def check_toolchain(lane: Lane, planned: PlannedTarget, context: StepContext) -> dict[str, str]:
+    """Make sure that the toolchain is the planned one, which the compile key names; return it.
 
     Raises:
         BadInput: it changed since, or is missing.
     """
     now = lane.toolchain(context.settings.serving_interpreter)
-    changed = [
-        f"{name} {planned.toolchain.get(name, 'absent')} -> {now.get(name, 'absent')}"
-        for name in sorted(planned.toolchain.keys() | now.keys())
-        if planned.toolchain.get(name) != now.get(name)
-    ]
+    changed = differences(planned.toolchain, now, context.settings.image)
     if changed:
         raise BadInput(
             f"The serving environment is not the one of the plan: {'; '.join(changed)}.",
-            hint="Plan again: the compile key names the toolchain.",
+            hint="The compile key names the toolchain. Record that of the image with `trainyard "
+            "toolchain`, if it runs in one, and plan again.",
         )
+    return now
 
 
 @contextmanager
@@ -70,8 +77,11 @@ def lane_server(
     the end of its log goes to the step's own log.
 
     Raises:
+        CacheMiss: it ended because it found no compiled code, and was not allowed to compile.
         Refused, OutOfCapacity, StorageFull, Transient: it did not start.
     """
+    if cache_only:
+        refuse_misfit(lane, planned.target, cache_dir)
     for attempt in range(1, _PORTS_TO_TRY + 1):
         port = free_port()
         command = lane.command(
@@ -88,18 +98,21 @@ def lane_server(
         )
         try:
             try:
-                ready_s = _wait(lane, process, context, cache_only=cache_only)
+                ready_s = _wait(lane, process, context, command.answers, cache_only=cache_only)
             except PortTaken:
                 if attempt == _PORTS_TO_TRY:
                     raise
                 context.progress.say(f"Another process took port {port}; trying another one.")
                 continue
-            yield RunningServer(process, ready_s)
+            yield RunningServer(process, ready_s, command.answers)
             return
-        except TrainyardError:
-            if not process.alive():
+        except TrainyardError as error:
+            if not process.alive() and process.exit_code != 0:
                 for line in process.log_tail(_TAIL_LINES):
                     context.progress.say(f"server: {line}")
+            missed = lane.missed(process.log_text()) if cache_only else ""
+            if missed and not isinstance(error, CacheMiss):
+                raise CacheMiss(missed, hint=_MISS_HINT) from error
             raise
         finally:
             # Nobody waits for an answer any more; an orderly end would take vLLM five seconds.
@@ -107,11 +120,13 @@ def lane_server(
 
 
 def ask(server: RunningServer, served_model_name: str) -> None:
-    """Send one real request and check that there is an answer.
+    """Send one real request and check that there is an answer; none to one that only compiles.
 
     Raises:
         Refused: the server does not answer as it should.
     """
+    if not server.answers:
+        return
     # Token ids, because they mean something to every tokenizer.
     body = {"model": served_model_name, "prompt": [2, 3, 4, 5], "max_tokens": 8, "temperature": 0}
     try:
@@ -133,8 +148,16 @@ def ask(server: RunningServer, served_model_name: str) -> None:
         )
 
 
-def _wait(lane: Lane, process: ServerProcess, context: StepContext, *, cache_only: bool) -> float:
-    told = ""
+def _wait(
+    lane: Lane,
+    process: ServerProcess,
+    context: StepContext,
+    answers: bool,
+    *,
+    cache_only: bool,
+) -> float:
+    """Wait until the server is ready and return the seconds that took."""
+    told, began = "", time.monotonic()
 
     def tell(_seconds: float, _line: str) -> None:
         nonlocal told
@@ -146,4 +169,9 @@ def _wait(lane: Lane, process: ServerProcess, context: StepContext, *, cache_onl
     timeout_s = max(
         context.settings.server_start_timeout_s, lane.start_timeout_s(cache_only=cache_only)
     )
-    return process.wait_healthy(timeout_s, tell)
+    try:
+        return process.wait_healthy(timeout_s, tell)
+    except TrainyardError:
+        if answers or process.alive() or process.exit_code != 0:
+            raise
+        return time.monotonic() - began

@@ -15,7 +15,9 @@ from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, fi
 from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.measurement import Measurement, StartFigures
 from trainyard.documents.plan import Plan, PlannedTarget
-from trainyard.errors import CacheMiss, CorruptFile, NotFound
+from trainyard.errors import BadInput, CacheMiss, CorruptFile, NotFound
+from trainyard.lanes.neuron_common import compiled_off_device
+from trainyard.lanes.neuron_device import driver_version
 from trainyard.lanes.protocol import Lane, StartProof
 from trainyard.lanes.registry import get_lane
 from trainyard.materialize import materialize_bundle, materialize_checkpoint
@@ -65,14 +67,26 @@ def measure(plan: Plan, target_name: str, context: StepContext) -> StepResult:
     else:
         return _result(key, stored, reused=True)
     lane = get_lane(planned.target.lane)
-    check_toolchain(lane, planned, context)
-    measurement = _measure(plan, planned, lane, context)
+    toolchain = check_toolchain(lane, planned, context)
+    if compiled_off_device(planned.target) and not driver_version():
+        raise BadInput(
+            f"The bundle of target {target_name} is compiled on a CPU. It counts only once a "
+            "server on a Neuron device has started from it, and this machine has no Neuron driver.",
+            hint="Measure on a node of the target's instance type.",
+        )
+    measurement = _measure(plan, planned, lane, context, toolchain)
     context.ensure_held()
     create_document(context.store, key, measurement)
     return _result(key, measurement, reused=False)
 
 
-def _measure(plan: Plan, planned: PlannedTarget, lane: Lane, context: StepContext) -> Measurement:
+def _measure(
+    plan: Plan,
+    planned: PlannedTarget,
+    lane: Lane,
+    context: StepContext,
+    toolchain: dict[str, str],
+) -> Measurement:
     checkpoint_key = checkpoint_manifest_key(plan.spec.model, plan.revision)
     bundle_key = bundle_manifest_key(planned.compile_key)
     checkpoint = read_document(context.store, checkpoint_key, CheckpointManifest)
@@ -137,7 +151,7 @@ def _measure(plan: Plan, planned: PlannedTarget, lane: Lane, context: StepContex
         accuracy=outcome.accuracy,
         latency=outcome.latency,
         machine=machine,
-        toolchain=planned.toolchain,
+        toolchain=toolchain,
     )
 
 

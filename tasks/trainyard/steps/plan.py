@@ -9,26 +9,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from trainyard.canonical import digest
 from trainyard.documents.artifacts import CheckpointManifest
 from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.channel import Channel
 from trainyard.documents.plan import EvalAssets, Plan, ReleaseRequest
+from trainyard.documents.proof import Proof
 from trainyard.errors import BadInput, Conflict, NotFound
+from trainyard.kubernetes.step_pod import StepWork, place_warnings
+from trainyard.lanes.neuron_common import UNPROVEN_PAIR
+from trainyard.lanes.neuron_memory import memory_problems, memory_warnings
 from trainyard.lanes.registry import get_lane
+from trainyard.proofs import Proofs, read_proofs
 from trainyard.releases import load_release
+from trainyard.settings import Settings
+from trainyard.sources.architecture import loaded_bytes
 from trainyard.sources.factory import open_source
-from trainyard.sources.files import read_architecture
+from trainyard.sources.files import Architecture, read_architecture
 from trainyard.sources.protocol import ResolvedRevision
 from trainyard.spec.assets import asset_files
 from trainyard.spec.check import Problem, check_files
 from trainyard.spec.environments import Environments
+from trainyard.spec.kubernetes import KubernetesSteps
 from trainyard.spec.loader import Catalogue, load_environments, load_spec
 from trainyard.spec.model import ModelSpec, Target
 from trainyard.steps.context import StepContext, StepResult
+from trainyard.steps.place import pod_problems
 from trainyard.steps.planning import (
     Facts,
     StepLine,
@@ -39,7 +48,9 @@ from trainyard.steps.planning import (
     explain,
     make_plan,
     refuse,
+    unproven_problems,
 )
+from trainyard.steps.toolchains import KnownToolchain, toolchain_for
 from trainyard.store.documents import create_document, read_document
 from trainyard.store.layout import (
     channel_key,
@@ -86,7 +97,9 @@ def plan(
     path = Catalogue(settings.catalogue).path(request.model)
     spec = load_spec(path)
     targets = choose_targets(request, spec, lane_rules=lane_rules)
-    environments = load_environments(settings.environments) if request.environments else None
+    found = _environments(settings, needed=bool(request.environments))
+    place = found.steps if found is not None else None
+    environments = found if request.environments else None
     if environments is not None:
         # Where the release has been can be told only when its id is known.
         refuse(
@@ -98,21 +111,10 @@ def plan(
     resolved = source.resolve(request.revision or spec.source.revision)
     architecture = read_architecture(source, resolved)
     problems = list(architecture_problems(targets, architecture.config))
-    refuse("The request", problems + _lane_problems(targets, architecture.config))
+    refuse("The request", problems + _lane_problems(targets, architecture))
     checkpoint_digest = _stored_checkpoint(store, spec.model, resolved, architecture.digest)
-    context.progress.say(f"Asking {settings.serving_interpreter} for its toolchain.")
-    toolchains = {
-        name: get_lane(name).toolchain(settings.serving_interpreter)
-        for name in {target.lane for target in targets}
-    }
-    refuse(
-        "The request",
-        [
-            f"Target {target.name}: {problem}"
-            for target in targets
-            for problem in get_lane(target.lane).toolchain_problems(target, toolchains[target.lane])
-        ],
-    )
+    toolchains = _toolchains(spec.model, targets, place, context)
+    proofs = _check_proven(request, targets, environments, context)
     assets, files = _assets(spec, path.parent)
     facts = Facts(
         request=request,
@@ -124,10 +126,11 @@ def plan(
             _target_facts(
                 target,
                 spec,
-                architecture_digest=architecture.digest,
-                config=architecture.config,
-                toolchain=toolchains[target.lane],
+                architecture=architecture,
+                toolchain=toolchains[target.name],
                 baselines=_baselines(request, spec.model, target, environments, context),
+                place=place,
+                proof=proofs.of(target),
             )
             for target in targets
         ),
@@ -138,6 +141,8 @@ def plan(
     made = make_plan(
         facts, exists=store.exists, plan_id=plan_id, provenance=Provenance.of(settings)
     )
+    if place is not None:
+        refuse("The request", list(pod_problems(made, place, settings, now=datetime.now(UTC))))
     _store_assets(store, assets, files)
     return _store_plan(made, context)
 
@@ -212,29 +217,83 @@ def _target_facts(
     target: Target,
     spec: ModelSpec,
     *,
-    architecture_digest: str,
-    config: Mapping[str, Any],
-    toolchain: Mapping[str, str],
+    architecture: Architecture,
+    toolchain: KnownToolchain,
     baselines: Mapping[str, str],
+    place: KubernetesSteps | None,
+    proof: Proof | None,
 ) -> TargetFacts:
-    lane = get_lane(target.lane)
+    lane, config = get_lane(target.lane), architecture.config
+    size = loaded_bytes(architecture.tensors, target.dtype)
+    warnings = [each for each in lane.warnings(target, config) if not _is_outdated(each, proof)]
+    warnings += [*filter(None, [toolchain.warning]), *memory_warnings(target, config, size)]
+    if place is not None:
+        warnings += place_warnings(StepWork("measure", "", spec.model, target), place)
     return TargetFacts(
         target=target,
         key_inputs=lane.key_inputs(
-            target, architecture_digest=architecture_digest, toolchain=toolchain
+            target,
+            architecture_digest=architecture.digest,
+            toolchain=toolchain.versions,
         ),
-        toolchain=toolchain,
+        toolchain=toolchain.versions,
         serving=lane.serving_settings(target, served_model_name=spec.client_model_name),
         baselines=baselines,
-        warnings=lane.warnings(target, config),
+        warnings=tuple(warnings),
     )
 
 
-def _lane_problems(targets: Sequence[Target], config: Mapping[str, Any]) -> list[str]:
-    """Return what the lanes cannot do with the model, each as sentences."""
-    problems = []
+def _environments(settings: Settings, *, needed: bool) -> Environments | None:
+    """Return the environments file; None if there is none and it is not needed."""
+    if not needed and not settings.environments.exists():
+        return None
+    return load_environments(settings.environments)
+
+
+def _toolchains(
+    model: str, targets: Sequence[Target], place: KubernetesSteps | None, context: StepContext
+) -> dict[str, KnownToolchain]:
+    """Return the toolchain that will compile each target, by the target's name."""
+    where = "the images of the pods" if place is not None else context.settings.serving_interpreter
+    context.progress.say(f"Asking {where} for the toolchain.")
+    by_lane: dict[str, KnownToolchain] = {}
+    found: dict[str, KnownToolchain] = {}
     for target in targets:
-        found = get_lane(target.lane).model_problems(target, config)
+        if place is not None or target.lane not in by_lane:
+            by_lane[target.lane] = toolchain_for(
+                target,
+                get_lane(target.lane),
+                model=model,
+                place=place,
+                settings=context.settings,
+                store=context.store,
+            )
+        found[target.name] = by_lane[target.lane]
+    refuse(
+        "The request",
+        [
+            f"Target {target.name}: {problem}"
+            for target in targets
+            for problem in get_lane(target.lane).toolchain_problems(
+                target, found[target.name].versions
+            )
+        ],
+    )
+    return found
+
+
+def _is_outdated(warning: str, proof: Proof | None) -> bool:
+    """Tell whether a warning says that something is unproven that was proven meanwhile."""
+    return proof is not None and warning.startswith(UNPROVEN_PAIR)
+
+
+def _lane_problems(targets: Sequence[Target], architecture: Architecture) -> list[str]:
+    """Return what the lanes cannot do with the model, each as sentences."""
+    problems, config = [], architecture.config
+    for target in targets:
+        size = loaded_bytes(architecture.tensors, target.dtype)
+        found = [*get_lane(target.lane).model_problems(target, config)]
+        found += memory_problems(target, config, size)
         problems += [f"Target {target.name}: {problem}" for problem in found]
         if target.neuron is not None and target.neuron.speculation is not None:
             problems.append(
@@ -242,6 +301,24 @@ def _lane_problems(targets: Sequence[Target], config: Mapping[str, Any]) -> list
                 "decoding needs. Remove neuron.speculation."
             )
     return problems
+
+
+def _check_proven(
+    request: ReleaseRequest,
+    targets: Sequence[Target],
+    environments: Environments | None,
+    context: StepContext,
+) -> Proofs:
+    """Return what was proven on devices; raise BadInput if an environment asks for more."""
+    if not any(target.neuron for target in targets):
+        return Proofs(())
+    proofs = read_proofs(context.store, context.settings)
+    if environments is not None:
+        problems = unproven_problems(
+            request, environments, targets, lambda target: proofs.of(target) is not None
+        )
+        refuse("The request", [*problems, *(proofs.ignored if problems else ())])
+    return proofs
 
 
 def _read_channel(store: Store, model: str, environment: str) -> Channel | None:

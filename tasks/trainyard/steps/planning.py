@@ -19,10 +19,16 @@ from trainyard.documents.plan import (
 from trainyard.errors import BadInput
 from trainyard.releases import release_id_of
 from trainyard.sources.protocol import ResolvedRevision
-from trainyard.spec.environments import Environment, Environments
+from trainyard.spec.environments import Environments
 from trainyard.spec.model import Gates, ModelSpec, Target
 from trainyard.spec.overrides import apply_overrides
-from trainyard.spec.rules import Finding, destination_findings, fit_findings, room_findings
+from trainyard.spec.rules import (
+    Finding,
+    destination_findings,
+    fit_findings,
+    image_findings,
+    room_findings,
+)
 from trainyard.spec.sentences import choose
 from trainyard.store.layout import (
     bundle_manifest_key,
@@ -141,19 +147,38 @@ def destination_problems(
         environment = environments.environments.get(name)
         if environment is not None:
             findings += room_findings(spec.rollout, name, environment)
-            findings += platform_findings(name, environment)
+            findings += image_findings(name, environment, targets)
     return [f"{finding.message} {finding.remedy}" for finding in findings]
 
 
-def platform_findings(name: str, environment: Environment) -> Iterator[Finding]:
-    """Yield why this version cannot run servers in an environment."""
-    if environment.platform == "kubernetes":
-        yield Finding(
-            ("platform",),
-            f"Environment {name} is on platform kubernetes, where this version cannot run servers "
-            "yet.",
-            "Plan without it: what is published now can be promoted there later.",
-        )
+def unproven_problems(
+    request: ReleaseRequest,
+    environments: Environments,
+    targets: Sequence[Target],
+    is_proven: Callable[[Target], bool],
+) -> list[str]:
+    """Return which targets must be proven on a device first, each as sentences.
+
+    Args:
+        request: names the environments; one that accepts unproven targets has no such problems.
+        environments: all there are.
+        targets: those of the release.
+        is_proven: was a target's image, instance and lane proven?
+    """
+    problems = []
+    for name in () if request.accept_unproven else dict.fromkeys(request.environments):
+        environment = environments.environments[name]
+        for target in targets:
+            concerned = target.neuron is not None and target.name == environment.target
+            if concerned and environment.takes_only_proven(name) and not is_proven(target):
+                image = target.neuron.image if target.neuron else ""
+                problems.append(
+                    f"Target {target.name}: nobody has proven lane {target.lane} on "
+                    f"{target.instance} with {image or 'an image without a name'}, and environment "
+                    f"{name} takes only what is proven. Run `trainyard doctor neuron` on such a "
+                    "node, or accept it (--accept-unproven)."
+                )
+    return problems
 
 
 def architecture_problems(targets: Iterable[Target], config: Mapping[str, Any]) -> Iterator[str]:
@@ -230,6 +255,7 @@ def make_plan(
         revision=resolved.revision,
         source_fingerprint=resolved.fingerprint,
         checkpoint_key=checkpoint_manifest_key(spec.model, resolved.revision),
+        checkpoint_bytes=sum(file.size for file in resolved.files),
         architecture_digest=facts.architecture_digest,
         assets=facts.assets,
         targets=targets,

@@ -13,6 +13,7 @@ from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import GateName, Plan
 from trainyard.documents.release import Pin, Release
 from trainyard.errors import Conflict, CorruptFile, NotFound, Refused, Transient, UnusableKey
+from trainyard.lanes.neuron_common import compiled_off_device
 from trainyard.releases import (
     load_release,
     pins_not_held,
@@ -90,6 +91,7 @@ def publish(plan: Plan, target_name: str, context: StepContext) -> StepResult:
     """
     store = context.store
     inputs = read_inputs(plan, target_name, store)
+    _refuse_unaccepted(inputs)
     context.progress.say(f"Deriving the verdicts of target {target_name} again.")
     proven = [_proven_verdict(plan, name, inputs, store) for name in get_args(GateName)]
     wanted = _release(plan, inputs, [each.pin for each in proven], context)
@@ -103,6 +105,17 @@ def publish(plan: Plan, target_name: str, context: StepContext) -> StepResult:
     pins = [each.pin for each in proven]
     ensure_still_there(store, stored.release, stored.version, pins, _plan_keys(plan))
     return _result(stored, wanted, [each.verdict for each in proven])
+
+
+def _refuse_unaccepted(inputs: GateInputs) -> None:
+    """Raise Refused for a bundle from a CPU that no server on a device has started from."""
+    target, measurement = inputs.planned.target, inputs.measurement
+    if compiled_off_device(target) and not measurement.machine.get("neuron_driver"):
+        raise Refused(
+            f"The bundle of target {target.name} was compiled on a CPU, and its measurement "
+            f"{measurement.measurement_id} was not made on a machine with a Neuron driver.",
+            hint="Measure on a node of the target's instance type: its start accepts the bundle.",
+        )
 
 
 def _proven_verdict(plan: Plan, gate_name: GateName, inputs: GateInputs, store: Store) -> _Proven:

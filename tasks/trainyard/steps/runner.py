@@ -11,7 +11,7 @@ import errno
 import shutil
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.console import Console
 from trainyard.documents.plan import Plan
 from trainyard.errors import BadInput, Busy, NotFound, OutOfCapacity, TrainyardError, Transient
 from trainyard.settings import Settings
+from trainyard.steps.after_failure import after_failure, compile_workers_of
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.status import StatusWriter
 from trainyard.steps.stopping import GRACE_S, LOCK_LOST, StepStopped, Stopper
@@ -40,6 +41,7 @@ class _Outcome:
     exit_code: int
     reason: str
     hint: str = ""
+    code: str = ""
     trace: str = ""
     result: StepResult | None = None
 
@@ -139,7 +141,7 @@ class _Run:
             stopper.disarm()
             outcome = _outcome_of(error)
             if not self._belongs_to_another(error):
-                self._finish(outcome)
+                outcome = self._finish(outcome)
             self.status.stop()
             self.reporter.close()
             return outcome
@@ -152,7 +154,7 @@ class _Run:
                 # The status document now tells about that attempt.
                 self.status.stop()
             else:
-                self._finish(outcome)
+                outcome = self._finish(outcome)
         return outcome
 
     def note_hard_end(self, reason: str) -> None:
@@ -175,11 +177,14 @@ class _Run:
             on_lost=lambda: stopper.request(LOCK_LOST),
         )
 
-    def _planned_key(self) -> str:
+    def _plan(self) -> Plan | None:
         try:
-            plan = read_document(self.store, plan_key(self.plan_id), Plan)
+            return read_document(self.store, plan_key(self.plan_id), Plan)
         except NotFound:
-            plan = None
+            return None
+
+    def _planned_key(self) -> str:
+        plan = self._plan()
         for step in plan.steps if plan else ():
             if step.step == self.name and step.target == self.target and step.key:
                 return step.key
@@ -202,6 +207,7 @@ class _Run:
                     progress=self.reporter,
                     work_dir=work_dir,
                     force=self.force,
+                    tuning=self.status.tuning,
                     ensure_held=lock.ensure_held,
                 )
             )
@@ -219,16 +225,39 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _finish(self, outcome: _Outcome) -> None:
+    def _next_try(self, outcome: _Outcome) -> tuple[_Outcome, dict[str, int]]:
+        """Return the outcome, and what the next try does differently.
+
+        If nothing is left that it could, the outcome is that there need be no next try.
+        """
+        if not outcome.code:
+            return outcome, self.status.tuning.to_json()
+        try:
+            plan = self._plan()
+        except TrainyardError:
+            plan = None
+        exit_code, hint, tuning = after_failure(
+            outcome.code,
+            exit_code=outcome.exit_code,
+            hint=outcome.hint,
+            tuning=self.status.tuning,
+            workers=compile_workers_of(plan, self.name, self.target),
+        )
+        return replace(outcome, exit_code=exit_code, hint=hint), tuning.to_json()
+
+    def _finish(self, outcome: _Outcome) -> _Outcome:
         if outcome.trace:
             self.reporter.note(outcome.trace.splitlines())
         result = outcome.result
+        outcome, tuning = self._next_try(outcome)
         try:
             self.status.finish(
                 state="done" if outcome.exit_code == 0 else "failed",
                 exit_code=outcome.exit_code,
                 reason=outcome.reason,
                 hint=outcome.hint,
+                code=outcome.code,
+                tuning=tuning,
                 **(
                     {}
                     if result is None
@@ -242,12 +271,13 @@ class _Run:
             )
         except (TrainyardError, ValueError, TypeError) as error:
             self.reporter.note([f"The status document could not be written: {error}"])
+        return outcome
 
 
 def _outcome_of(error: BaseException) -> _Outcome:
     match error:
         case TrainyardError():
-            return _Outcome(error.exit_code, error.message, error.hint)
+            return _Outcome(error.exit_code, error.message, error.hint, error.code)
         case StepStopped():
             return _Outcome(
                 Transient.exit_code, str(error), "Nothing half-done counts; run it again."
@@ -257,6 +287,7 @@ def _outcome_of(error: BaseException) -> _Outcome:
                 OutOfCapacity.exit_code,
                 "The step ran out of memory.",
                 "Run it with less parallelism, or where there is more memory.",
+                "host-out-of-memory",
                 _trace(error),
             )
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
@@ -265,13 +296,13 @@ def _outcome_of(error: BaseException) -> _Outcome:
                 Transient.exit_code,
                 f"No room is left on the disk{where}.",
                 "Free space in the store and the work folder, then run it again.",
-                _trace(error),
+                trace=_trace(error),
             )
     return _Outcome(
         DEFECT_EXIT_CODE,
         f"The step failed with {type(error).__name__}: {error}",
         "This is a defect of Trainyard or of its installation; the end of the log says where.",
-        _trace(error),
+        trace=_trace(error),
     )
 
 

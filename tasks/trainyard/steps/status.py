@@ -17,6 +17,7 @@ from typing import Any
 from trainyard.documents.base import Provenance
 from trainyard.documents.status import StepStatus
 from trainyard.errors import NotFound, TrainyardError
+from trainyard.failures.tuning import Tuning
 from trainyard.settings import Settings
 from trainyard.store.documents import read_document
 from trainyard.store.layout import status_key, status_prefix
@@ -110,6 +111,11 @@ class StatusWriter:
         return self._key
 
     @property
+    def tuning(self) -> Tuning:
+        """What this attempt does differently, because the one before it failed."""
+        return Tuning.from_json(self._status.tuning)
+
+    @property
     def begun(self) -> bool:
         """Was anything written?"""
         return self._thread is not None
@@ -122,8 +128,11 @@ class StatusWriter:
         """
         if self._thread is not None:
             return
-        attempt = self._earlier_attempts() + 1
-        self.change(attempt=attempt)
+        earlier = self._earlier()
+        if earlier is not None:
+            self.change(attempt=earlier.attempt + 1)
+            if earlier.state != "done":
+                self.change(tuning=earlier.tuning)
         self._write()
         self._thread = threading.Thread(target=self._beat, name="step-status", daemon=True)
         self._thread.start()
@@ -157,12 +166,12 @@ class StatusWriter:
         if self._thread is not None:
             self._thread.join()
 
-    def _earlier_attempts(self) -> int:
+    def _earlier(self) -> StepStatus | None:
         try:
-            return read_document(self._store, self._key, StepStatus).attempt
+            return read_document(self._store, self._key, StepStatus)
         except TrainyardError:
             # None yet, or one that nobody can read; this attempt writes a good one.
-            return 0
+            return None
 
     def _write(self) -> None:
         self._dirty.clear()

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import re
 
+from trainyard.canonical import digest, short
 from trainyard.errors import BadInput
 from trainyard.names import check_name, check_relative_path, check_release_id, check_revision
 
 _PART_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
+
+PROOFS = "proofs"
+"""Folder of the transcripts of `trainyard doctor neuron`."""
 
 MANIFEST_NAME = "manifest.json"
 """The file that is written last and makes a checkpoint or bundle complete."""
@@ -49,6 +53,11 @@ def bundle_prefix(compile_key: str) -> str:
 def bundle_manifest_key(compile_key: str) -> str:
     """Return the key of a bundle's manifest."""
     return f"{bundle_prefix(compile_key)}/{MANIFEST_NAME}"
+
+
+def toolchain_key(image: str, lane: str) -> str:
+    """Return the key of what is recorded of the toolchain of an image."""
+    return f"toolchains/{short(digest([image, lane]))}.json"
 
 
 def measurement_key(measurement_id: str) -> str:
@@ -128,6 +137,14 @@ def status_prefix(plan_id: str) -> str:
 def lock_key(step_key: str) -> str:
     """Return `locks/<step key>.json`; a step key may have several components."""
     return f"locks/{check_relative_path(step_key)}.json"
+
+
+def proof_key(lane: str, instance: str, proof_id: str) -> str:
+    """Return `proofs/<lane>/<instance>/<proof id>.json`."""
+    return (
+        f"{PROOFS}/{check_name(lane, 'Lane')}/{_part(instance, 'Instance')}"
+        f"/{_part(proof_id, 'Proof id')}.json"
+    )
 
 
 def evals_prefix(assets_digest: str) -> str:

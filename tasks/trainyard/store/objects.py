@@ -21,6 +21,7 @@ from trainyard.store.layout import (
     evals_prefix,
     measurement_key,
     plan_key,
+    proof_key,
     release_key,
     rollout_prefix,
     status_prefix,
@@ -39,9 +40,11 @@ Kind = Literal[
     "reports",
     "status",
     "evals",
+    "toolchain",
     "rollout",
     "lock",
     "archive",
+    "proof",
     "internal",
     "unknown",
 ]
@@ -185,5 +188,7 @@ _SHAPES: dict[str, Callable[[list[str]], Place]] = {
     "rollouts": _rollout,
     "locks": _lock,
     "evals": lambda parts: Place("evals", evals_prefix(*_below(parts, 1))),
+    "toolchains": lambda parts: Place("toolchain", f"toolchains/{_one(parts, 1)[0]}.json"),
+    "proofs": lambda parts: Place("proof", proof_key(*_one(parts, 3))),
     "archive": lambda parts: Place("archive", "/".join(["archive", *parts])),
 }

@@ -39,6 +39,7 @@ OTHERS = [
     *(f"locks/l{n}.json" for n in NUMBERS),
     "channels/adder/staging.json",
     "archive/channels/x",
+    "toolchains/0a1b.json",
     "attestations/adder/adder-000000000000",
     "strange/key",
 ]

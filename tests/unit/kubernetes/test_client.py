@@ -275,6 +275,7 @@ def test_a_namespace_that_is_missing_is_named(cluster: Cluster) -> None:
         (Fault(status=422, reason="Invalid", details={"causes": [{}]}), BadInput),
         (Fault(status=429, reason="TooManyRequests"), Transient),
         (Fault(status=500), Transient),
+        (Fault(status=500, message="failed to create typed patch object (x)"), BadInput),
         (Fault(status=503), Transient),
         (Fault(cut="before"), Transient),
         (Fault(cut="after"), Transient),

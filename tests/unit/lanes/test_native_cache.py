@@ -378,5 +378,15 @@ class TestStart:
         assert not prove_start(log="", before=seen, after=seen, bundle=made).used_bundle
         empty = made.model_copy(update={"files": ()})
         assert not prove_start(log="", before=seen, after=seen, bundle=empty).used_bundle
-        silent = prove_start(log=fake_neuron.READY, before=seen, after=seen, bundle=made)
-        assert silent.used_bundle, "no line for a hit, but nothing was compiled either"
+        silent = fake_neuron.PLATFORM + fake_neuron.READY
+        assert prove_start(log=silent, before=seen, after=seen, bundle=made).used_bundle, (
+            "no line for a hit, but nothing was compiled either"
+        )
+
+    def test_a_server_that_came_up_without_the_plugin_proves_nothing(
+        self, cache: NativeCache, key: str
+    ) -> None:
+        made, seen = bundle(cache), snapshot(cache.root)
+        proof = prove_start(log=fake_neuron.READY, before=seen, after=seen, bundle=made)
+        assert not proof.used_bundle
+        assert "may not run on a Neuron device" in proof.reason

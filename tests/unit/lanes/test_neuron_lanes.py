@@ -92,7 +92,7 @@ def test_what_lane_native_refuses(changes: dict[str, Any], words: list[str]) -> 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({f"{OVERRIDE}context_encoding_buckets": [512, 2048]}, ["max_model_len (4096)"]),
+        ({f"{OVERRIDE}context_encoding_buckets": [512, 8192]}, ["at most max_model_len (4096)"]),
         ({f"{OVERRIDE}token_generation_buckets": [4096, 512]}, ["must grow"]),
         ({f"{OVERRIDE}prefix_buckets": [512, 128]}, ["prefix_buckets must grow"]),
         ({"neuron__num_gpu_blocks": None}, ["num_gpu_blocks of at least 512"]),
@@ -191,6 +191,7 @@ def test_weights_that_the_chip_can_use_are_not() -> None:
         (nxdi(neuron__sdk="2.30.0"), "AWS contradicts itself"),
         (nxdi(), "ignores presence and repetition penalties"),
         (nxdi(max_num_seqs=1), "wrong answers in plugin 0.2"),
+        (nxdi(**{f"{OVERRIDE}token_generation_buckets": [512, 2048]}), "have no compiled graph"),
         (nxdi(nxdi__extra_neuron_config={"brand_new": 1}), "extra_neuron_config.brand_new"),
     ],
 )  # fmt: skip

@@ -24,6 +24,7 @@ from trainyard.lanes.nxdi_folder import (
     capture,
     capture_expected,
     differences,
+    misfits,
     prove_start,
     snapshot,
 )
@@ -177,6 +178,26 @@ class TestDifferences:
         assert differences({"pa_num_blocks": 64}, {"pa_num_blocks": 65}) == []
         assert differences({"pa_num_blocks": 64}, {"pa_num_blocks": 66}) != []
         assert differences({"pa_block_size": 64}, {"pa_block_size": 65}) != []
+
+
+class TestRestored:
+    def test_what_was_compiled_for_the_target_has_no_problem(self, tmp_path: Path) -> None:
+        write_nxdi(tmp_path / "code", **expected_of(TARGET).neuron_config)
+        assert misfits(tmp_path, TARGET) == ()
+
+    def test_every_field_that_differs_is_named(self, tmp_path: Path) -> None:
+        asked = expected_of(TARGET).neuron_config
+        write_nxdi(tmp_path, **{**asked, "seq_len": 17, "tp_degree": 3})
+        problems = misfits(tmp_path, TARGET)
+        assert [problem.split()[0] for problem in problems] == ["seq_len", "tp_degree"]
+
+    def test_a_folder_without_code_or_with_a_broken_configuration_is_one(
+        self, tmp_path: Path
+    ) -> None:
+        assert "There is no model.pt" in misfits(tmp_path, TARGET)[0]
+        write_nxdi(tmp_path)
+        (tmp_path / "neuron_config.json").write_text("{")
+        assert "is not valid JSON" in misfits(tmp_path, TARGET)[0]
 
 
 class TestExpected:

@@ -3,8 +3,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from trainyard.canonical import canonical_json
-from trainyard.measure.machine import _neuron_driver, _processor_name, describe_machine
+from trainyard.lanes import neuron_device
+from trainyard.measure.machine import _processor_name, describe_machine
 
 
 def test_the_machine_is_described_in_json() -> None:
@@ -16,10 +19,15 @@ def test_the_machine_is_described_in_json() -> None:
     assert found["processor"]
 
 
-def test_the_driver_of_neuron_devices_is_read_from_the_kernel(tmp_path: Path) -> None:
+def test_the_driver_of_neuron_devices_is_read_from_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neuron_device, "VERSION_FILE", tmp_path / "version")
+    assert neuron_device.driver_version() == ""
+    assert describe_machine()["neuron_driver"] == ""
     (tmp_path / "version").write_text("2.30.2.0\n")
-    assert _neuron_driver(tmp_path / "version") == "2.30.2.0"
-    assert _neuron_driver(tmp_path / "nowhere") == ""
+    assert neuron_device.driver_version() == "2.30.2.0"
+    assert describe_machine()["neuron_driver"] == "2.30.2.0"
 
 
 def test_the_processors_name_is_read_from_the_kernel(tmp_path: Path) -> None:

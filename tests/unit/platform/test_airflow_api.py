@@ -10,7 +10,7 @@ import pytest
 
 from trainyard.errors import BadInput, NotFound, Transient
 from trainyard.platform.airflow_api import AirflowApi
-from trainyard.platform.pools import POOLS
+from trainyard.platform.pools import LOCAL_POOL
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -92,6 +92,6 @@ def test_pools_count_deferred_tasks_and_existing_ones_are_adjusted() -> None:
         seen.append((request.method, json.loads(request.content)))
         return httpx.Response(409 if request.method == "POST" else 200, json={})
 
-    api(answer).ensure_pool(POOLS[0])
+    api(answer).ensure_pool(LOCAL_POOL)
     assert [method for method, _ in seen] == ["POST", "PATCH"]
     assert all(body["include_deferred"] is True for _, body in seen)

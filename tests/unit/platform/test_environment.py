@@ -29,3 +29,13 @@ def test_only_a_store_in_s3_needs_the_callers_credentials(
     found = trainyard_environment(Settings(home=tmp_path, store="s3://bucket"))
     assert found["AWS_SECRET_ACCESS_KEY"] == "secret"
     assert "AWS_SOMETHING_ELSE" not in found
+
+
+def test_how_a_client_logs_in_elsewhere_is_not_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINYARD_AIRFLOW_PASSWORD", "secret")
+    monkeypatch.setenv("TRAINYARD_S3_REGION", "eu-central-1")
+    env = trainyard_environment(Settings(home=tmp_path))
+    assert "TRAINYARD_AIRFLOW_PASSWORD" not in env
+    assert env["TRAINYARD_S3_REGION"] == "eu-central-1"

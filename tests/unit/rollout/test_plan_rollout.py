@@ -11,6 +11,8 @@ from tests.unit.rollout.machine import NOW, empty_channel, make_plan, requested
 
 from trainyard.documents.channel import Channel, Rejection, Rollout, RolloutPlan, Track
 from trainyard.documents.evidence import default_metrics
+from trainyard.documents.plan import ReleaseRequest
+from trainyard.documents.release import Release
 from trainyard.errors import BadInput, Busy, NotFound, Refused
 from trainyard.rollout.plan_rollout import (
     BOOTSTRAP_BAKE_S,
@@ -22,6 +24,7 @@ from trainyard.rollout.plan_rollout import (
     rollback_target,
 )
 from trainyard.spec.environments import Environment
+from trainyard.spec.neuron import NeuronSettings
 
 OLD, NEW, OLDER = release_id("old"), release_id("new"), release_id("older")
 
@@ -49,6 +52,7 @@ def plan(
     force: bool = False,
     reason: str = "",
     same: Any = None,
+    servers: int = 0,
     **rollout: Any,
 ) -> RolloutPlan | NothingToDo:
     return plan_rollout(
@@ -61,6 +65,7 @@ def plan(
         reason=reason,
         required=required,
         same_checkpoint=same,
+        stable_servers=servers,
     )
 
 
@@ -94,6 +99,39 @@ def test_the_stable_release_needs_no_rollout() -> None:
 def test_a_release_for_another_target_is_refused() -> None:
     with pytest.raises(BadInput, match="is for target trn2; production serves cpu"):
         plan(target="trn2")
+
+
+def promoted(release: Release, *, environment: Any = None, **how: Any) -> Any:
+    """Promote a release of a Neuron target to production, where nothing was proven."""
+    return plan_rollout(
+        channel(None),
+        release,
+        Environment(**{"target": "cpu", **(environment or {})}),
+        now=NOW,
+        drain_timeout_s=20.0,
+        **{"proven": lambda _: False, **how},
+    )
+
+
+def test_a_neuron_target_that_nobody_has_proven_needs_somebody_who_accepts_it() -> None:
+    base = make_release("new")
+    neuron = base.target.model_copy(
+        update={"lane": "neuron-native", "neuron": NeuronSettings(sdk="2.32.0")}
+    )
+    release = base.model_copy(update={"target": neuron})
+    with pytest.raises(Refused, match="Nobody has proven lane neuron-native"):
+        promoted(release)
+    with pytest.raises(Refused, match="Nobody has proven"):
+        promoted(release, force=True)
+    accepted = ReleaseRequest(model=MODEL, accept_unproven=True)
+    for plan_ in (
+        promoted(release, force=True, reason="It was tried by hand."),
+        promoted(release, proven=lambda target: target == neuron),
+        promoted(release, environment={"proven_only": False}),
+        promoted(release.model_copy(update={"request": accepted})),
+        promoted(base),
+    ):
+        assert isinstance(plan_, RolloutPlan)
 
 
 def test_a_rollout_under_way_keeps_others_out() -> None:
@@ -177,6 +215,19 @@ def test_the_stable_release_keeps_its_own_size() -> None:
     used = channel().model_copy(update={"rollout": over})
     found = made(used, replicas=2, environment={"devices": 5})
     assert (found.stable_replicas, found.replicas) == (3, 2)
+
+
+def test_what_an_autoscaler_added_is_kept_and_given_to_the_candidate_too() -> None:
+    found = made(replicas=2, servers=4, environment={"devices": 8})
+    assert (found.stable_replicas, found.replicas, found.capacity) == (4, 4, "surge")
+    with pytest.raises(BadInput, match="devices"):
+        made(replicas=2, servers=4, environment={"devices": 7})
+
+
+@pytest.mark.parametrize("servers", [0, 1, 2])
+def test_fewer_servers_than_wished_for_change_no_plan(servers: int) -> None:
+    found = made(replicas=2, servers=servers, environment={"devices": 4})
+    assert (found.stable_replicas, found.replicas) == (2, 2)
 
 
 # --- environments that come first -----------------------------------------------------------------

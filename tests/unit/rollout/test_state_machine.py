@@ -39,6 +39,7 @@ from trainyard.rollout.events import (
     DriverClaimed,
     Event,
     FuseBlown,
+    HoldAutoscaling,
     Looked,
     Notify,
     OutcomeNoted,
@@ -46,6 +47,7 @@ from trainyard.rollout.events import (
     RemoveServers,
     RenewLease,
     RequesterNoted,
+    ResumeAutoscaling,
     RolloutRequested,
     ServerSeen,
     ServersSeen,
@@ -491,6 +493,24 @@ def test_the_old_release_may_stay_warm_for_a_while() -> None:
     assert run.channel.previous[0].warm_until == run.now + timedelta(seconds=100)
     later = run.now + timedelta(seconds=101)
     assert RemoveServers(OLD) in commands_for(run.channel, later)
+
+
+def test_autoscalers_are_held_as_long_as_a_rollout_runs_and_then_work_on_the_stable_release() -> (
+    None
+):
+    run = baking()
+    commands = commands_for(run.channel, run.now)
+    assert HoldAutoscaling() in commands
+    assert commands.index(HoldAutoscaling()) < min(
+        index for index, each in enumerate(commands) if isinstance(each, DeployServers)
+    )
+    assert not [each for each in commands if isinstance(each, ResumeAutoscaling)]
+    run.on(servers(old="ready", new="ready"), after_s=60)
+    cleaned(run, loser="old", winner="new")
+    assert run.rollout.outcome == "promoted"
+    commands = commands_for(run.channel, run.now)
+    assert ResumeAutoscaling(NEW) in commands
+    assert HoldAutoscaling() not in commands
 
 
 def test_the_holdback_goes_where_it_can_be_served() -> None:

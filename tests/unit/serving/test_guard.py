@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.serving_world import NEW, NOW, OLD, make_channel
 
+from trainyard.documents.channel import Channel
 from trainyard.serving.guard import (
     CONNECTION_FAILURES,
     FIRST_ANSWERS,
     Fuse,
     ReleaseHealth,
-    decide,
+    RouteDecision,
+    Wish,
 )
+from trainyard.serving.guard import decide as decide_on
+from trainyard.serving.lease import LeaseState
+
+
+def decide(
+    channel: Channel,
+    lease: LeaseState,
+    health: Mapping[str, ReleaseHealth],
+    fuse: Fuse | None,
+    now: datetime,
+) -> RouteDecision:
+    return decide_on(Wish.of(channel), lease, health, fuse, now)
+
 
 FINE = {OLD: ReleaseHealth(ready_servers=1), NEW: ReleaseHealth(ready_servers=1)}
 PHASES = ("deploying", "warming", "scaling", "shifting", "holding", "baking", "rolling_back")

@@ -113,6 +113,16 @@ def test_a_channel_that_is_gone_is_served_no_more(guard: Guard, store: MoodyStor
     assert len(guard.closable()) == 2
 
 
+def test_channels_of_environments_elsewhere_are_not_its_own(
+    settings: Settings, store: MoodyStore
+) -> None:
+    put_channel(store, make_channel(weight=10))
+    guard = Guard(settings, store, elsewhere=frozenset({ENVIRONMENT}))
+    tick(guard)
+    assert guard.routes == {}
+    assert guard_events(store, MODEL, ENVIRONMENT, 1) == []
+
+
 def test_a_broken_channel_leaves_the_route_as_it_was(
     guard: Guard, store: MoodyStore, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from tests.serving_world import ENVIRONMENT, MODEL, make_release, observed
 
-from trainyard.errors import BadInput
+from trainyard.errors import BadInput, NotFound
 from trainyard.serving.agent import remove_servers
 from trainyard.serving.local_host import LocalHost
 from trainyard.serving.records import (
@@ -92,3 +92,14 @@ def test_all_wishes_of_a_model_can_be_taken_back(settings: Settings, paths: Serv
     host.deploy("production", releases[0], 1)
     remove_servers(settings, ENVIRONMENT, MODEL)
     assert [wish.environment for wish in wishes(paths)] == ["production"]
+
+
+def test_nothing_is_adopted_or_scaled_by_others_on_this_machine(
+    settings: Settings, paths: ServingPaths
+) -> None:
+    host = LocalHost(settings)
+    with pytest.raises(NotFound, match="no servers in staging that somebody else deployed"):
+        host.scale(ENVIRONMENT, "adder-0123456789ab", 1)
+    host.hold_autoscaling(ENVIRONMENT, MODEL)
+    host.resume_autoscaling(ENVIRONMENT, MODEL, "adder-0123456789ab")
+    assert wishes(paths) == []

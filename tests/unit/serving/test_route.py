@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import pytest
 from tests.serving_world import ENVIRONMENT, MODEL, NEW, NOW, OLD, make_channel, observed
 
-from trainyard.serving.guard import FIRST_ANSWERS, decide
+from trainyard.serving.guard import FIRST_ANSWERS, Wish, decide
 from trainyard.serving.protocol import ReleaseTraffic
-from trainyard.serving.records import ObservedServer
-from trainyard.serving.route import SHUN_S, Route, Traffic
+from trainyard.serving.route import SHUN_S, Endpoint, Route, Traffic
 
 
 class Clock:
@@ -20,15 +19,16 @@ class Clock:
         return self.now
 
 
-def server(release_id: str, index: int = 0, pid: int = 10) -> ObservedServer:
-    return observed(release_id, index, pid=pid + index, process_started=1.0, port=20000 + index)
+def server(release_id: str, index: int = 0, pid: int = 10) -> Endpoint:
+    record = observed(release_id, index, pid=pid + index, process_started=1.0, port=20000 + index)
+    return Endpoint.of_server(record)
 
 
-def make_route(servers: Sequence[ObservedServer], *, weight: int = 50) -> Route:
+def make_route(servers: Sequence[Endpoint], *, weight: int = 50) -> Route:
     route = Route(ENVIRONMENT, MODEL, clock=Clock())
-    channel = make_channel(weight=weight)
-    route.update(channel, servers)
-    route.decision = decide(channel, "alive", route.health(), None, NOW)
+    wish = Wish.of(make_channel(weight=weight))
+    route.update(wish, servers)
+    route.decision = decide(wish, "alive", route.health(), None, NOW)
     return route
 
 
@@ -45,7 +45,7 @@ def test_a_server_that_stays_keeps_its_connections() -> None:
     route = make_route([server(OLD, 0), server(OLD, 1)])
     kept, gone = route.upstreams[OLD]
     kept.in_flight = 3
-    unused = route.update(make_channel(), [server(OLD, 0)])
+    unused = route.update(Wish.of(make_channel()), [server(OLD, 0)])
     assert route.upstreams[OLD] == [kept]
     assert (kept.in_flight, unused) == (3, [gone])
 
@@ -53,14 +53,14 @@ def test_a_server_that_stays_keeps_its_connections() -> None:
 def test_a_restarted_server_is_another_one() -> None:
     route = make_route([server(OLD)])
     before = route.upstreams[OLD][0]
-    assert route.update(make_channel(), [server(OLD, pid=99)]) == [before]
+    assert route.update(Wish.of(make_channel()), [server(OLD, pid=99)]) == [before]
 
 
 def test_a_stand_in_is_of_the_same_release_if_there_is_one() -> None:
     route = make_route([server(OLD, 0), server(NEW, 0), server(NEW, 1)])
     first, second = route.upstreams[NEW]
     assert route.stand_in(NEW, first) is second
-    route.update(make_channel(), [server(OLD, 0), server(NEW, 0)])
+    route.update(Wish.of(make_channel()), [server(OLD, 0), server(NEW, 0)])
     assert route.stand_in(NEW, route.upstreams[NEW][0]) is route.upstreams[OLD][0]
 
 
@@ -107,7 +107,7 @@ def test_the_fuses_counts_begin_with_the_exposure_and_the_judges_do_not() -> Non
         route.traffic_of(NEW).arrivals += 1
         route.traffic_of(NEW).note("unreachable")
     assert route.health()[NEW].connection_failures == 20
-    route.update(make_channel(number=2), [server(OLD), server(NEW)])
+    route.update(Wish.of(make_channel(number=2)), [server(OLD), server(NEW)])
     assert route.health()[NEW].connection_failures == 0
     assert route.status("epoch").traffic[NEW] == ReleaseTraffic(20, 20, 0)
 

@@ -269,6 +269,39 @@ def test_environments_are_checked(tmp_path: Path) -> None:
     )
 
 
+PLACES = """\
+schema: trainyard/v1
+environments:
+  nowhere: {target: cpu, platform: kubernetes}
+  both: {target: cpu, kubernetes: {namespace: serving, image: serve}}
+  right: {target: cpu, platform: kubernetes, kubernetes: {namespace: serving, image: serve}}
+"""
+
+
+def test_a_place_in_a_cluster_belongs_to_platform_kubernetes(tmp_path: Path) -> None:
+    problems = check_files([write(tmp_path, PLACES, "environments.yaml")])
+    assert [problem.key for problem in problems] == [
+        "environments.nowhere.platform",
+        "environments.both.kubernetes",
+    ]
+    assert "`kubernetes: {namespace: …}`" in problems[0].remedy
+    assert "set platform: kubernetes" in problems[1].remedy
+
+
+def test_servers_in_a_cluster_need_an_image(tmp_path: Path) -> None:
+    shutil.copytree(FILES, tmp_path, dirs_exist_ok=True)
+    text = PLACES.split("  nowhere")[0] + (
+        "  bare: {target: cpu, platform: kubernetes, kubernetes: {namespace: serving}}\n"
+    )
+    environments = write(tmp_path, text, "environments.yaml")
+    models = sorted((tmp_path / "models").glob("*.yaml"))
+    problems = [each for each in check_files([*models, environments]) if "bare" in each.key]
+    assert [(each.key, each.remedy) for each in problems] == [
+        ("environments.bare.kubernetes", "Give kubernetes.image there.")
+    ]
+    assert "target cpu (lane cpu) in environment bare" in problems[0].message
+
+
 def test_order_of_environments(tmp_path: Path) -> None:
     text = """\
 schema: trainyard/v1

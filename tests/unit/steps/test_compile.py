@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.fake_neuron import NativeCache
 from tests.unit import yard
 from tests.unit.steps.lane_bench import Bench
 
 from trainyard.documents.artifacts import BundleManifest, files_digest
-from trainyard.errors import BadInput, Busy, NotFound, Refused
-from trainyard.steps.compile import compile_bundle
+from trainyard.errors import BadInput, Busy, NotFound, OutOfCapacity, Refused
+from trainyard.failures.tuning import Tuning
+from trainyard.lanes.neuron_native import NativeLane
+from trainyard.spec.model import Target
+from trainyard.steps.compile import compile_bundle, explained, tuned
 from trainyard.store.documents import read_document
 from trainyard.store.layout import bundle_manifest_key, bundle_prefix
 
@@ -116,6 +120,75 @@ def test_a_taken_port_is_tried_again_with_another_one(bench: Bench) -> None:
     bench.lane.behaviour = "port"
     assert not compile_bundle(bench.plan, "cpu", bench.surroundings("compile")).reused
     assert bench.lane.starts == 2
+
+
+def test_a_try_with_fewer_compilers_makes_the_same_bundle() -> None:
+    neuron = {"sdk": "2.32.0", "parallel_compile_workers": 8}
+    target = Target.model_validate(
+        {"name": "t", "lane": "neuron-native", "instance": "trn2.48xlarge", "neuron": neuron}
+    )
+    planned = yard.plan().targets[0].model_copy(update={"target": target})
+    changed = tuned(planned, Tuning(2, 1))
+    environment = (
+        NativeLane()
+        .command(
+            changed.target,
+            python=Path("python"),
+            model_dir=Path("model"),
+            cache_dir=Path("cache"),
+            served_model_name="m",
+            port=1,
+            cache_only=False,
+        )
+        .env
+    )
+    assert environment["NEURON_LIBTORCH_PARALLEL_COMPILE_WORKERS"] == "2"
+    inputs = [
+        NativeLane().key_inputs(each.target, architecture_digest="a", toolchain={})
+        for each in (planned, changed)
+    ]
+    assert inputs[0] == inputs[1]
+    assert changed.compile_key == planned.compile_key
+
+
+@pytest.mark.parametrize("tuning", [Tuning(), Tuning(None, 3)])
+def test_a_try_that_changes_nothing_is_the_planned_one(tuning: Tuning) -> None:
+    planned = yard.plan().targets[0]
+    assert tuned(planned, tuning) is planned
+
+
+def test_the_compilers_own_log_explains_a_server_that_does_not(tmp_path: Path) -> None:
+    NativeCache(tmp_path).fail(code="NCC_EVRF007")
+    plain = Refused("The server ended with exit code 1.")
+    told = explained(plain, tmp_path)
+    assert told.code == "NCC_EVRF007"
+    assert "more instructions than the compiler takes" in told.message
+
+
+def test_what_is_explained_or_unknown_stays_as_it_is(tmp_path: Path) -> None:
+    known, plain = OutOfCapacity("It was killed.", code="F137"), Refused("The server ended.")
+    assert explained(plain, tmp_path) is plain
+    NativeCache(tmp_path).fail(code="NCC_EVRF007")
+    assert explained(known, tmp_path) is known
+
+
+def test_an_image_that_nobody_asked_is_compared_as_far_as_the_table_knows(bench: Bench) -> None:
+    planned = bench.plan.targets[0].model_copy(
+        update={"toolchain": {"image": "registry.example/x:1", "neuronx-cc": "2.27.5334"}}
+    )
+    plan = bench.plan.model_copy(update={"targets": (planned,)})
+    context = bench.surroundings("compile")
+    context = replace(
+        context, settings=context.settings.model_copy(update={"image": "registry.example/x:1"})
+    )
+    bench.lane.found = {"neuronx-cc": "2.28.1.0+ab", "torch": "2.11.0"}
+    with pytest.raises(BadInput, match=r"neuronx-cc 2\.27\.5334 -> 2\.28\.1\.0\+ab\.") as caught:
+        compile_bundle(plan, "cpu", context)
+    assert "trainyard toolchain" in caught.value.hint
+    bench.lane.found = {"neuronx-cc": "2.27.5334.0+ab", "torch": "2.11.0"}
+    result = compile_bundle(plan, "cpu", context)
+    # What really compiled, not what the table said.
+    assert read_document(bench.store, result.key, BundleManifest).toolchain == bench.lane.found
 
 
 def test_nothing_is_stored_after_the_lock_was_lost(bench: Bench) -> None:

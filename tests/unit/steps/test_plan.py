@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from trainyard.documents.channel import Channel, Track
 from trainyard.documents.measurement import Measurement, StartFigures
 from trainyard.documents.plan import Plan, ReleaseRequest
 from trainyard.documents.release import Release
+from trainyard.documents.toolchain import ToolchainRecord
 from trainyard.errors import BadInput, CorruptFile, NotFound, Transient
 from trainyard.releases import release_id_of, store_release
 from trainyard.settings import Settings
@@ -31,7 +33,13 @@ from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.plan import check_files_with_lanes, plan
 from trainyard.store.documents import create_document, read_document
 from trainyard.store.folder import FolderStore
-from trainyard.store.layout import channel_key, measurement_key, plan_key, release_key
+from trainyard.store.layout import (
+    channel_key,
+    measurement_key,
+    plan_key,
+    release_key,
+    toolchain_key,
+)
 
 FILES = Path(__file__).parents[1] / "spec" / "files"
 
@@ -509,3 +517,48 @@ def test_checking_files_asks_the_lanes(context: StepContext) -> None:
 
     assert problem.key == "targets[0]"
     assert problem.message == "Lane neuron-nxdi is not available in this version. Use cpu."
+
+
+class TestStepsAsPods:
+    """The environments file has a place for pods; Airflow's own interpreter is not asked."""
+
+    IMAGE = "registry.example/trainyard:1"
+
+    @pytest.fixture
+    def pods(self, context: StepContext) -> StepContext:
+        settings = context.settings
+        mount = {"host_path": "/data", "mount_path": str(settings.home), "read_only": False}
+        steps = {"namespace": "steps", "image": self.IMAGE, "host_mounts": [mount]}
+        with settings.environments.open("a") as file:
+            file.write(f"\nsteps: {json.dumps(steps)}\n")
+        return context
+
+    def record(self, context: StepContext) -> None:
+        record = ToolchainRecord(image=self.IMAGE, lane="cpu", toolchain={"vllm": "0.40.0"})
+        context.store.put(toolchain_key(self.IMAGE, "cpu"), record.to_bytes())
+
+    def test_the_plan_names_what_was_recorded_in_the_image(self, pods: StepContext) -> None:
+        self.record(pods)
+        made = stored(pods, plan(ADDER, pods))
+        assert made.targets[0].toolchain == {"vllm": "0.40.0"}
+        assert made.targets[0].key_inputs["toolchain"] == {"vllm": "0.40.0"}
+
+    def test_an_image_that_nobody_asked_is_refused(self, pods: StepContext) -> None:
+        with pytest.raises(BadInput, match=r"of image registry\.example") as refused:
+            plan(ADDER, pods)
+        assert "trainyard toolchain --lane cpu" in refused.value.hint
+        assert not any(key.startswith("plans/") for key in keys(pods))
+
+    def test_a_place_where_the_pods_could_not_run_is_refused(self, pods: StepContext) -> None:
+        self.record(pods)
+        edit(pods.settings.environments, '"read_only": false', '"read_only": true')
+        with pytest.raises(BadInput, match="is a folder that no pod sees"):
+            plan(ADDER, pods)
+        assert not any(key.startswith("plans/") for key in keys(pods))
+
+
+def test_the_plan_says_how_large_the_checkpoint_is(context: StepContext) -> None:
+    made = stored(context, plan(ADDER, context))
+    folder = revision_folder(context)
+    loaded = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json")]
+    assert made.checkpoint_bytes == sum(path.stat().st_size for path in loaded)

@@ -214,15 +214,20 @@ def test_weights_that_the_lane_cannot_use_are_refused(native: World) -> None:
         native.plan()
 
 
-def test_environments_on_kubernetes_are_refused_as_long_as_nothing_serves_there(
-    native: World,
-) -> None:
+def test_a_release_can_be_planned_for_an_environment_on_kubernetes(native: World) -> None:
     native.plan()
-    native.context.settings.environments.write_text(
-        "schema: trainyard/v1\nenvironments:\n  eks: {platform: kubernetes, target: trn2}\n"
-    )
-    with pytest.raises(BadInput, match="on platform kubernetes, where this version cannot run"):
-        plan(ReleaseRequest(model="adder", environments=("eks",)), native.context)
+
+    def planned_with(place: str) -> Plan:
+        native.context.settings.environments.write_text(
+            "schema: trainyard/v1\nenvironments:\n"
+            f"  eks: {{platform: kubernetes, target: trn2, kubernetes: {place}}}\n"
+        )
+        result = plan(ReleaseRequest(model="adder", environments=("eks",)), native.context)
+        return read_document(native.context.store, result.key, Plan)
+
+    with pytest.raises(BadInput, match="No image is named for the servers of target trn2"):
+        planned_with("{namespace: serving}")
+    assert planned_with("{namespace: serving, image: vllm}").request.environments == ("eks",)
 
 
 def test_a_machine_without_neuron_packages_says_what_it_lacks(

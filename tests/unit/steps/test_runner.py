@@ -28,7 +28,10 @@ from trainyard.errors import (
     StorageFull,
     Transient,
 )
+from trainyard.failures.tuning import Tuning
 from trainyard.settings import Settings
+from trainyard.spec.model import Target
+from trainyard.steps.after_failure import NOTHING_LEFT
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.runner import run_step
 from trainyard.steps.status import read_status
@@ -85,6 +88,74 @@ def fail(error: BaseException) -> Callable[[StepContext], StepResult]:
         raise error
 
     return body
+
+
+class TestTheNextTry:
+    """What a known failure leaves for the next try of the same step."""
+
+    NATIVE = Target.model_validate(
+        {
+            "name": "cpu",  # the bench's
+            "lane": "neuron-native",
+            "instance": "trn2.48xlarge",
+            "neuron": {"sdk": "2.32.0"},
+        }
+    )
+
+    @pytest.fixture
+    def native(self, bench: Bench) -> Bench:
+        made = yard.plan("p1")
+        planned = made.targets[0].model_copy(update={"target": self.NATIVE})
+        made = made.model_copy(update={"targets": (planned,)})
+        create_document(bench.store, plan_key("p1"), made)
+        return bench
+
+    def test_less_memory_means_fewer_compilers_each_time(self, native: Bench) -> None:
+        seen: list[Tuning] = []
+
+        def body(context: StepContext) -> StepResult:
+            seen.append(context.tuning)
+            raise OutOfCapacity("It was killed.", hint="Take a larger one.", code="F137")
+
+        codes = [native.run(body) for _ in range(4)]
+        assert seen == [Tuning(), Tuning(4, 1), Tuning(2, 2), Tuning(1, 3)]
+        assert codes == [40, 40, 40, 20]
+        status = native.status
+        assert (status.code, status.exit_code, status.attempt) == ("F137", 20, 4)
+        assert status.hint == f"{NOTHING_LEFT} Take a larger one."
+
+    def test_a_race_leaves_one_compiler_and_then_stops(self, native: Bench) -> None:
+        error = OutOfCapacity("A file was gone.", code="NCC_EVRF059")
+        assert native.run(fail(error)) == 40
+        assert native.status.tuning == {"parallel_compile_workers": 1}
+        assert native.run(fail(error)) == 20
+
+    def test_another_failure_keeps_what_was_changed(self, native: Bench) -> None:
+        native.run(fail(OutOfCapacity("It was killed.", code="F137")))
+        native.run(fail(Transient("The store is slow.")))
+        assert native.status.tuning == {"parallel_compile_workers": 4, "out_of_memory": 1}
+        assert native.status.code == ""
+
+    def test_after_success_everything_is_as_usual(self, native: Bench) -> None:
+        seen: list[Tuning] = []
+
+        def body(context: StepContext) -> StepResult:
+            seen.append(context.tuning)
+            return StepResult("k", reused=False, message="Done.")
+
+        native.run(fail(OutOfCapacity("It was killed.", code="F137")))
+        native.run(body)
+        native.run(body)
+        assert seen == [Tuning(4, 1), Tuning()]
+
+    def test_a_step_without_compilers_is_tried_again_as_before(self, bench: Bench) -> None:
+        for count in (1, 2, 3, 4):
+            assert bench.run(fail(MemoryError())) == 40
+            assert bench.status.tuning == {"out_of_memory": count}
+
+    def test_codes_that_only_stop_change_nothing(self, native: Bench) -> None:
+        assert native.run(fail(Refused("No.", code="NCC_EVRF009"))) == 20
+        assert (native.status.code, native.status.tuning) == ("NCC_EVRF009", {})
 
 
 class TestOutcomes:

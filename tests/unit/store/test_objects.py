@@ -29,6 +29,7 @@ ID = "adder-0123456789ab"
         ("rollouts/adder/s/12/looks/1.json", "rollout", "rollouts/adder/s/12", "adder"),
         ("evals/d/prompts.jsonl", "evals", "evals/d", ""),
         ("locks/bundles/k/manifest.json.json", "lock", "locks/bundles/k/manifest.json.json", ""),
+        ("toolchains/0a1b.json", "toolchain", "toolchains/0a1b.json", ""),
         ("archive/channels/a/s/1-x.json", "archive", "archive/channels/a/s/1-x.json", ""),
     ],
 )

@@ -5,6 +5,7 @@ likes, by anyone, at any moment: the error rates hold over all looks together, a
 gives the same verdict. It has no power to act.
 
 * `blocks`: rows of the log -> closed blocks, in which both tracks were seen at the same time
+* `history`: noise of stable's own pods, fixed before anything is exposed
 * `averages`: latencies, by a score test with a frozen covariance of pods and minutes
 * `counts`: errors and slow requests, by e-processes on who had the bad events
 * `boundary`: when a score has gone too far, however often it was looked at
@@ -37,8 +38,12 @@ def judge(blocks: Sequence[Block], spec: JudgeSpec) -> Verdict:
 
 
 def replay(blocks: Sequence[Block], spec: JudgeSpec) -> Iterator[Verdict]:
-    """Yield the verdict after every look, that is after every moment at which a slice ends."""
+    """Yield the verdict after every look, that is after every moment at which a slice ends.
+
+    History alone (rows at or before 0) is no look.
+    """
     ordered = sorted(blocks, key=lambda block: block.t)
     for index, block in enumerate(ordered):
-        if index + 1 == len(ordered) or ordered[index + 1].t > block.t:
+        last = index + 1 == len(ordered) or ordered[index + 1].t > block.t
+        if last and block.t > 0:
             yield judge(ordered[: index + 1], spec)

@@ -108,10 +108,11 @@ def covariance_of(blocks: Sequence[PairedBlock], model: Covariance) -> Floats:
 def planned_information(first: PairedBlock, model: Covariance, spec: JudgeSpec) -> float:
     """Return Imax: the information that the whole of `max_duration_s` would yield.
 
-    The plan takes the pods and the rate of requests of the first closed block, and the last weight
-    throughout. All of that is known before the first difference is weighed and does not depend on
-    latencies, so the horizon is fixed in advance in the sense that the boundary needs. The
-    boundary is nearly flat: a plan that is wrong by a factor of 2 moves it by 7 %.
+    The plan takes the rate of requests of the first closed block, the last weight throughout, and
+    the pods of the last step (`last_pods`) or else those of the first block. All of that is known
+    before the first difference is weighed and does not depend on latencies, so the horizon is fixed
+    in advance in the sense that the boundary needs. The boundary is nearly flat: a plan that is
+    wrong by a factor of 2 moves it by 7 %.
     """
     rate = (first.stable.all.requests + first.candidate.all.requests) / first.length_s
     share = spec.last_weight / 100
@@ -122,7 +123,10 @@ def planned_information(first: PairedBlock, model: Covariance, spec: JudgeSpec) 
         spec.max_duration_s / defaults.MAX_PLANNED_BLOCKS,
     )
     count = max(1, ceil(spec.max_duration_s / length_s))
-    pods = sum(float((shares**2).sum()) for shares in (_shares([first], t) for t in _TRACKS))
+    if spec.last_pods is not None:
+        pods = sum(1 / max(1, count_of_pods) for count_of_pods in spec.last_pods)
+    else:
+        pods = sum(float((shares**2).sum()) for shares in (_shares([first], t) for t in _TRACKS))
     sampling = model.se2 / (rate * length_s) * (1 / share + 1 / (1 - share))
     covariance = _covariance(
         np.full((count, count), pods),

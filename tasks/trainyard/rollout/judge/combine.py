@@ -17,6 +17,7 @@ from trainyard.documents.evidence import (
 from trainyard.rollout.judge.averages import average_path
 from trainyard.rollout.judge.blocks import PairedBlock, Side, closed_blocks, without_repeats
 from trainyard.rollout.judge.counts import count_path
+from trainyard.rollout.judge.history import learn
 from trainyard.rollout.judge.paths import EvidencePath
 
 _WAITING = (
@@ -44,6 +45,7 @@ class Values:
 def verdict(rows: Sequence[Block], spec: JudgeSpec) -> Verdict:
     """Return the verdict on a log of blocks."""
     kept = without_repeats(rows)
+    spec = learn(kept, spec)
     closed = {metric.name: closed_blocks(kept, metric, spec) for metric in spec.metrics}
     metrics = tuple(metric_verdict(closed[metric.name], metric, spec) for metric in spec.metrics)
     outcome = _outcome(metrics, closed, spec)

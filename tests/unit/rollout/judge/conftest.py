@@ -1,12 +1,8 @@
-"""Builders of block logs, and the calibration benchmark as a module."""
+"""Builders of block logs."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -135,17 +131,3 @@ def pair() -> Pair:
         return closed_blocks(without_repeats(rows), metric, spec)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def calibration() -> ModuleType:
-    """The benchmark `tests/benchmarks/judge_calibration.py` as a module."""
-    name = "trainyard_judge_calibration"
-    path = Path(__file__).parents[3] / "benchmarks" / "judge_calibration.py"
-    location = importlib.util.spec_from_file_location(name, path)
-    assert location is not None
-    assert location.loader is not None
-    module = importlib.util.module_from_spec(location)
-    sys.modules[name] = module
-    location.loader.exec_module(module)
-    return module

@@ -1,0 +1,192 @@
+"""`trainyard doctor …`: look before work starts, and prove what runs on a device."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from trainyard.console import fail, out, say, settings, show
+from trainyard.errors import BadInput, TrainyardError
+
+if TYPE_CHECKING:
+    from trainyard.doctor.report import Check
+    from trainyard.platform.airflow_api import AirflowApi
+    from trainyard.settings import Settings
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+class _Doctor(TyperGroup):
+    """`trainyard doctor staging` is `trainyard doctor environment staging`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command's name in front of what is none."""
+        if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
+            args = ["environment", *args]
+        return super().parse_args(ctx, args)
+
+
+doctor_app = typer.Typer(
+    cls=_Doctor,
+    help="Look what an environment lacks (`trainyard doctor ENVIRONMENT`), and prove what runs on "
+    "a device.",
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@doctor_app.command()
+def environment(
+    name: Annotated[
+        str, typer.Argument(help="The environment. Empty: all of them.", show_default=False)
+    ] = "",
+    url: Annotated[
+        str,
+        typer.Option(
+            help="Address of its gateway or proxy: tries whether traffic is really split.",
+            show_default=False,
+        ),
+    ] = "",
+    requests: Annotated[int, typer.Option(min=50, help="With --url: requests of each kind.")] = 500,
+    identity: Annotated[
+        str,
+        typer.Option(
+            help="Whose rights on the store to compare: plan, download, compile, measure, gate, "
+            "publish, rollout, serving or doctor. Empty: none.",
+            show_default=False,
+        ),
+    ] = "",
+    cluster_identity: Annotated[
+        Literal["rollout", "guard"], typer.Option(help="Whose rights in the cluster to compare.")
+    ] = "rollout",
+    airflow: Annotated[
+        bool, typer.Option("--airflow/--no-airflow", help="Look at Airflow and its pools too.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at store, keys, cluster, gateway, devices, driver, images and Airflow.
+
+    Exits with 0 if nothing fails, with 30 if only what may pass by itself does, else with 10.
+    """
+    from trainyard.doctor.environment import Wanted, examine
+    from trainyard.doctor.report import exit_code
+    from trainyard.doctor.store_checks import WRITERS
+    from trainyard.spec.loader import load_environments
+
+    found = settings()
+    try:
+        if identity and identity not in WRITERS:
+            raise BadInput(
+                f"There is no identity {identity!r}.", hint=f"Known: {', '.join(WRITERS)}."
+            )
+        names = [name] if name else list(load_environments(found.environments).environments)
+        every: list[Check] = []
+        for each in names:
+            if not as_json and len(names) > 1:
+                say(f"Environment {each}")
+            wanted = Wanted(
+                each,
+                identity=identity,
+                cluster_identity=cluster_identity,
+                url=url,
+                requests=requests,
+                airflow=airflow,
+            )
+            every += _told(examine(found, wanted, airflow=_airflow), quiet=as_json)
+    except TrainyardError as error:
+        fail(error)
+    if as_json:
+        _print_json([asdict(check) for check in every])
+    else:
+        _sum_up(every)
+    raise typer.Exit(exit_code(every))
+
+
+@doctor_app.command()
+def table(
+    image: Annotated[
+        list[str] | None, typer.Option(help="Only this image; may be repeated.")
+    ] = None,
+    instance: Annotated[str, typer.Option(help="Only this instance type.")] = "",
+    driver: Annotated[str, typer.Option(help="Only this version of the host's driver.")] = "",
+    lane: Annotated[str, typer.Option(help="Only this lane.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Print image, driver, instance and lane: proven, unproven or refused, with the source."""
+    from trainyard.lanes.neuron_support import AS_OF
+    from trainyard.proofs import read_proofs
+    from trainyard.store.factory import open_store
+    from trainyard.support import table as rows_of
+
+    found = settings()
+    try:
+        proofs = read_proofs(open_store(found), found)
+    except TrainyardError as error:
+        fail(error)
+    rows = rows_of(proofs, images=tuple(image or ()), instance=instance, driver=driver, lane=lane)
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+        return
+    shown = Table("Image", "Driver", "Instance", "Lane", "State", "Why", "Source")
+    for row in rows:
+        name = row.image.rsplit("/", 1)[-1]
+        shown.add_row(name, row.drivers, row.instance, row.lane, row.state, row.reason, row.source)
+    show(shown)
+    for reason in proofs.ignored:
+        say(f"Warning: {reason}")
+    say(f"{len(rows)} rows; what is known is of {AS_OF}.")
+
+
+def _told(checks: Iterable[Check], *, quiet: bool) -> list[Check]:
+    """Return all checks, each printed as it is made."""
+    found = []
+    for check in checks:
+        found.append(check)
+        if quiet:
+            continue
+        mark = f"[{_COLOURS[check.state]}]{check.state:>4}[/]"
+        line = f"{mark}  {escape(check.name)}: {escape(check.found)}"
+        out.print(line, highlight=False, soft_wrap=True)
+        if check.remedy:
+            out.print(f"      {escape(check.remedy)}", highlight=False, soft_wrap=True)
+    return found
+
+
+def _sum_up(checks: list[Check]) -> None:
+    counts = {
+        state: sum(check.state == state for check in checks) for state in ("ok", "warn", "fail")
+    }
+    say(f"{counts['ok']} ok, {counts['warn']} to know, {counts['fail']} to mend.")
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _airflow(found: Settings) -> AirflowApi:
+    """Return a client of the Airflow that the settings name. Raises BadInput if they name none."""
+    from trainyard.platform.airflow_api import AirflowApi
+    from trainyard.platform.control import address
+
+    if found.airflow_url:
+        return AirflowApi(
+            found.airflow_url,
+            found.airflow_user,
+            found.airflow_password.get_secret_value(),
+            token=found.airflow_token.get_secret_value(),
+        )
+    here = address(found)
+    if here is None:
+        raise BadInput(
+            "No Airflow is named, and the embedded platform does not run.",
+            hint="Set TRAINYARD_AIRFLOW_URL, start it with `trainyard up`, or give --no-airflow.",
+        )
+    return AirflowApi(here.airflow_url, here.username, here.password, embedded=True)

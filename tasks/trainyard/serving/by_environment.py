@@ -1,0 +1,55 @@
+"""Routers and leases of several environments, each opened at its first use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from trainyard.serving.protocol import Lease, Router, RouteStatus
+
+PartT = TypeVar("PartT")
+
+
+class _Opened(Generic[PartT]):
+    """What has been opened, by environment."""
+
+    def __init__(self, open_one: Callable[[str], PartT]) -> None:
+        self._open_one = open_one
+        self._opened: dict[str, PartT] = {}
+        self._guard = threading.Lock()
+
+    def of(self, environment: str) -> PartT:
+        with self._guard:
+            if environment not in self._opened:
+                self._opened[environment] = self._open_one(environment)
+            return self._opened[environment]
+
+
+class RouterByEnvironment:
+    """The `Router` that asks each environment's own."""
+
+    def __init__(self, open_router: Callable[[str], Router]) -> None:
+        """Open routers by the name of their environment."""
+        self._routers = _Opened(open_router)
+
+    def status(self, environment: str, model: str) -> RouteStatus | None:
+        """Return what the environment's router does now; None if it cannot be asked."""
+        return self._routers.of(environment).status(environment, model)
+
+
+class LeaseByEnvironment:
+    """The `Lease` that uses each environment's own."""
+
+    def __init__(self, open_lease: Callable[[str], Lease]) -> None:
+        """Open leases by the name of their environment."""
+        self._leases = _Opened(open_lease)
+
+    def renew(self, environment: str, model: str, *, holder: str, duration_s: float) -> None:
+        """Say that `holder` drives the rollout for another `duration_s`."""
+        lease = self._leases.of(environment)
+        lease.renew(environment, model, holder=holder, duration_s=duration_s)
+
+    def release(self, environment: str, model: str, *, holder: str) -> None:
+        """End the lease, if `holder` has it."""
+        self._leases.of(environment).release(environment, model, holder=holder)

@@ -1,0 +1,1 @@
+"""Servers as pods: what is applied for a release, and what becomes of it."""

@@ -1,0 +1,68 @@
+"""How often the judge is wrong and how fast it is right, beside other tools' rules.
+
+    python tests/benchmarks/judge [--runs 5000] [--peer-runs 1000] [--cell TEXT] [--out FOLDER]
+
+Simulated rollouts of one plan (4, 4 and 22 minutes at 10, 25 and 50 %), judged by one
+specification; the clock starts with the candidate's first request. Traffic and cells are in
+`parameters.yaml`, fixed before the judge was tuned; its digest is printed. The single look
+is a test that knows the true covariances and looks once, at the end. 5,000 runs of all cells
+take about 4 hours of one free core; `--cell` takes those whose names contain a text (and may be
+given more than once).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+from tests.benchmarks.judge.fast import SPEC
+from tests.benchmarks.judge.figures import Tally, bounds, drawing, measure, table, tuned_peers
+from tests.benchmarks.judge.peers import PEERS
+from tests.benchmarks.judge.traffic import DIGEST, PLAN, cells
+
+from trainyard.canonical import canonical_json
+
+
+def main() -> None:
+    """Print the table and what holds; write `judge.md` and `judge.svg` if a folder is given."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--runs", type=int, default=5000, help="rollouts a cell (5000)")
+    parser.add_argument("--peer-runs", type=int, default=1000, help="of them, for the peers (1000)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--cell", action="append", default=[], help="part of a cell's name")
+    parser.add_argument("--list", action="store_true", help="print the names of all cells")
+    parser.add_argument("--out", type=Path, default=None, help="folder for judge.md and judge.svg")
+    args = parser.parse_args()
+    chosen = [c for c in cells() if not args.cell or any(part in c.name for part in args.cell)]
+    if args.list:
+        print("\n".join(cell.name for cell in chosen))
+        return
+    spec = hashlib.sha256(canonical_json(SPEC.model_dump(mode="json"))).hexdigest()[:12]
+    steps = ", ".join(f"{weight} % for {seconds / 60:g} min" for weight, seconds in PLAN)
+    head = (
+        f"traffic {DIGEST}, specification {spec}, plan {steps}; {args.runs} runs a cell "
+        f"({args.peer_runs} for the peers), seed {args.seed}"
+    )
+    print(head, flush=True)
+    peers = (*PEERS, *tuned_peers(args.peer_runs, args.seed)) if args.peer_runs else ()
+    tallies: list[Tally] = []
+    for cell in chosen:
+        tally = measure(cell, args.runs, seed=args.seed, peers=peers, peer_runs=args.peer_runs)
+        tallies.append(tally)
+        print(table([tally]).splitlines()[-1], flush=True)
+    checked = bounds(tallies)
+    lines = [f"- {'holds' if holds else 'FAILS'}: {text}: {seen}" for text, seen, holds in checked]
+    report = "\n".join([head, "", table(tallies), "", *lines, ""])
+    print(report)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "judge.md").write_text(report, encoding="utf-8")
+        (args.out / "judge.svg").write_text(drawing(tallies), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

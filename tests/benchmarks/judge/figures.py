@@ -1,0 +1,267 @@
+"""Counts, intervals, bounds, the table and the drawing of the judge's benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta
+from tests.benchmarks.judge import fast
+from tests.benchmarks.judge.peers import Minutes, Peer, minutes_of, tuned
+from tests.benchmarks.judge.traffic import DEFAULT, SLICE_S, SLICES, Cell, Rollouts, simulate
+
+Floats = NDArray[np.float64]
+
+END_S = SLICES * SLICE_S
+
+
+@dataclass
+class PeerTally:
+    """What one peer did in the runs of a cell."""
+
+    runs: int = 0
+    at_min: list[float] = field(default_factory=list)
+    exposed: list[int] = field(default_factory=list)
+
+    @property
+    def harmed(self) -> int:
+        return len(self.at_min)
+
+
+@dataclass
+class Tally:
+    """What the judge did in the runs of a cell."""
+
+    cell: Cell
+    runs: int = 0
+    harm_min: list[float] = field(default_factory=list)
+    exposed: list[int] = field(default_factory=list)
+    """The candidate's requests up to each rollback."""
+    promote_min: list[float] = field(default_factory=list)
+    by_metric: dict[str, int] = field(default_factory=dict)
+    """Runs in which a metric alone would have been harm."""
+    oracle: float = 0.0
+    """Power of a known-covariance test of TTFT with a single look at the end, at the same alpha."""
+    peers: dict[str, PeerTally] = field(default_factory=dict)
+
+    @property
+    def harmed(self) -> int:
+        return len(self.harm_min)
+
+    @property
+    def promoted(self) -> int:
+        return len(self.promote_min)
+
+    @property
+    def undecided(self) -> int:
+        """Return the runs that ended in a hold or a time-out."""
+        return self.runs - self.harmed - self.promoted
+
+    def detected_by(self, minutes: float) -> int:
+        return sum(at <= minutes for at in self.harm_min)
+
+    def delay(self, q: float) -> float:
+        """Return the minute by which a share `q` of all runs was harm; `inf` if never."""
+        ordered = sorted(self.harm_min)
+        place = int(np.ceil(q * self.runs)) - 1
+        return ordered[place] if place < len(ordered) else float("inf")
+
+
+def clopper_pearson(count: int, runs: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval of a share."""
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, count, runs - count + 1)) if count else 0.0
+    high = float(beta.isf(tail, count + 1, runs - count)) if count < runs else 1.0
+    return low, high
+
+
+def measure(
+    cell: Cell, runs: int, *, seed: int, peers: Sequence[Peer], peer_runs: int | None = None
+) -> Tally:
+    """Return what the judge, and in the first `peer_runs` runs the peers, did in a cell."""
+    tally = Tally(cell)
+    (ttft,) = (metric for metric in fast.SPEC.metrics if metric.name == "ttft")
+    for rollouts in simulate(cell, runs, seed):
+        decisions = fast.decide(rollouts)
+        size = len(rollouts.n)
+        exposed = rollouts.exposed
+        for run in range(size):
+            if decisions.harmed[run]:
+                tally.harm_min.append(decisions.harm_s[run] / 60)
+                tally.exposed.append(int(exposed[run, int(decisions.harm_s[run] / SLICE_S) - 1]))
+            elif decisions.promoted[run]:
+                tally.promote_min.append(decisions.promote_s[run] / 60)
+        for name, at in decisions.by_metric.items():
+            tally.by_metric[name] = tally.by_metric.get(name, 0) + int(np.isfinite(at).sum())
+        power = fast.oracle(rollouts, END_S, ttft.harm_alpha)
+        tally.oracle = (tally.oracle * tally.runs + power * size) / (tally.runs + size)
+        if peers and (peer_runs is None or tally.runs < peer_runs):
+            _ask_peers(tally, rollouts, peers)
+        tally.runs += size
+    return tally
+
+
+def tuned_peers(runs: int, seed: int) -> tuple[Peer, ...]:
+    """Return the peers' tuned forms: 1 % on unchanged releases of the default world."""
+    cell = Cell("tuning of the peers", "good", DEFAULT)
+    minutes: list[Minutes] = [minutes_of(one) for one in simulate(cell, runs, seed + 1000)]
+    return tuned(minutes)
+
+
+def table(tallies: Iterable[Tally]) -> str:
+    """Return the table, in Markdown."""
+    tallies = list(tallies)
+    names = list(dict.fromkeys(name for tally in tallies for name in tally.peers))
+    head = [
+        "cell", "truth", "runs", "rolled back %", "95 %", "delay: median, p97",
+        "exposed: median, p97", "promoted %", "95 %", "at", "held %", "single look %",
+        *(f"{name} %" for name in names),
+    ]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for tally in tallies:
+        row = [
+            tally.cell.name,
+            tally.cell.truth.replace("_", " "),
+            str(tally.runs),
+            *_share(tally.harmed, tally.runs),
+            f"{tally.delay(0.5):.1f}, {tally.delay(0.97):.1f}",
+            _quantiles(tally.exposed),
+            *_share(tally.promoted, tally.runs),
+            f"{np.median(tally.promote_min):.1f}" if tally.promote_min else "-",
+            f"{100 * tally.undecided / tally.runs:.1f}",
+            f"{100 * tally.oracle:.0f}",
+            *(_peer(tally.peers.get(name)) for name in names),
+        ]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def bounds(tallies: Iterable[Tally]) -> list[tuple[str, str, bool]]:
+    """Return what must hold, what was seen, and whether it holds; only of cells that were run."""
+    rows: list[tuple[str, str, bool]] = []
+    for tally in tallies:
+        rows.extend(_bounds_of(tally))
+    return rows
+
+
+def drawing(tallies: Sequence[Tally]) -> str:
+    """Return an SVG: the share rolled back, a line a cell, with intervals, for all rules."""
+    names = list(dict.fromkeys(name for tally in tallies for name in tally.peers))
+    colours = ["#0b5fa5", "#c0392b", "#e67e22", "#8e44ad", "#16a085", "#7f8c8d", "#b7950b",
+               "#2c3e50", "#d35400", "#27ae60"]  # fmt: skip
+    left, width, line = 330, 560, 22
+    top = 60 + 16 * ((len(names) + 1) // 3 + 1)
+    height = top + line * len(tallies) + 40
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" height="{height}" '
+        'font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        '<text x="10" y="20" font-size="15">Releases rolled back within 30 minutes</text>',
+    ]
+    for number, name in enumerate(["judge", *names]):
+        x, y = 10 + 290 * (number % 3), 40 + 16 * (number // 3)
+        parts.append(f'<circle cx="{x + 5}" cy="{y - 4}" r="4" fill="{_of(colours, number)}"/>')
+        parts.append(f'<text x="{x + 14}" y="{y}">{escape(name)}</text>')
+    for percent in (0, 1, 5, 10, 25, 50, 75, 100):
+        x = left + width * (percent / 100) ** 0.5
+        parts.append(f'<path d="M{x:.1f} {top - 6}V{height - 30}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x:.1f}" y="{height - 14}" text-anchor="middle">{percent} %</text>')
+    for row, tally in enumerate(tallies):
+        y = top + line * row + 8
+        parts.append(f'<text x="10" y="{y + 4}">{escape(tally.cell.name)}</text>')
+        seen = [(tally.harmed, tally.runs)]
+        seen += [(tally.peers[n].harmed, tally.peers[n].runs) for n in names if n in tally.peers]
+        for number, (count, runs) in reversed(list(enumerate(seen))):
+            colour = _of(colours, number)
+            low, high = (left + width * share**0.5 for share in clopper_pearson(count, runs))
+            at = left + width * (count / runs) ** 0.5
+            parts.append(
+                f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="{colour}" stroke-opacity="0.5"/>'
+                f'<circle cx="{at:.1f}" cy="{y}" r="4" fill="{colour}"/>'
+            )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _of(colours: Sequence[str], number: int) -> str:
+    return colours[number % len(colours)]
+
+
+def _ask_peers(tally: Tally, rollouts: Rollouts, peers: Sequence[Peer]) -> None:
+    minutes = minutes_of(rollouts)
+    exposed = rollouts.exposed
+    last = int(END_S / 60)
+    for peer in peers:
+        at = peer.decide(minutes, peer.setting)
+        mine = tally.peers.setdefault(peer.name, PeerTally())
+        mine.runs += len(at)
+        for run in np.flatnonzero(at <= last):
+            mine.at_min.append(float(at[run]))
+            mine.exposed.append(int(exposed[run, int(at[run] * 60 / SLICE_S) - 1]))
+
+
+def _bounds_of(tally: Tally) -> list[tuple[str, str, bool]]:
+    name, runs = tally.cell.name, tally.runs
+    truth = tally.cell.truth
+    rows = []
+    if truth in ("good", "harm_margin") and tally.cell.world.candidate_noise == 1:
+        high = clopper_pearson(tally.harmed, runs)[1]
+        rows.append(
+            (f"false rollback <= 1 %: {name}", f"{_both(tally.harmed, runs)}", high <= 0.01)
+        )
+    if truth == "promote_margin":
+        high = clopper_pearson(tally.promoted, runs)[1]
+        rows.append((f"wrong promotion <= 5 %: {name}", _both(tally.promoted, runs), high <= 0.05))
+    for start, text, seen, holds in (
+        ("errors to 5 %", "median <= 5, p97 <= 9 min", _delays(tally), _fast(tally, 5, 9)),
+        ("errors to 2 %", "median <= 12, p97 <= 30 min", _delays(tally), _fast(tally, 12, 30)),
+        ("errors to 1 %", "promoted <= 2 %", _both(tally.promoted, runs),
+         tally.promoted <= 0.02 * runs),
+        ("ttft +50 %", "median <= 7, p97 <= 12 min", _delays(tally), _fast(tally, 7, 12)),
+        ("ttft +30 %; ", "median <= 13, p97 <= 30 min", _delays(tally), _fast(tally, 13, 30)),
+        ("ttft +30 %; ", "within 10 points of a single look at 30 min",
+         f"{100 * tally.harmed / runs:.1f} and {100 * tally.oracle:.1f} %",
+         tally.harmed / runs >= tally.oracle - 0.1),
+        ("5 % of requests", "p97 <= 20 min", _delays(tally), _fast(tally, 20, 20)),
+        ("5 % of requests", "promoted <= 1 %", _both(tally.promoted, runs),
+         tally.promoted <= 0.01 * runs),
+    ):  # fmt: skip
+        if name.startswith(start) and truth == "bad":
+            rows.append((f"{name}: {text}", seen, holds))
+    if name in ("no change; default", "no change; surge True"):
+        share = tally.promoted / runs
+        rows.append((f"promoted >= 97 %: {name}", _both(tally.promoted, runs), share >= 0.97))
+    return rows
+
+
+def _fast(tally: Tally, median: float, p97: float) -> bool:
+    return tally.delay(0.5) <= median and tally.delay(0.97) <= p97
+
+
+def _delays(tally: Tally) -> str:
+    return f"{tally.delay(0.5):.1f} and {tally.delay(0.97):.1f} min"
+
+
+def _both(count: int, runs: int) -> str:
+    share, interval = _share(count, runs)
+    return f"{share} % ({interval})"
+
+
+def _share(count: int, runs: int) -> tuple[str, str]:
+    low, high = clopper_pearson(count, runs)
+    return f"{100 * count / runs:.2f}", f"{100 * low:.2f}-{100 * high:.2f}"
+
+
+def _quantiles(values: Sequence[int]) -> str:
+    return f"{np.median(values):.0f}, {np.quantile(values, 0.97):.0f}" if values else "-"
+
+
+def _peer(tally: PeerTally | None) -> str:
+    if tally is None:
+        return "-"
+    share = f"{100 * tally.harmed / tally.runs:.1f}"
+    if not tally.harmed:
+        return share
+    return f"{share} @{np.median(tally.at_min):.0f} ({np.median(tally.exposed):.0f})"
