@@ -124,7 +124,8 @@ ROLES = (
             "plans/*", "evals/*", "checkpoints/*", "bundles/*", "measurements/*", "verdicts/*",
             "reports/*", "releases/*", "rollouts/*", "status/*", _ALL_LOCKS, _PROBE,
         ),
-        uploads=(_PROBE,),
+        # It ends uploads that nobody goes on with.
+        uploads=("checkpoints/*", "bundles/*", "evals/*", _PROBE),
     ),
     Role(
         "trainyard-airflow-worker", "airflow", "Plans releases, starts steps, settles rollouts.",
