@@ -26,7 +26,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 class _Doctor(TyperGroup):
-    """`trainyard doctor staging` is `trainyard doctor environment staging`."""
+    """What is the name of no command is the name of an environment."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the command's name in front of what is none."""
