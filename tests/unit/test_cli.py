@@ -87,7 +87,7 @@ class TestHelp:
         shown = [name for name in re.findall(r"│ ([\w-]+) ", text) if name in COMMANDS]
         assert shown[:6] == ["plan", "download", "compile", "measure", "gate", "publish"]
         hidden = {name for name, command in COMMANDS.items() if command.hidden}
-        assert hidden == {"agent", "proxy"}
+        assert hidden == {"agent", "guard", "proxy"}
         assert set(shown) == set(COMMANDS) - hidden
 
     @pytest.mark.parametrize("name", sorted(COMMANDS))

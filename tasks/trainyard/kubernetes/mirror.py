@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 WATCH_S = 20.0
 """Seconds after which a watch is begun anew."""
 FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 5.0
-"""Seconds between tries while the API server does not answer."""
+LONGEST_PAUSE_S = 2.0
+"""Seconds between tries while no watch works."""
 
 
 class Mirror:
@@ -58,6 +58,7 @@ class Mirror:
         self._guard = threading.Lock()
         self._stopped = threading.Event()
         self._heard_at: float | None = None
+        self._pause_s = FIRST_PAUSE_S
 
     @property
     def objects(self) -> dict[str, Object]:
@@ -86,19 +87,15 @@ class Mirror:
         self._stopped.set()
 
     def _run(self) -> None:
-        pause_s = FIRST_PAUSE_S
         while not self._stopped.is_set():
             try:
-                version = self._list()
-                pause_s = FIRST_PAUSE_S
-                self._follow(version)
+                self._follow(self._list())
             except Conflict:
-                # The version is too old: only a list tells what was missed.
-                continue
+                log.debug("The version of %s is too old to watch from", self._kind.plural)
             except TrainyardError as error:
                 log.warning("%s cannot be watched: %s", self._kind.plural, error)
-                self._stopped.wait(pause_s)
-                pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+            self._stopped.wait(self._pause_s)
+            self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2)
 
     def _list(self) -> str:
         found, version = self._cluster.list(self._kind, self._namespace, labels=self._labels)
@@ -119,9 +116,13 @@ class Mirror:
             ):
                 version = body["metadata"]["resourceVersion"]
                 self._take(type_, body)
+                self._pause_s = FIRST_PAUSE_S
                 if self._stopped.is_set():
                     return
             self._heard()
+            # It has ended as it should, but perhaps at once.
+            self._pause_s = FIRST_PAUSE_S
+            self._stopped.wait(self._pause_s)
 
     def _take(self, type_: str, body: Object) -> None:
         with self._guard:

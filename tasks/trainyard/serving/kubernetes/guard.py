@@ -285,10 +285,11 @@ class ClusterGuard:
         now = self._now()
         lease = self._lease_state(route, wish)
         decision = decide(wish, lease, self._health(name), record.memory.fuse, now)
-        memory = remember(record.memory, wish, decision, now)
-        stored = self._store.hand_over(memory.unwritten)
-        left = tuple(event for event in memory.unwritten if event.key not in stored)
-        return decision, memory.model_copy(update={"unwritten": left})
+        # Only what is on the route has happened, and is told.
+        stored = self._store.hand_over(record.memory.unwritten)
+        left = tuple(event for event in record.memory.unwritten if event.key not in stored)
+        memory = record.memory.model_copy(update={"unwritten": left})
+        return decision, remember(memory, wish, decision, now)
 
     def _lease_state(self, route: Object, wish: Wish) -> LeaseState:
         """Judge the rollout's lease; before it counts as dead, the API itself is asked.

@@ -1,7 +1,8 @@
 """Leases in a cluster (`coordination.k8s.io/v1`): the driver's sign of life, the guard's leader.
 
 Clocks of machines differ. So whoever judges a lease does as client-go does: it notes on its own
-monotonic clock when the lease was last seen to change, and gives it its duration from then. Only
+monotonic clock when the lease was last seen to change, and gives it its duration from then: a
+renewal that is seen late counts for longer, never for less. Only
 what the first look finds, which may be long dead, is judged by the wall clock, with `SKEW_S` for
 the clocks' difference. Its holder renews it every third of its duration at the latest, so even a
 clock that is wrong by more than that is believed for one renewal only.
@@ -92,6 +93,8 @@ class _Seen:
     """A lease as it was last seen to change."""
 
     mark: tuple[object, ...]
+    version: int
+    """Of the object; a copy may be older than what was seen already."""
     ends: float
     """Monotonic seconds."""
 
@@ -119,10 +122,11 @@ class LeaseClock:
             return "absent"
         now = self._monotonic()
         mark = (spec["holderIdentity"], spec.get("renewTime"), duration)
+        version = _version(lease)
         seen = self._seen.get(name)
-        if seen is None or seen.mark != mark:
+        if seen is None or (seen.mark != mark and version >= seen.version):
             left_s = self._first_s(spec, duration) if seen is None else float(duration)
-            seen = self._seen[name] = _Seen(mark, now + left_s)
+            seen = self._seen[name] = _Seen(mark, version, now + left_s)
         return "alive" if now < seen.ends else "expired"
 
     def _first_s(self, spec: Mapping[str, object], duration: int) -> float:
@@ -131,6 +135,11 @@ class LeaseClock:
             return 0.0
         left_s = duration + SKEW_S - (self._wall() - renewed).total_seconds()
         return min(float(duration), left_s)
+
+
+def _version(lease: Object | None) -> int:
+    text = str(((lease or {}).get("metadata") or {}).get("resourceVersion", ""))
+    return int(text) if text.isdecimal() else 0
 
 
 class Election:
