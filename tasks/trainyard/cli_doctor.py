@@ -26,7 +26,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 class _Doctor(TyperGroup):
-    """`trainyard doctor staging` is `trainyard doctor environment staging`."""
+    """What is the name of no command is the name of an environment."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the command's name in front of what is none."""
@@ -122,7 +122,7 @@ def table(
     as_json: JsonOption = False,
 ) -> None:
     """Print image, driver, instance and lane: proven, unproven or refused, with the source."""
-    from trainyard.lanes.neuron_support import AS_OF
+    from trainyard.lanes.neuron_support import AS_OF, REPOSITORY
     from trainyard.proofs import read_proofs
     from trainyard.store.factory import open_store
     from trainyard.support import table as rows_of
@@ -136,9 +136,11 @@ def table(
     if as_json:
         _print_json([asdict(row) for row in rows])
         return
-    shown = Table("Image", "Driver", "Instance", "Lane", "State", "Why", "Source")
+    shown = Table()
+    for title in ("Image", "Driver", "Instance", "Lane", "State", "Why", "Source"):
+        shown.add_column(title, overflow="fold")
     for row in rows:
-        name = row.image.rsplit("/", 1)[-1]
+        name = row.image.removeprefix(f"{REPOSITORY}:")
         shown.add_row(name, row.drivers, row.instance, row.lane, row.state, row.reason, row.source)
     show(shown)
     for reason in proofs.ignored:

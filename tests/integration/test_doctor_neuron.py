@@ -96,6 +96,9 @@ def test_what_does_not_work_is_named_and_nothing_is_proven(
     assert found.state == "failed"
     assert words in found.detail
     assert [each.name for each in proof.steps] == [*STEPS], "the rest is told as not tried"
+    left = world.settings.work_root / "doctor" / f"adder-{world.target}"
+    assert not (left / "store").exists(), "the next run begins anew"
+    assert list(left.glob("work/*/server.log")), "its logs can be read"
 
 
 def test_nothing_new_is_begun_after_the_time_is_over(tmp_path: Path) -> None:

@@ -165,10 +165,19 @@ def prove(
         _serve(run)
         _try(run, _MISS, _forced_miss)
     proof = _transcript(run)
-    shutil.rmtree(folder / "work", ignore_errors=True)
-    if proof.proven:
-        shutil.rmtree(folder, ignore_errors=True)
+    _clean_up(folder, keep_logs=not proof.proven)
     return proof
+
+
+def _clean_up(folder: Path, *, keep_logs: bool) -> None:
+    """Remove what was made; only a run that is killed leaves anything to go on with."""
+    if not keep_logs:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    large = [folder / name for name in ("store", "fresh", "spoiled")]
+    large += [path for name in ("model", "cache") for path in folder.glob(f"work/*/{name}")]
+    for path in large:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _plan(run: _Run) -> None:

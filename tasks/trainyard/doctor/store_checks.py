@@ -23,11 +23,13 @@ WRITERS: Mapping[str, tuple[str, ...]] = {
 }
 """Folders that each identity writes; all others it only reads."""
 
+MUTABLE = "locks"
+"""Folder whose documents change; most others are written once, and policies say so."""
 EVERY = tuple(sorted({folder for folders in WRITERS.values() for folder in folders}))
 
 
 def store_checks(store: Store, identity: str = "") -> Iterator[Check]:
-    """Yield what is found out about an opened store; every key that is written is removed again.
+    """Yield what is found out about an opened store; what is written is removed again if it may be.
 
     Args:
         store: opened, which shows that it is there.
@@ -36,6 +38,7 @@ def store_checks(store: Store, identity: str = "") -> Iterator[Check]:
     yield ok("store", f"{store.url} answers.")
     may: list[str] = []
     may_not: dict[str, TrainyardError] = {}
+    left: list[str] = []
     for folder in EVERY:
         key = f"{folder}/doctor-{secrets.token_hex(6)}"
         try:
@@ -47,12 +50,25 @@ def store_checks(store: Store, identity: str = "") -> Iterator[Check]:
             return
         else:
             may.append(folder)
-            try:
-                if len(may) == 1:
-                    yield _conditional(store, key)
-            finally:
-                store.delete(key)
+            if folder == MUTABLE:
+                yield _conditional(store, key)
+            left += _remove(store, key)
+    if left:
+        yield warn(
+            "store: left behind",
+            f"This identity may not remove what it writes; left are {', '.join(left)}.",
+            "As it should be for most. Remove them as somebody who may: nothing needs them.",
+        )
     yield from _rights(may, may_not, identity)
+
+
+def _remove(store: Store, key: str) -> list[str]:
+    """Remove a key of ours; return it if that is not allowed."""
+    try:
+        store.delete(key)
+    except BadInput:
+        return [key]
+    return []
 
 
 def _conditional(store: Store, key: str) -> Check:

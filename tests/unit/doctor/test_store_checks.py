@@ -32,6 +32,14 @@ class Forgetful(FolderStore):
         return self.put(key, data)
 
 
+class Keeping(FolderStore):
+    """A store whose identity may remove nothing."""
+
+    def delete(self, key: str, *, version: str | None = None) -> None:
+        """Refuse."""
+        raise BadInput(f"AccessDenied: {key}")
+
+
 def states(checks: list[Check]) -> dict[str, str]:
     return {check.name: check.state for check in checks}
 
@@ -52,6 +60,12 @@ def test_a_store_that_ignores_conditions_is_found_out(tmp_path: Path) -> None:
     found = list(store_checks(Forgetful(tmp_path)))
     assert states(found)["store: conditional writes"] == "fail"
     assert list(FolderStore(tmp_path).list("")) == []
+
+
+def test_who_may_remove_nothing_is_told_what_is_left(tmp_path: Path) -> None:
+    found = states(list(store_checks(Keeping(tmp_path))))
+    assert found["store: left behind"] == "warn"
+    assert found["store: rights"] == "ok"
 
 
 @pytest.mark.parametrize("identity", WRITERS)

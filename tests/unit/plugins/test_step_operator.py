@@ -417,6 +417,7 @@ class TestPlan:
             "targets": [],
             "environments": ["production"],
             "overrides": {"max_num_seqs": 4},
+            "accept_unproven": False,
         }
 
     def test_it_refuses_keys_that_it_does_not_know(
