@@ -48,7 +48,6 @@ PLATFORM = "The platform on this machine"
 
 app.add_typer(node_cache, name="node-cache", rich_help_panel=PLATFORM)
 app.add_typer(store_app, name="store", rich_help_panel=LOOK)
-app.command(rich_help_panel=LOOK)(judge)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
 TargetOption = Annotated[
@@ -515,6 +514,9 @@ def status(plan_id: Annotated[str, typer.Argument(help="Id of a plan.")]) -> Non
     except TrainyardError as error:
         _fail(error)
     _show(status_table(found))
+
+
+app.command(rich_help_panel=LOOK)(judge)
 
 
 # --- Ask an Airflow ---------------------------------------------------------------------------
