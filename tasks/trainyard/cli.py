@@ -54,7 +54,6 @@ app.add_typer(store_app, name="store", rich_help_panel=LOOK)
 app.add_typer(render_app, name="render", rich_help_panel=LOOK)
 app.add_typer(presets_app, name="presets", rich_help_panel=LOOK)
 app.add_typer(doctor_app, name="doctor", rich_help_panel=LOOK)
-app.command(rich_help_panel=LOOK)(judge)
 
 PlanOption = Annotated[str, typer.Option("--plan", help="Id of the plan.", show_default=False)]
 TargetOption = Annotated[
@@ -644,6 +643,9 @@ def status(plan_id: Annotated[str, typer.Argument(help="Id of a plan.")]) -> Non
     except TrainyardError as error:
         _fail(error)
     _show(status_table(found))
+
+
+app.command(rich_help_panel=LOOK)(judge)
 
 
 # --- Ask an Airflow ---------------------------------------------------------------------------

@@ -75,7 +75,8 @@ def blocks_from_snapshots(
         if after.at <= before.at:
             continue
         if after.at <= exposed_since:
-            edge = fixed[0] if fixed is not None else None
+            early = fixed is not None and ordered[fixed[1]].at <= exposed_since
+            edge = fixed[0] if fixed is not None and early else None
             blocks.extend(_history(before, after, stable, exposed_since, edge))
             continue
         if before.at < exposed_since:

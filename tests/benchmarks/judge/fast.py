@@ -427,9 +427,15 @@ def _count_path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: Ju
 
 def _clipped(n: Floats, bad: Floats, split: int, least: float, ratio: float, track: str) -> Counts:
     stable_n, stable_bad = n[:, :, :split], bad[:, :, :split]
-    before_n = np.cumsum(stable_n.sum(axis=2), axis=1) - stable_n.sum(axis=2)
-    before_bad = np.cumsum(stable_bad.sum(axis=2), axis=1) - stable_bad.sum(axis=2)
-    so_far = np.where(before_n > 0, before_bad / np.maximum(before_n, 1), 0.0)
+    so_far = np.zeros(n.shape[:2])
+    seen_n, seen_bad = np.zeros(len(n)), np.zeros(len(n))
+    for block in range(n.shape[1]):
+        so_far[:, block] = np.where(seen_n > 0, seen_bad / np.maximum(seen_n, 1), 0.0)
+        usual = np.maximum(least, so_far[:, block])[:, None]
+        most = np.ceil(defaults.CLIP_EXCESS * usual * stable_n[:, block])
+        kept_bad = np.minimum(stable_bad[:, block], np.maximum(defaults.CLIP_EVENTS, most))
+        seen_n += stable_n[:, block].sum(axis=1)
+        seen_bad += kept_bad.sum(axis=1)
     expected = np.maximum(least, ratio * so_far)[:, :, None]
     limit = np.maximum(defaults.CLIP_EVENTS, np.ceil(defaults.CLIP_EXCESS * expected * n))
     chosen = np.arange(n.shape[2]) >= split

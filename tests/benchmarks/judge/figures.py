@@ -139,9 +139,13 @@ def table(tallies: Iterable[Tally]) -> str:
     return "\n".join(lines)
 
 
-def bounds(tallies: Iterable[Tally]) -> list[tuple[str, str, bool]]:
-    """Return what must hold, what was seen, and whether it holds; only of cells that were run."""
-    rows: list[tuple[str, str, bool]] = []
+Bound = tuple[str, str, str]
+"""What must hold, what was seen, and `holds`, `FAILS`, or `open`: too few runs to say."""
+
+
+def bounds(tallies: Iterable[Tally]) -> list[Bound]:
+    """Return the bounds of the cells that were run."""
+    rows: list[Bound] = []
     for tally in tallies:
         rows.extend(_bounds_of(tally))
     return rows
@@ -202,18 +206,14 @@ def _ask_peers(tally: Tally, rollouts: Rollouts, peers: Sequence[Peer]) -> None:
             mine.exposed.append(int(exposed[run, int(at[run] * 60 / SLICE_S) - 1]))
 
 
-def _bounds_of(tally: Tally) -> list[tuple[str, str, bool]]:
+def _bounds_of(tally: Tally) -> list[Bound]:
     name, runs = tally.cell.name, tally.runs
     truth = tally.cell.truth
-    rows = []
+    rows: list[Bound] = []
     if truth in ("good", "harm_margin") and tally.cell.world.candidate_noise == 1:
-        high = clopper_pearson(tally.harmed, runs)[1]
-        rows.append(
-            (f"false rollback <= 1 %: {name}", f"{_both(tally.harmed, runs)}", high <= 0.01)
-        )
+        rows.append((f"false rollback <= 1 %: {name}", *_at_most(tally.harmed, runs, 0.01)))
     if truth == "promote_margin":
-        high = clopper_pearson(tally.promoted, runs)[1]
-        rows.append((f"wrong promotion <= 5 %: {name}", _both(tally.promoted, runs), high <= 0.05))
+        rows.append((f"wrong promotion <= 5 %: {name}", *_at_most(tally.promoted, runs, 0.05)))
     for start, text, seen, holds in (
         ("errors to 5 %", "median <= 5, p97 <= 9 min", _delays(tally), _fast(tally, 5, 9)),
         ("errors to 2 %", "median <= 12, p97 <= 30 min", _delays(tally), _fast(tally, 12, 30)),
@@ -229,11 +229,25 @@ def _bounds_of(tally: Tally) -> list[tuple[str, str, bool]]:
          tally.promoted <= 0.01 * runs),
     ):  # fmt: skip
         if name.startswith(start) and truth == "bad":
-            rows.append((f"{name}: {text}", seen, holds))
+            rows.append((f"{name}: {text}", seen, _said(holds)))
     if name in ("no change; default", "no change; surge True"):
-        share = tally.promoted / runs
-        rows.append((f"promoted >= 97 %: {name}", _both(tally.promoted, runs), share >= 0.97))
+        holds = tally.promoted >= 0.97 * runs
+        rows.append((f"promoted >= 97 %: {name}", _both(tally.promoted, runs), _said(holds)))
+    if name == "no change; rate 1.0, probes 0.5":
+        holds = tally.promoted >= 0.6 * runs
+        rows.append((f"promoted >= 60 %: {name}", _both(tally.promoted, runs), _said(holds)))
     return rows
+
+
+def _said(holds: bool) -> str:
+    return "holds" if holds else "FAILS"
+
+
+def _at_most(count: int, runs: int, bound: float) -> tuple[str, str]:
+    """Return what was seen and whether the interval lies below the bound, above it, or on it."""
+    low, high = clopper_pearson(count, runs)
+    said = "holds" if high <= bound else "FAILS" if low > bound else "open"
+    return _both(count, runs), said
 
 
 def _fast(tally: Tally, median: float, p97: float) -> bool:

@@ -25,11 +25,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
-from tests.benchmarks.judge.traffic import BIN_FIRST_S, BIN_LOG_WIDTH, BINS, SLICE_S, Rollouts
+from tests.benchmarks.judge.traffic import (
+    BIN_FIRST_S,
+    BIN_LOG_WIDTH,
+    BINS,
+    SLICE_S,
+    SLICES,
+    Rollouts,
+)
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -59,13 +67,14 @@ class Peer:
 
 
 def minutes_of(rollouts: Rollouts) -> Minutes:
-    """Return the figures a minute."""
+    """Return the figures a minute, of users' requests."""
     split = rollouts.world.stable_pods
     per = int(60 / SLICE_S)
 
     def by_track(values: NDArray[np.generic]) -> Floats:
+        users = values[:, :SLICES]
         tracks = np.stack(
-            [values[:, :, :split].sum(axis=2), values[:, :, split:].sum(axis=2)], axis=2
+            [users[:, :, :split].sum(axis=2), users[:, :, split:].sum(axis=2)], axis=2
         )
         runs, slices, _ = tracks.shape
         return np.asarray(tracks.reshape(runs, slices // per, per, 2).sum(axis=2), dtype=float)
@@ -119,27 +128,23 @@ def flagger(minutes: Minutes, threshold: float) -> Floats:
     return _exceeds(failed, threshold - 1) + 1
 
 
-def kayenta(interval: int) -> Callable[[Minutes, float], Floats]:
-    """Return the rule with judgements every `interval` minutes."""
-
-    def decide(minutes: Minutes, allowed: float) -> Floats:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            series = [
-                minutes.errors / minutes.requests,
-                minutes.tpot / minutes.requests,
-                quantile(minutes.histogram, 0.5),
-                quantile(minutes.histogram, 0.95),
-            ]
-        count = minutes.requests.shape[1]
-        at = np.full(len(minutes.requests), np.inf)
-        for now in range(max(interval, 5), count + 1, interval):
-            high = np.zeros(len(at), dtype=bool)
-            for values in series:
-                high |= _is_high(values[:, :now, 0], values[:, :now, 1], allowed)
-            at = np.where(np.isinf(at) & high, now, at)
-        return at
-
-    return decide
+def kayenta(minutes: Minutes, allowed: float, *, interval: int) -> Floats:
+    """Return when a judgement, one every `interval` minutes, had failed."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        series = [
+            minutes.errors / minutes.requests,
+            minutes.tpot / minutes.requests,
+            quantile(minutes.histogram, 0.5),
+            quantile(minutes.histogram, 0.95),
+        ]
+    count = minutes.requests.shape[1]
+    at = np.full(len(minutes.requests), np.inf)
+    for now in range(max(interval, 5), count + 1, interval):
+        high = np.zeros(len(at), dtype=bool)
+        for values in series:
+            high |= _is_high(values[:, :now, 0], values[:, :now, 1], allowed)
+        at = np.where(np.isinf(at) & high, now, at)
+    return at
 
 
 def _is_high(stable: Floats, candidate: Floats, allowed: float) -> Bools:
@@ -191,8 +196,8 @@ PEERS: tuple[Peer, ...] = (
     Peer("argo static", argo_static, 3),
     Peer("argo ratio", argo_ratio, 3, _LIMITS),
     Peer("flagger", flagger, 5, _LIMITS[1:]),
-    Peer("kayenta 5 min", kayenta(5), 1.0, _INCREASES),
-    Peer("kayenta 1 min", kayenta(1), 1.0, _INCREASES),
+    Peer("kayenta 5 min", partial(kayenta, interval=5), 1.0, _INCREASES),
+    Peer("kayenta 1 min", partial(kayenta, interval=1), 1.0, _INCREASES),
 )
 
 

@@ -138,25 +138,25 @@ class Rollouts:
 
 
 def cells() -> list[Cell]:
-    """Return all cells: both families crossed with what must not fire, and the bad releases."""
+    """Return all cells: the families crossed with what must not fire, and the bad releases."""
     changes: Mapping[str, Mapping[str, Mapping[str, Any]]] = PARAMETERS["changes"]
     made: list[Cell] = []
     for truth in ("good", "harm_margin", "promote_margin"):
         for name, change in changes[truth].items():
-            for label, world in _worlds():
+            for label, world in _worlds(noise=name in PARAMETERS["noise_changes"]):
                 made.append(Cell(f"{name}; {label}", truth, replace(world, **change)))
     for name, change in changes["bad"].items():
         made.append(Cell(f"{name}; default", "bad", replace(DEFAULT, **change)))
     return made
 
 
-def _worlds() -> Iterator[tuple[str, World]]:
+def _worlds(*, noise: bool) -> Iterator[tuple[str, World]]:
     for change in PARAMETERS["families"]["traffic"]:
         label = ", ".join(f"{k} {v}" for k, v in change.items()) or "default"
         yield label, replace(DEFAULT, **change)
-    noise = PARAMETERS["families"]["noise"]
-    for values in itertools.product(*noise.values()):
-        change = dict(zip(noise, values, strict=True))
+    fields = PARAMETERS["families"]["noise"] if noise else {}
+    for values in itertools.product(*fields.values()) if noise else ():
+        change = dict(zip(fields, values, strict=True))
         yield ", ".join(f"{k} {v}" for k, v in change.items()), replace(DEFAULT, **change)
 
 

@@ -108,6 +108,29 @@ def test_a_slice_that_began_before_exposure_does_not_count() -> None:
     assert {block.t for block in blocks(*shots)} == {40.0}
 
 
+def test_what_stable_did_alone_before_exposure_is_history() -> None:
+    shots = [
+        snapshot(
+            s,
+            (pod(OLD, ttft=histogram(n, 0.1 * n, **{"0_5": n})), pod(NEW, ttft=histogram(n, n))),
+            route(0, old=(n, 1, 0), new=(0, 0, 0)),
+        )
+        for s, n in ((-60, 100), (-30, 300), (0, 500))
+    ]
+    rows = blocks(*shots)
+    assert {(row.track, row.release, row.weight_candidate) for row in rows} == {("stable", OLD, 0)}
+    assert [(row.t, row.requests) for row in rows if row.metric == "ttft"] == [(-30, 200), (0, 200)]
+    assert {row.metric for row in rows} == {"ttft", "ttft_tail", "errors"}
+
+
+def test_an_edge_that_was_fixed_after_exposure_says_nothing_about_history() -> None:
+    counts = ((-30, 0), (0, 50), (30, 500), (60, 900))
+    shots = [snapshot(s, both(*[histogram(n, 0.1 * n, **{"0_5": n})] * 2)) for s, n in counts]
+    tails = [row.t for row in blocks(*shots, metric="ttft_tail")]
+    assert tails
+    assert min(tails) > 0
+
+
 def test_a_restarted_server_is_missing_for_one_slice() -> None:
     one = snapshot(0, both(histogram(100, 10.0), histogram(50, 5.0)))
     two = snapshot(

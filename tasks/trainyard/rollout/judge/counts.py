@@ -132,7 +132,7 @@ def _clipped(
     """Return the counts, with those of each pod of `track` clipped.
 
     The limit is CLIP_EVENTS or CLIP_EXCESS times what a pod is expected to have, at a share of
-    `least` or of `ratio_to_stable` times what stable had in earlier blocks.
+    `least` or of `ratio_to_stable` times what stable had in earlier blocks, bursts left out.
     """
     kept: dict[Track, list[int]] = {"stable": [], "candidate": []}
     seen_n = seen_bad = 0
@@ -147,7 +147,11 @@ def _clipped(
                 else side.all.bad
             )
         seen_n += block.stable.all.requests
-        seen_bad += block.stable.all.bad
+        # Stable's own bursts must not raise what counts as a burst.
+        usual = max(least, so_far)
+        seen_bad += sum(
+            min(pod.bad, _limit(usual, pod.requests)) for pod in block.stable.pods.values()
+        )
     return Counts(
         stable_n=np.array([block.stable.all.requests for block in blocks], dtype=float),
         stable_bad=np.array(kept["stable"], dtype=float),

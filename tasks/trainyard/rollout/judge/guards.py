@@ -129,7 +129,9 @@ def share_is_off(blocks: Sequence[PairedBlock]) -> bool:
 
 def stable_is_sick(blocks: Sequence[PairedBlock]) -> bool:
     """Tell whether stable fails more than `SICK_SHARE` of its requests at the newest weight."""
-    now = [block for block in blocks if block.weight == blocks[-1].weight] if blocks else []
+    if not blocks:
+        return False
+    now = [block for block in blocks if block.weight == blocks[-1].weight]
     n = np.array([block.stable.all.requests for block in now], dtype=float)
     bad = np.array([block.stable.all.bad for block in now], dtype=float)
     counts = Counts(n, bad, n, bad)

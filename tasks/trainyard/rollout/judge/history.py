@@ -15,8 +15,8 @@ How much pods differ for good is known from few pods only. Where that part is la
 documented default can explain, it is taken with the factor by which a t quantile of so many degrees
 of freedom exceeds a normal one (squared); `pod_floor` keeps it from being too small.
 
-With one pod, or less than `LEAST_HISTORY_S` of it, there is nothing to learn: the documented
-defaults stay.
+With one pod there is nothing to learn about averages, and with less than `LEAST_HISTORY_S` nothing
+at all: the documented defaults stay.
 """
 
 from __future__ import annotations
@@ -85,21 +85,24 @@ def learn(rows: Sequence[Block], spec: JudgeSpec) -> JudgeSpec:
     return spec.model_copy(update={"metrics": metrics})
 
 
-def bins_of(rows: Sequence[Block], metric: MetricSpec, *, length_s: float) -> Bins | None:
+def bins_of(
+    rows: Sequence[Block], metric: MetricSpec, *, length_s: float, least_pods: int = LEAST_PODS
+) -> Bins | None:
     """Return the sums of one metric; None without enough history.
 
     Args:
         rows: history, without repeats.
         metric: whose rows count.
         length_s: of a bin.
+        least_pods: how many pods there must be.
     """
     mine = [row for row in rows if row.metric == metric.name and row.kind == metric.kind]
     names = sorted({row.pod for row in mine})
-    if not mine or len(names) < LEAST_PODS:
+    if not mine or len(names) < least_pods:
         return None
     first = min(row.t - row.duration_s for row in mine)
     last = max(row.t for row in mine)
-    if sum(row.duration_s for row in mine) < LEAST_HISTORY_S * LEAST_PODS:
+    if sum(row.duration_s for row in mine) < LEAST_HISTORY_S * least_pods:
         return None
     if last - first < LEAST_HISTORY_S:
         return None
@@ -189,7 +192,8 @@ def dispersion_of(bins: Bins, *, least_share: float) -> float:
 
     Args:
         bins: short ones; each is clipped as the judge will clip, then they are merged into
-            windows as long as a step.
+            windows as long as a step. Where one place counts for all pods, as a router does, the
+            bins of a window are compared in place of the pods.
         least_share: of bad requests, on which the clip is based.
     """
     share = max(least_share, float(bins.values.sum() / max(bins.requests.sum(), 1)))
@@ -201,6 +205,9 @@ def dispersion_of(bins: Bins, *, least_share: float) -> float:
     starts = np.arange(0, len(clipped) - width + 1, width)
     k = np.add.reduceat(clipped, starts, axis=0)
     n = np.add.reduceat(bins.requests, starts, axis=0)
+    if clipped.shape[1] == 1:
+        whole = len(starts) * width
+        k, n = (x[:whole, 0].reshape(-1, width) for x in (clipped, bins.requests))
     share_of_window = k.sum(axis=1, keepdims=True) / np.maximum(n.sum(axis=1, keepdims=True), 1)
     expected = n * share_of_window
     used = expected > 0
@@ -213,7 +220,7 @@ def dispersion_of(bins: Bins, *, least_share: float) -> float:
 
 def _learned(metric: MetricSpec, history: Sequence[Block], spec: JudgeSpec) -> MetricSpec:
     if metric.kind == "count":
-        bins = bins_of(history, metric, length_s=spec.block_s)
+        bins = bins_of(history, metric, length_s=spec.block_s, least_pods=1)
         if bins is None:
             return metric
         seen = dispersion_of(bins, least_share=metric.harm_floor)

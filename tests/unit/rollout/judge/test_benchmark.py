@@ -117,8 +117,9 @@ def history_rows(benchmark: Any, rollouts: Any, run: int) -> list[Block]:
         {"rate": 8.0, "replicas": 4, "history_h": 1.0},
         {"rate": 2.0, "replicas": 2, "slow_share": 0.1, "history_h": 0.0},
         {"rate": 4.0, "replicas": 2, "probes": 2.0, "history_h": 0.0},
+        {"rate": 8.0, "burst": 30, "candidate_errors": 0.03, "history_h": 0.0},
     ],
-    ids=["slow", "errors", "good", "late", "probes"],
+    ids=["slow", "errors", "good", "late", "probes", "bursts"],
 )
 def test_the_benchmark_decides_as_looks_one_by_one_do(
     benchmark: Any, change: dict[str, Any]

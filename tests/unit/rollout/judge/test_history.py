@@ -140,3 +140,12 @@ def test_an_autocovariance_is_taken_apart_into_its_parts() -> None:
     assert found.sa2 == pytest.approx(0.04, rel=1e-6)
     assert found.se2 == pytest.approx(0.4, rel=1e-6)
     assert found.sb2 == pytest.approx(0.01, rel=0.5)
+
+
+@pytest.mark.parametrize(("burst", "least", "most"), [(1, 1.0, 1.3), (2, 1.5, 3.0)])
+def test_a_router_that_counts_for_all_pods_shows_bursts_too(
+    burst: int, least: float, most: float
+) -> None:
+    bad = burst * np.random.default_rng(2).poisson(0.2, (960, 1)).astype(float)
+    found = dispersion_of(Bins(30.0, np.full((960, 1), 240.0), bad), least_share=0.005)
+    assert least <= found <= most
