@@ -15,6 +15,7 @@ from trainyard.spec.part import SpecPart
 DNS_LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 DNS_NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 ABSOLUTE_PATH_PATTERN = r"^/[^\x00:]*$"
+RESERVATION_PATTERN = r"^cr-[0-9a-f]{8,32}$"
 ENV_NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL_PATTERN)]
@@ -148,7 +149,7 @@ class KubernetesServing(PodDefaults):
 class CapacityReservation(SpecPart):
     """Instances that are reserved in EC2 for heavy steps."""
 
-    id: str = Field(pattern=r"^cr-[0-9a-f]{8,32}$")
+    id: str = Field(pattern=RESERVATION_PATTERN)
     """Of the reservation or Capacity Block; Karpenter labels its nodes with it."""
     instance: str
     """Instance type that it is for, such as `trn2.48xlarge`."""

@@ -16,6 +16,7 @@ from trainyard.spec.kubernetes import (
     DNS_LABEL_PATTERN,
     DNS_NAME_PATTERN,
     ENV_NAME_PATTERN,
+    RESERVATION_PATTERN,
 )
 from trainyard.spec.model import (
     HUB_REPO_PATTERN,
@@ -38,6 +39,7 @@ _PATTERNS = {
     SERVED_NAME_PATTERN: "Use letters, digits and . _ : / @ -, starting with a letter or digit.",
     INSTANCE_PATTERN: "Write `local` or the instance type, such as `trn2.48xlarge`.",
     SDK_PATTERN: "Write all three numbers of the AWS Neuron SDK, such as `2.32.0`.",
+    RESERVATION_PATTERN: "Write the id of the reservation, such as `cr-0123456789abcdef0`.",
     IMAGE_PATTERN: "Write registry, repository and tag or digest of a container image.",
     FLAG_PATTERN: "Write one flag of neuronx-cc, such as `--auto-cast=none`.",
     HUB_REPO_PATTERN: "Write the model's name on the Hub, such as `organization/model`.",
@@ -60,6 +62,8 @@ SECRETS_ELSEWHERE = (
 )
 """Where credentials of a source belong."""
 
+_MOMENT = "Write date, time and time zone, such as `2026-12-01T11:30:00Z`."
+
 _TYPES = {
     "string": ("text", "Write text; put quotes around a value that looks like a number or a word "
                "such as true or null."),
@@ -70,6 +74,8 @@ _TYPES = {
     "list": ("a list", "Write a list: one `- item` a line, or `[a, b]`."),
     "dict": ("a mapping", "Write keys and values below it, indented."),
     "model": ("a mapping", "Write keys and values below it, indented."),
+    "datetime": ("a moment", _MOMENT),
+    "timezone": ("a moment with its time zone", _MOMENT),
 }  # fmt: skip
 
 
