@@ -69,7 +69,7 @@ class ClusterPlatform(Platform):
         They answer in the right form, and mostly wrong: how good a model is is not the subject.
         """
         self.models.mkdir(parents=True)
-        for revision, steps in (("r1", 100), ("r2", 120)):
+        for revision, steps in (("r1", 50), ("r2", 60)):
             command = ["-m", "trainyard.demo.training", "--out", str(self.models)]
             command += ["--revisions", revision, "--steps", str(steps)]
             subprocess.run([str(SERVE_PYTHON), *command], check=True, timeout=900)
