@@ -28,7 +28,7 @@ from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.driver import DriveResult
 from trainyard.rollout.rollouts import Rollouts, Tick
 from trainyard.rollout.warm_up import WarmUpReport
-from trainyard.serving.guard import Fuse, ReleaseHealth, decide
+from trainyard.serving.guard import Fuse, ReleaseHealth, Wish, decide
 from trainyard.serving.guard_events import GuardEvent
 from trainyard.serving.protocol import ReleaseTraffic, RouteStatus, ServerState, ServerStatus
 from trainyard.spec.environments import Environment
@@ -373,7 +373,7 @@ class World:
                 failures=sum(not good for good in results[:10]),
             )
         state = "alive" if self.lease_alive() else "expired"
-        decision = decide(channel, state, health, self.fuse, self.now)
+        decision = decide(Wish.of(channel), state, health, self.fuse, self.now)
         self.fuse, self.effective = decision.fuse, dict(decision.weights)
         if decision.guard != self.guard[0] and channel.rollout is not None:
             self.guard_log.append(

@@ -37,6 +37,7 @@ from trainyard.kubernetes.client import Cluster, Object
 from trainyard.kubernetes.kinds import POD
 from trainyard.kubernetes.labels import PORT, RELEASE, owned, server_labels
 from trainyard.serving.guard import FIRST_ANSWERS, ReleaseHealth
+from trainyard.serving.kubernetes.manifests import PORT_NAME, SERVER_PORT
 from trainyard.serving.kubernetes.route import SPLIT, find_rule
 from trainyard.serving.protocol import ReleaseTraffic, RouteStatus
 from trainyard.spec.kubernetes import KubernetesServing
@@ -45,11 +46,8 @@ log = logging.getLogger(__name__)
 
 PROXY = "proxy"
 """Component label of our proxies' pods."""
-HTTP_PORT = "http"
-"""Name of the port on which servers answer."""
 STATUS_PORT = "status"
 """Name of the port on which our proxies tell their status."""
-DEFAULT_HTTP_PORT = 8000
 DEFAULT_STATUS_PORT = 8081
 
 STATS_PATH = "/stats/prometheus"
@@ -187,7 +185,7 @@ def gateway_sight(
         ValueError: a page is no Prometheus text.
     """
     by_address = {
-        address(pod, port_of(pod, HTTP_PORT, DEFAULT_HTTP_PORT)): pod
+        address(pod, port_of(pod, PORT_NAME, SERVER_PORT)): pod
         for pod in servers
         if (pod.get("status") or {}).get("podIP")
     }
@@ -401,7 +399,7 @@ def is_ready(pod: Object) -> bool:
 def port_of(pod: Object, name: str, default: int) -> int:
     """Return a named port of a pod; of an adopted one, where it serves."""
     adopted = (pod["metadata"].get("annotations") or {}).get(PORT)
-    if adopted is not None and name == HTTP_PORT:
+    if adopted is not None and name == PORT_NAME:
         return int(adopted)
     for container in (pod.get("spec") or {}).get("containers") or []:
         for port in container.get("ports") or []:

@@ -127,7 +127,7 @@ class ClusterGuard:
             store: of the channels.
             identity: that no other guard has.
             metrics: what is told to Prometheus.
-            now: for the record.
+            now: for the record, and for what was there before us.
             monotonic: for all that takes time.
         """
         self._cluster = cluster
@@ -138,10 +138,12 @@ class ClusterGuard:
         self._now = now
         self._monotonic = monotonic
         self.traffic = TrafficFeed()
-        self.election = Election(cluster, namespace, ELECTION, identity, monotonic=monotonic)
+        self.election = Election(
+            cluster, namespace, ELECTION, identity, monotonic=monotonic, wall=now
+        )
         self.wake = threading.Event()
         """Set when there is something new."""
-        self._leases = LeaseClock(monotonic=monotonic)
+        self._leases = LeaseClock(monotonic=monotonic, wall=now)
         self._sights: dict[ChannelName, ChannelSight] = {}
         self.ticked_at = monotonic()
         """Monotonic seconds at the last tick's end."""

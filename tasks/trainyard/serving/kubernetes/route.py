@@ -39,6 +39,7 @@ from trainyard.kubernetes.labels import (
 )
 from trainyard.serving.guard import RouteDecision, Wish
 from trainyard.serving.guard_events import GuardMemory
+from trainyard.serving.kubernetes.manifests import SERVER_PORT
 from trainyard.serving.relay import TRACK_HEADER
 from trainyard.spec.kubernetes import KubernetesServing
 
@@ -50,8 +51,6 @@ SPLIT = "split"
 PINNED_STABLE = "pinned-stable"
 PINNED_CANDIDATE = "pinned-candidate"
 RULES = (PINNED_STABLE, PINNED_CANDIDATE, SPLIT)
-SERVICE_PORT = 8000
-"""Of every release's Service."""
 
 Operation = dict[str, Any]
 """One operation of a JSON Patch."""
@@ -187,7 +186,7 @@ def _backend_changes(
         yield {"op": "test", "path": path, "value": rule["backendRefs"]}
     value = [
         # What others have set on a backend of ours, such as a filter, stays.
-        {**known.get(name, {"name": name, "port": SERVICE_PORT}), "weight": weight}
+        {**known.get(name, {"name": name, "port": SERVER_PORT}), "weight": weight}
         for name, weight in wanted
     ]
     yield {"op": "add", "path": path, "value": value}

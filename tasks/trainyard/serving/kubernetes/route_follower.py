@@ -25,12 +25,11 @@ from trainyard.kubernetes.mirror import Mirror
 from trainyard.serving.guard import RouteDecision
 from trainyard.serving.guard_loop import ChannelName
 from trainyard.serving.kubernetes.arrivals import (
-    DEFAULT_HTTP_PORT,
-    HTTP_PORT,
     is_ready,
     port_of,
 )
 from trainyard.serving.kubernetes.listening import listen
+from trainyard.serving.kubernetes.manifests import PORT_NAME, SERVER_PORT
 from trainyard.serving.kubernetes.places import ServingPlaces
 from trainyard.serving.kubernetes.route import (
     ROUTE,
@@ -92,7 +91,7 @@ def _endpoints(pods: Mapping[str, Object]) -> dict[ChannelName, list[Endpoint]]:
         labels = pod["metadata"]["labels"]
         if not is_ready(pod) or not labels.get(RELEASE):
             continue
-        port = port_of(pod, HTTP_PORT, DEFAULT_HTTP_PORT)
+        port = port_of(pod, PORT_NAME, SERVER_PORT)
         endpoint = Endpoint(labels[RELEASE], pod["metadata"]["uid"], pod["status"]["podIP"], port)
         found.setdefault((labels.get(ENVIRONMENT, ""), labels.get(MODEL, "")), []).append(endpoint)
     return found
