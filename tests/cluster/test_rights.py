@@ -91,10 +91,15 @@ def applied(request: pytest.FixtureRequest, here: Place) -> Iterator[Applied]:
     """An overlay whose rights are in force."""
     objects = load_overlay(REPOSITORY / "k8s", request.param).objects
     run = f"{here.namespace}-{request.param[:4]}"
-    names = [each["metadata"]["name"] for each in objects if each["kind"] == "Namespace"]
-    namespaces = {name: f"{run}-{name.removeprefix('trainyard-')}" for name in names}
+    names = {each["metadata"].get("namespace", "") for each in objects} - {""}
+    names |= {each["metadata"]["name"] for each in objects if each["kind"] == "Namespace"}
+    namespaces = {name: f"{run}-{name.removeprefix('trainyard-')}" for name in sorted(names)}
     made = Applied(request.param, [moved(each, namespaces, run) for each in objects], namespaces)
     try:
+        for name in namespaces.values():
+            # Some are of others, such as the gateway's: here there may be none.
+            body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+            here.cluster.create(NAMESPACE, body)
         for each in made.objects:
             if each["kind"] in KEPT:
                 here.cluster.apply(kind_of(here.cluster, each), each)
@@ -103,6 +108,8 @@ def applied(request: pytest.FixtureRequest, here: Place) -> Iterator[Applied]:
         for each in made.objects:
             if each["kind"] in KEPT and "namespace" not in each["metadata"]:
                 here.cluster.delete(kind_of(here.cluster, each), each["metadata"]["name"])
+        for name in namespaces.values():
+            here.cluster.delete(NAMESPACE, name)
         for name in namespaces.values():
             wait_for(lambda name=name: here.cluster.get(NAMESPACE, name) is None, f"{name} to go")
 
