@@ -184,19 +184,20 @@ class TestObjects:
         store.create("document", b"x")
         store.upload("small", io.BytesIO(b"x"))
         store.upload_ranged("large", ranges(content(PART + 1)))
-        for key in ("document", "small", "large"):
+        for key in ("document", "small", "large", record_key("large")):
             found = s3.client.head_object(Bucket=store._bucket.place.bucket, Key=f"yard/{key}")
             assert found["ServerSideEncryption"] == "aws:kms"
             assert found["SSEKMSKeyId"] == "alias/yard"
         begun = [r for r in s3.proxy.requests if r.is_write or r.begins_upload]
         name = "x-amz-server-side-encryption-bucket-key-enabled"
-        assert [r.headers[name].lower() for r in begun] == ["true"] * 3
+        assert [r.headers[name].lower() for r in begun] == ["true"] * 4
 
     def test_every_byte_is_sent_with_a_checksum(self, s3: FakeS3, store: S3Store) -> None:
         store.create("document", b"x")
         store.upload_ranged("large", ranges(content(2 * PART)))
         sent = [r for r in s3.proxy.requests if r.method == "PUT"]
-        assert len(sent) == 3
+        # The document, two parts, and the record of what they hold.
+        assert len(sent) == 4
         assert all("x-amz-checksum-crc64nvme" in r.headers for r in sent)
 
     def test_small_files_count_too_among_what_is_in_memory(self, store: S3Store) -> None:
