@@ -109,6 +109,9 @@ FEWEST_REFUSALS = 3
 FEWEST_EXPECTED = 5
 """Arrivals that the smaller side must be due before arrivals can contradict the weights."""
 
+ONE_SIDED_CHANCE = 0.001
+"""Chance below which it is no accident that one side got nothing at all."""
+
 QUIET_S = 1.0
 """Seconds without a new arrival after which a release's traffic has stopped."""
 
@@ -567,6 +570,10 @@ def _agrees(candidate: int, total: int, share: float) -> bool | None:
     """Tell whether arrivals agree with a share; None if there are too few to tell."""
     if total * min(share, 1 - share) < FEWEST_EXPECTED:
         return None
+    if candidate in (0, total):
+        # Within the tolerance, but it may be a router that ignores weights.
+        chance = share**total if candidate else (1 - share) ** total
+        return False if chance < ONE_SIDED_CHANCE else None
     return abs(candidate - total * share) <= 4 * sqrt(total * share * (1 - share)) + 2
 
 
