@@ -272,6 +272,25 @@ def test_arrivals_that_contradict_the_weights_end_the_rollout() -> None:
     assert "0 of 600 requests" in run.rollout.reason
 
 
+def test_a_router_that_sends_nothing_to_the_candidate_is_no_small_deviation() -> None:
+    run = shifting()
+    weights = {"old": 90, "new": 10}
+    run.on(route(weights, {"old": 0, "new": 0})).on(route(weights, {"old": 100}), after_s=28)
+    assert run.phase == "shifting"
+    run.on(route(weights, {"old": 100}), after_s=2)
+    assert run.rollout.ending == "withdrawn"
+    assert "0 of 100 requests" in run.rollout.reason
+
+
+def test_nothing_may_still_be_an_accident_among_few() -> None:
+    run = shifting()
+    weights = {"old": 90, "new": 10}
+    run.on(route(weights, {"old": 0, "new": 0})).on(route(weights, {"old": 51}), after_s=10)
+    assert run.phase == "shifting"
+    run.on(route(weights, {"old": 52, "new": 5}), after_s=1)
+    assert run.phase == "holding"
+
+
 def test_a_route_that_does_not_take_the_weights_ends_the_rollout() -> None:
     run = shifting().on(route({"old": 100}), after_s=29)
     assert run.phase == "shifting"
