@@ -27,6 +27,8 @@ def expected_writes(namespace: str) -> set[tuple[str, str, str, str, str]]:
             ("deployments.apps", CHANGE),
             ("deployments.apps/scale", {"patch"}),
             ("services", CHANGE),
+            # Of adopted Deployments, whose template is their owner's.
+            ("pods", {"patch"}),
             ("poddisruptionbudgets.policy", CHANGE),
             # Those belong to whoever runs the cluster: held during a rollout, never made.
             ("horizontalpodautoscalers.autoscaling", {"patch"}),
