@@ -80,7 +80,7 @@ def test_a_cpu_that_makes_other_graphs_leaves_only_that_unproven(tmp_path: Path)
 @pytest.mark.parametrize(
     ("behaviour", "step", "words"),
     [
-        ({"fail_at": 1}, "compile on the device", "neuronx-cc"),
+        ({"fail_at": 1}, "compile on the device", "NCC_EVRF009"),
         ({"compiles_anyway": True}, "a start that lacks code", "started all the same"),
         ({"drains": False}, "drain", "was lost"),
     ],
