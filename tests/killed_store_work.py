@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 from tests.fake_s3 import ENVIRONMENT, FAST
 from tests.kills import Events
 from tests.unit.care.world import POLICY, quick_gates
@@ -34,6 +35,16 @@ from trainyard.steps.publish import publish
 from trainyard.store.s3_client import make_client
 
 REPOSITORY = Path(__file__).parents[1]
+
+SOAK = [pytest.mark.soak, pytest.mark.timeout(3600)]
+KILLS = [
+    ("folder", 20),
+    # A round over HTTP takes ten times as long.
+    ("s3", 6),
+    pytest.param("folder", 200, marks=SOAK),
+    pytest.param("s3", 200, marks=SOAK),
+]
+"""Where stores are, and how often the work is killed there."""
 
 
 @dataclass(frozen=True)

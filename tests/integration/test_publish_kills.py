@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.fake_s3 import FakeS3, fake_s3
-from tests.killed_store_work import Job, run
+from tests.killed_store_work import KILLS, Job, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
@@ -18,12 +18,9 @@ def s3() -> Iterator[FakeS3]:
         yield running
 
 
-@pytest.mark.parametrize("place", ["folder", "s3"])
-@pytest.mark.parametrize(
-    "rounds", [20, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
-)
+@pytest.mark.parametrize(("place", "rounds"), KILLS)
 def test_whoever_kills_it_no_release_names_what_is_not_there(
-    rounds: int, place: str, tmp_path: Path, request: pytest.FixtureRequest
+    place: str, rounds: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     fake = request.getfixturevalue("s3").place() if place == "s3" else {}
     reports = run(Job("publish", str(tmp_path), rounds, 1, s3=fake))

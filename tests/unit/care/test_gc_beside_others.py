@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.fake_s3 import FAST, FakeS3
-from tests.killed_store_work import Job, run
+from tests.killed_store_work import KILLS, Job, run
 from tests.unit.care.world import AT_ONCE, quick_gates, release, serve
 from tests.unit.yard import Yard
 
@@ -119,16 +119,9 @@ def test_nothing_published_or_promoted_ever_dangles(empty: Yard) -> None:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("place", ["folder", "s3"])
-@pytest.mark.parametrize(
-    "rounds",
-    [
-        pytest.param(20, id="20"),
-        pytest.param(200, id="200", marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
-    ],
-)
+@pytest.mark.parametrize(("place", "rounds"), KILLS)
 def test_a_collection_killed_anywhere_leaves_nothing_dangling_and_the_next_one_finishes(
-    rounds: int, place: str, template: Path, tmp_path: Path, request: pytest.FixtureRequest
+    place: str, rounds: int, template: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     fake = request.getfixturevalue("s3_place") if place == "s3" else {}
     reports = run(Job("collect", str(tmp_path), rounds, 7, str(template), fake))
