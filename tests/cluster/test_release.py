@@ -17,7 +17,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,7 @@ def platform(here: Place, shared: Path) -> Iterator[ClusterPlatform]:
             assert place.kubernetes is not None
             init_channel(here.cluster, MODEL, ENVIRONMENT, place.kubernetes)
             made.start()
+            ask_image(here, made)
             for component in ("guard", "proxy"):
                 all_ready(here, component)
             made.proxy_url = here.url_of_traffic
@@ -141,6 +142,18 @@ def platform(here: Place, shared: Path) -> Iterator[ClusterPlatform]:
             left, _ = here.cluster.list(DEPLOYMENT, here.namespace, labels={MODEL_LABEL: MODEL})
             for each in left:
                 here.cluster.delete(DEPLOYMENT, each["metadata"]["name"], here.namespace)
+
+
+def ask_image(here: Place, platform: Platform) -> None:
+    """Record the toolchain of the pods' image, as docs/steps-on-kubernetes.md tells to."""
+    settings = platform.settings
+    inside = {
+        "TRAINYARD_HOME": "/tmp/trainyard",
+        "TRAINYARD_STORE": settings.store_name,
+        "TRAINYARD_SERVE_PYTHON": here.serve_python,
+    }
+    command = [here.python, "-m", "trainyard", "toolchain", "--lane", "cpu", "--image", here.image]
+    replace(here, env={**here.env, **inside}).run("toolchain", command)
 
 
 def configure(here: Place, platform: Platform) -> Environment:
