@@ -113,6 +113,8 @@ class Place:
             "spec": {
                 "restartPolicy": "Never",
                 "terminationGracePeriodSeconds": 1,
+                # A Service trainyard-proxy would set TRAINYARD_PROXY_PORT, which is a setting.
+                "enableServiceLinks": False,
                 "containers": [container],
                 "volumes": volumes,
                 **spec,
