@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from trainyard.documents.base import Provenance
+from trainyard.errors import NotFound
 from trainyard.kubernetes.client import Cluster
 from trainyard.proofs import read_proofs
 from trainyard.releases import load_release
@@ -17,8 +18,11 @@ from trainyard.rollout.judge import judge
 from trainyard.rollout.metrics import HttpMetricReader
 from trainyard.rollout.rollouts import Kind, Rollouts, Tick
 from trainyard.rollout.warm_up import HttpWarmer
-from trainyard.serving.by_environment import LeaseByEnvironment, RouterByEnvironment
-from trainyard.serving.by_platform import HostByPlatform
+from trainyard.serving.by_environment import (
+    HostByEnvironment,
+    LeaseByEnvironment,
+    RouterByEnvironment,
+)
 from trainyard.serving.guard_events import guard_events
 from trainyard.serving.kubernetes.host import KubernetesHost
 from trainyard.serving.kubernetes.lease import KubernetesLease
@@ -26,7 +30,7 @@ from trainyard.serving.kubernetes.route_status import KubernetesRouter
 from trainyard.serving.lease import FileLease
 from trainyard.serving.local_host import LocalHost
 from trainyard.serving.local_router import LocalRouter
-from trainyard.serving.protocol import Lease, Router
+from trainyard.serving.protocol import Host, Lease, Router
 from trainyard.settings import Settings
 from trainyard.spec.environments import Environment
 from trainyard.spec.kubernetes import KubernetesServing
@@ -48,10 +52,15 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
     """
     store = open_store(settings)
     environments = load_environments(settings.environments).environments
+    # A cluster is connected to at the first use.
+    hosts: dict[str, Host] = {
+        "local": LocalHost(settings),
+        "kubernetes": KubernetesHost(settings, environments),
+    }
     return Rollouts(
         RolloutDeps(
             store=store,
-            host=_host(settings, environments),
+            host=HostByEnvironment(partial(_host, hosts, environments)),
             router=RouterByEnvironment(partial(_router, settings, environments)),
             lease=LeaseByEnvironment(partial(_lease, settings, environments)),
             metrics=HttpMetricReader(),
@@ -68,12 +77,14 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
     )
 
 
-def _host(settings: Settings, environments: dict[str, Environment]) -> HostByPlatform:
-    """Return a host for every environment; a cluster is connected to at the first use."""
-    return HostByPlatform(
-        {"local": LocalHost(settings), "kubernetes": KubernetesHost(settings, environments)},
-        {name: environment.platform for name, environment in environments.items()},
-    )
+def _host(hosts: Mapping[str, Host], environments: Mapping[str, Environment], name: str) -> Host:
+    """Return the host of an environment; `hosts` has one for each platform."""
+    if name not in environments:
+        raise NotFound(
+            f"There is no environment {name}.",
+            hint=f"There are: {', '.join(environments) or 'none'}.",
+        )
+    return hosts[environments[name].platform]
 
 
 def _router(settings: Settings, environments: Mapping[str, Environment], name: str) -> Router:

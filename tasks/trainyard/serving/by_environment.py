@@ -1,12 +1,13 @@
-"""Routers and leases of several environments, each opened at its first use."""
+"""Hosts, routers and leases of several environments, each opened at its first use."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from trainyard.serving.protocol import Lease, Router, RouteStatus
+from trainyard.documents.release import Release
+from trainyard.serving.protocol import Host, Lease, Router, RouteStatus, ServerStatus
 
 PartT = TypeVar("PartT")
 
@@ -24,6 +25,38 @@ class _Opened(Generic[PartT]):
             if environment not in self._opened:
                 self._opened[environment] = self._open_one(environment)
             return self._opened[environment]
+
+
+class HostByEnvironment:
+    """The `Host` that uses each environment's own."""
+
+    def __init__(self, open_host: Callable[[str], Host]) -> None:
+        """Open hosts by the name of their environment."""
+        self._hosts = _Opened(open_host)
+
+    def deploy(self, environment: str, release: Release, replicas: int) -> None:
+        """Wish for `replicas` servers of `release`; also scales an existing deployment."""
+        self._hosts.of(environment).deploy(environment, release, replicas)
+
+    def scale(self, environment: str, release_id: str, replicas: int) -> None:
+        """Wish for `replicas` servers of an adopted release."""
+        self._hosts.of(environment).scale(environment, release_id, replicas)
+
+    def remove(self, environment: str, release_id: str) -> None:
+        """Wish for no servers of the release: drain, then stop."""
+        self._hosts.of(environment).remove(environment, release_id)
+
+    def hold_autoscaling(self, environment: str, model: str) -> None:
+        """Let nothing but us change the number of the model's servers."""
+        self._hosts.of(environment).hold_autoscaling(environment, model)
+
+    def resume_autoscaling(self, environment: str, model: str, release_id: str) -> None:
+        """Let autoscalers work again, on the servers of `release_id`."""
+        self._hosts.of(environment).resume_autoscaling(environment, model, release_id)
+
+    def servers(self, environment: str, model: str) -> Sequence[ServerStatus]:
+        """Return every server of the model in the environment, of whatever release."""
+        return self._hosts.of(environment).servers(environment, model)
 
 
 class RouterByEnvironment:

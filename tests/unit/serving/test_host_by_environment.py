@@ -1,17 +1,20 @@
-"""Each call goes to the host of its environment's platform."""
+"""Each call goes to the host of its environment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from tests.rollout_world import MODEL, make_release
 
 from trainyard.documents.release import Release
 from trainyard.errors import NotFound
-from trainyard.serving.by_platform import HostByPlatform
+from trainyard.serving.by_environment import HostByEnvironment
 from trainyard.serving.protocol import ServerStatus
+from trainyard.spec.environments import Environment
+from trainyard.wiring import _host
 
 
 @dataclass
@@ -42,9 +45,7 @@ class NotingHost:
 
 def test_calls_reach_the_environment_s_own_host() -> None:
     local, cluster = NotingHost(), NotingHost()
-    host = HostByPlatform(
-        {"local": local, "kubernetes": cluster}, {"here": "local", "there": "kubernetes"}
-    )
+    host = HostByEnvironment({"here": local, "there": cluster}.__getitem__)
     host.deploy("there", make_release("a"), 2)
     host.scale("there", "r", 3)
     host.remove("there", "r")
@@ -63,6 +64,7 @@ def test_calls_reach_the_environment_s_own_host() -> None:
 
 
 def test_an_environment_that_nobody_knows_is_named() -> None:
-    host = HostByPlatform({"local": NotingHost()}, {"here": "local"})
+    environments = {"here": Environment(target="cpu")}
+    host = HostByEnvironment(partial(_host, {"local": NotingHost()}, environments))
     with pytest.raises(NotFound, match=r"no environment nowhere\. There are: here"):
         host.servers("nowhere", MODEL)
