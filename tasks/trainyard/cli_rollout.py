@@ -203,6 +203,7 @@ def _wish(
             run_id=new_run_id(who),
             say=say,
             timeout_s=timeout_s,
+            take_over=False,
         )
 
     _give(model, environment, command)

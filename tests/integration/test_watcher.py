@@ -134,11 +134,23 @@ def test_what_cannot_be_read_is_told_and_does_not_roll_back() -> None:
     assert all("could not be read for" in message for message in alarms)
 
 
-def test_a_host_that_does_not_answer_is_trouble_with_one_channel_only() -> None:
+def test_a_host_that_does_not_answer_makes_blind_and_no_more() -> None:
     world = Watched.made()
+    world.watch(2)
     world.host_mute = True
-    (found,) = world.watch()
-    assert (found.kind, found.is_news) == ("trouble", True)
+    assert world.kinds(world.watch(3)) <= {"note"}
+    world.now += timedelta(minutes=20)
+    assert [f.kind for f in world.watch() if f.is_news] == ["alarm", "alarm"]
+    world.host_mute = False
+    assert world.kinds(world.watch(2)) <= {"note", "recovered"}
+
+
+def test_a_channel_that_cannot_be_read_keeps_nobody_from_looking_at_the_others() -> None:
+    world = Watched.made()
+    world.store.put("channels/aaa/production.json", b"{")
+    found = watch_all(world.deps(), world.backs.append)
+    assert [(f.model, f.kind) for f in found if f.is_news] == [("aaa", "trouble")]
+    assert len(world.states()) == 1
     world.store.away = True
     with pytest.raises(Transient):
         watch_all(world.deps(), world.backs.append)
@@ -152,6 +164,29 @@ def test_nobody_is_watched_without_objectives_or_during_a_rollout() -> None:
     third = busy.publish("third", **QUICK)
     busy.promote(third, run_id="third")
     assert watch_all(busy.deps(), busy.backs.append) == ()
+
+
+def test_a_rollout_that_comes_to_nothing_is_no_reason_to_forget() -> None:
+    world = Watched.made()
+    world.watch(3)
+    third = world.publish("third", **{**QUICK, "slo": SLO})
+    world.promote(third, run_id="third")()
+    deps = replace(world.deps(), sleep=lambda seconds: world.advance(max(seconds, 0.1)))
+    by_hand.abort_rollout(
+        deps,
+        MODEL,
+        ENVIRONMENT,
+        reason="Enough.",
+        who="ann",
+        run_id="cli/ann",
+        say=world.said.append,
+        timeout_s=600,
+    )
+    world.watch()
+    state = read_document(world.store, sorted(world.states())[-1], WatchState)
+    assert world.channel.rollout is not None
+    assert state.rollout == world.channel.rollout.number
+    assert len(state.samples) == 3
 
 
 def test_it_looks_once_a_slot_however_often_it_is_asked() -> None:

@@ -217,6 +217,7 @@ def see_through(
     say: Say,
     timeout_s: float,
     wait: bool = True,
+    take_over: bool = True,
 ) -> Channel:
     """See the rollout under way to its end: watch while somebody drives it, else drive it.
 
@@ -228,6 +229,8 @@ def see_through(
         say: takes what happens, a line each.
         timeout_s: seconds that it may take.
         wait: False returns at once while a driver lives; without one somebody must stay.
+        take_over: False only watches. A rollout that is not decided yet is its own driver's, which
+            may be busy for a while; whoever took it over would have to stay for all of it.
 
     Returns:
         The channel as it is then.
@@ -239,7 +242,7 @@ def see_through(
     if not channel.in_progress or channel.rollout is None:
         return channel
     end = deps.now() + timedelta(seconds=timeout_s)
-    return _SeeingThrough(deps, channel, run_id, say, wait=wait).until(end)
+    return _SeeingThrough(deps, channel, run_id, say, wait=wait, take_over=take_over).until(end)
 
 
 class _SeeingThrough:
@@ -253,6 +256,7 @@ class _SeeingThrough:
         say: Say,
         *,
         wait: bool = True,
+        take_over: bool = True,
         driver: RolloutDriver | None = None,
     ) -> None:
         """Begin with a channel; `driver` is ours, if we drive it already."""
@@ -263,6 +267,7 @@ class _SeeingThrough:
         self._run_id = run_id
         self._say = say
         self._wait = wait
+        self._take_over = take_over
         self._driver = driver
         self._patience = Patience(deps, channel)
 
@@ -297,7 +302,7 @@ class _SeeingThrough:
         self._channel = channel
         if self._is_over(channel):
             return None
-        if self._patience.driver_lives():
+        if not self._take_over or self._patience.driver_lives():
             return WATCH_PAUSE_S if self._wait else None
         self._say("Nobody drives this rollout: this command does, and stays until it is over.")
         claimed = change_channel(
@@ -401,15 +406,19 @@ def roll_back(
     reason = _reason(reason, "A rollback")
     target = _target(read_channel(deps.store, model, environment), release_id)
 
-    def see() -> Channel:
-        return see_through(
-            deps, model, environment, run_id=run_id, say=say, timeout_s=timeout_s, wait=wait
-        )
-
     channel = _end_promotion(deps, model, environment, target, reason, who)
     if channel.in_progress:
-        say(f"All traffic goes to {_stable(channel)}.")
-        channel = see()
+        say(summary_of(channel))
+        channel = see_through(
+            deps,
+            model,
+            environment,
+            run_id=run_id,
+            say=say,
+            timeout_s=timeout_s,
+            # If another release is wanted, the way there begins when this one is over.
+            wait=wait or _stable(channel) != target,
+        )
         if channel.in_progress:
             return channel
     if _stable(channel) != target:

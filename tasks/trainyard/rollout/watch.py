@@ -104,8 +104,15 @@ def go_on(
         return begin(channel, reading, slot)
     sample = count(state.reading, reading, state.release_id, slo)
     samples = compacted((*state.samples, sample), reading.at)
+    assert channel.rollout is not None
     return state.model_copy(
-        update={"created_at": reading.at, "slot": slot, "reading": reading, "samples": samples}
+        update={
+            "created_at": reading.at,
+            "rollout": channel.rollout.number,
+            "slot": slot,
+            "reading": reading,
+            "samples": samples,
+        }
     )
 
 

@@ -18,7 +18,7 @@ from trainyard.documents.watch import Reading, WatchState
 from trainyard.errors import Conflict, TrainyardError
 from trainyard.rollout.adopted import is_adopted
 from trainyard.rollout.by_hand import see_through
-from trainyard.rollout.channel_store import change_channel, list_channels
+from trainyard.rollout.channel_store import change_channel, channel_keys
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.events import Notify, ObjectiveMet, ObjectiveMissed
 from trainyard.rollout.state_machine import open_alerts, step
@@ -29,6 +29,7 @@ from trainyard.rollout.watch import (
     rollback_run_id,
     rollback_target,
 )
+from trainyard.serving.protocol import RouteStatus, ServerStatus
 from trainyard.spec.model import Slo
 from trainyard.store.documents import create_document, read_document
 from trainyard.store.layout import rollout_prefix
@@ -40,6 +41,9 @@ SLOT_S = 60.0
 
 KEPT_SLOTS = 3
 """States that are kept: each is whole, so one would do."""
+
+LOOK_BACK = 5
+"""Rollouts that came to nothing, past which the state of the release's watch is still found."""
 
 ORPHAN_TIMEOUT_S = 240.0
 """Seconds that the end of a rollout may take which its driver has left."""
@@ -77,12 +81,15 @@ def watch_all(deps: RolloutDeps, roll_back: RollBack) -> tuple[Finding, ...]:
         Transient: the store cannot be read.
     """
     found: list[Finding] = []
-    for channel in list_channels(deps.store):
+    for key in channel_keys(deps.store):
+        model, environment = key.removesuffix(".json").split("/")[1:]
         try:
+            channel = read_document(deps.store, key, Channel)
             found.extend(watch_channel(deps, channel, roll_back))
         except (TrainyardError, OSError) as error:
-            log.warning("%s/%s: %s", channel.model, channel.environment, error)
-            found.append(_finding(channel, "trouble", f"It could not be watched: {error}"))
+            log.warning("%s/%s: %s", model, environment, error)
+            message = f"It could not be watched: {error}"
+            found.append(Finding(model, environment, "trouble", message))
     return tuple(found)
 
 
@@ -95,8 +102,8 @@ def watch_channel(deps: RolloutDeps, channel: Channel, roll_back: RollBack) -> t
         return ()
     now = deps.now()
     slot = int(now.timestamp() // SLOT_S)
-    keys = _keys(deps, channel)
-    before = read_document(deps.store, keys[-1], WatchState) if keys else None
+    keys = _keys(deps, channel, channel.rollout.number)
+    before = _last_state(deps, channel, keys)
     if before is not None and before.slot >= slot:
         return ()
     state = go_on(before, channel, _reading(deps, channel), slot, slo)
@@ -128,10 +135,21 @@ def _key(channel: Channel, slot: int) -> str:
     return f"{folder}/watch/{slot:010d}.json"
 
 
-def _keys(deps: RolloutDeps, channel: Channel) -> list[str]:
-    """Return the keys of the channel's states, oldest first."""
-    folder = _key(channel, 0).rpartition("/")[0]
+def _keys(deps: RolloutDeps, channel: Channel, number: int) -> list[str]:
+    """Return the keys of the states that were written after rollout `number`, oldest first."""
+    folder = f"{rollout_prefix(channel.model, channel.environment, number)}/watch"
     return [entry.key for entry in deps.store.list(folder)]
+
+
+def _last_state(deps: RolloutDeps, channel: Channel, keys: list[str]) -> WatchState | None:
+    """Return the last state; after a rollout that came to nothing, the one from before it."""
+    assert channel.rollout is not None
+    number = channel.rollout.number
+    for earlier in range(number - 1, max(0, number - LOOK_BACK), -1):
+        if keys:
+            break
+        keys = _keys(deps, channel, earlier)
+    return read_document(deps.store, keys[-1], WatchState) if keys else None
 
 
 def _reading(deps: RolloutDeps, channel: Channel) -> Reading:
@@ -139,9 +157,14 @@ def _reading(deps: RolloutDeps, channel: Channel) -> Reading:
     assert channel.stable is not None
     stable = channel.stable.release_id
     now = deps.now()
-    servers = deps.host.servers(channel.environment, channel.model)
-    own = [s for s in servers if s.release_id == stable and s.state == "ready"]
-    route = deps.router.status(channel.environment, channel.model)
+    own: list[ServerStatus] = []
+    route: RouteStatus | None = None
+    try:
+        servers = deps.host.servers(channel.environment, channel.model)
+        own = [s for s in servers if s.release_id == stable and s.state == "ready"]
+        route = deps.router.status(channel.environment, channel.model)
+    except (TrainyardError, OSError) as error:
+        log.warning("%s/%s: %s", channel.model, channel.environment, error)
     counters = None
     if route is not None:
         traffic = route.traffic.get(stable)

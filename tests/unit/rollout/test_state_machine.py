@@ -24,6 +24,7 @@ from tests.unit.rollout.machine import (
 from trainyard.documents.channel import (
     HISTORY_LIMIT,
     PAUSE_LIMIT,
+    WAITING_LIMIT,
     Channel,
     Rejection,
     Rollout,
@@ -46,6 +47,8 @@ from trainyard.rollout.events import (
     OutcomeNoted,
     PauseRequested,
     PromotionForced,
+    QueueJoined,
+    QueueLeft,
     ReleaseLease,
     RemoveServers,
     RenewLease,
@@ -62,6 +65,7 @@ from trainyard.rollout.events import (
 from trainyard.rollout.state_machine import (
     commands_for,
     pause_refusal,
+    place_in_line,
     promotion_refusal,
     resume_refusal,
     step,
@@ -1067,6 +1071,52 @@ def test_the_judges_harm_and_missing_servers_refuse_a_promotion_by_hand() -> Non
     assert run.phase == "holding"
     run.on(servers(old=two, new="ready"))
     assert promotion_refusal(run.channel) == "1 of 2 servers of the candidate are ready."
+
+
+# --- requests that wait ---------------------------------------------------------------------------
+
+
+def test_those_who_wait_are_in_the_order_in_which_they_came() -> None:
+    run = holding()
+    for name in ("one", "two", "three"):
+        run.on(QueueJoined(name, OLD, "bob"), after_s=1)
+    assert [w.run_id for w in run.channel.waiting] == ["one", "two", "three"]
+    assert [place_in_line(run.channel, w, run.now) for w in ("one", "two", "three")] == [0, 1, 2]
+    assert place_in_line(run.channel, "four", run.now) == 3
+    entry = run.channel.history[-1]
+    assert (entry.event, entry.who, entry.detail["place"]) == ("queued", "bob", 3)
+    run.on(QueueLeft("two"))
+    assert place_in_line(run.channel, "three", run.now) == 1
+    assert run.on(QueueLeft("two")).events()[-1] == "unqueued"
+
+
+def test_who_still_waits_writes_it_only_now_and_then() -> None:
+    run = holding().on(QueueJoined("one", OLD))
+    before = run.channel
+    assert run.on(QueueJoined("one", OLD), after_s=29).channel == before
+    run.on(QueueJoined("one", OLD), after_s=1)
+    assert run.channel.waiting[0].seen_at == run.now
+    assert run.channel.waiting[0].since == before.waiting[0].since
+    assert run.channel.history == before.history
+
+
+def test_who_is_silent_is_passed_over_and_keeps_the_place_for_a_day() -> None:
+    run = holding().on(QueueJoined("one", OLD)).on(QueueJoined("two", OLD), after_s=180)
+    assert place_in_line(run.channel, "two", run.now) == 0
+    run.on(QueueJoined("one", OLD), after_s=1)
+    assert place_in_line(run.channel, "two", run.now) == 1
+    run.on(QueueJoined("three", OLD), after_s=86401)
+    assert [w.run_id for w in run.channel.waiting] == ["three"]
+
+
+def test_the_line_has_an_end_and_a_rollout_takes_its_own_place_away() -> None:
+    run = Run(used_channel())
+    for number in range(WAITING_LIMIT + 1):
+        run.on(QueueJoined(f"run-{number}", NEW))
+    assert len(run.channel.waiting) == WAITING_LIMIT
+    run.on(RolloutRequested(1, NEW, make_plan(), run_id="run-3"))
+    assert "run-3" not in [w.run_id for w in run.channel.waiting]
+    assert len(run.channel.waiting) == WAITING_LIMIT - 1
 
 
 # --- drivers, history, wishes ---------------------------------------------------------------------

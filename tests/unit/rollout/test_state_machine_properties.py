@@ -32,8 +32,12 @@ from trainyard.rollout.events import (
     Event,
     FuseBlown,
     Looked,
+    ObjectiveMet,
+    ObjectiveMissed,
     PauseRequested,
     PromotionForced,
+    QueueJoined,
+    QueueLeft,
     RemoveServers,
     ResumeRequested,
     RolloutRequested,
@@ -273,6 +277,11 @@ class Rollouts(RuleBasedStateMachine):
                 ResumeRequested("fine", "ann"),
                 PromotionForced("needed", "ann"),
                 PromotionForced("", "ann"),
+                QueueJoined("one", release_id("c"), "bob"),
+                QueueJoined("two", release_id("b")),
+                QueueLeft("one"),
+                ObjectiveMissed("errors-page", "Too many fail."),
+                ObjectiveMet("errors-page"),
             ]
         )
     )
