@@ -1193,6 +1193,28 @@ def node_cache_evict(
     _say(eviction_sentence(eviction))
 
 
+@app.command(rich_help_panel=LOOK)
+def metrics(
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Print the figures once, for a textfile collector."),
+    ] = False,
+) -> None:
+    """Tell Prometheus about channels, rollouts, gates and steps: what the store says of them.
+
+    Serves `/metrics` at `TRAINYARD_METRICS_PORT` until it is stopped.
+    """
+    from trainyard.metrics.page import page_now, run_exporter
+
+    try:
+        if once:
+            sys.stdout.write(page_now(_settings()).decode())
+        else:
+            run_exporter(_settings())
+    except TrainyardError as error:
+        _fail(error)
+
+
 @app.command(hidden=True)
 def agent() -> None:
     """Keep the servers that are wished for running (the supervisor starts this)."""

@@ -43,6 +43,8 @@ class Sight:
     lease: LeaseState
     servers: Sequence[ObservedServer]
     """Those that are ready."""
+    lease_age_s: float | None = None
+    """Seconds since the lease was renewed; None: there is none."""
 
 
 class ChannelReader:
@@ -136,6 +138,7 @@ class Guard:
                 channel=channel,
                 lease=self._lease.state(*name),
                 servers=[s for s in ready if (s.environment, s.model) == name],
+                lease_age_s=self._lease.age_s(*name),
             )
         return sights
 
@@ -151,7 +154,7 @@ class Guard:
             self.retired += route.update(wish, list(endpoints))
             memory = self._memory[name]
             decision = decide(wish, sight.lease, route.health(), memory.fuse, now)
-            route.decision = decision
+            route.decision, route.lease_age_s = decision, sight.lease_age_s
             self._memory[name] = remember(memory, wish, decision, now)
 
     def persist(self) -> None:

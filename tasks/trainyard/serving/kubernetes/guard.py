@@ -255,7 +255,7 @@ class ClusterGuard:
         if wish is None:
             return [], None
         decision, memory = self._decide(name, route, record, wish)
-        self._metrics.show(name, decision)
+        self._metrics.show(name, decision, self._leases.age_s(route["metadata"]["name"]))
         wanted = wanted_route(wish, decision, memory, set(self._pods_of(name[0])))
         return plan_patch(route, wanted), decision
 
