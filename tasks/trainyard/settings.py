@@ -151,8 +151,8 @@ class Settings(BaseSettings):
     """Port of a proxy that follows a route, for clients; 0 chooses a free one."""
 
     listen_host: str = ""
-    """Address on which proxies, the cluster's guard and `trainyard metrics` listen. Empty: guard and
-    proxies of a cluster on all of the pod's, everything else on loopback."""
+    """Address on which proxies, the cluster's guard and `trainyard metrics` listen. Empty: guard
+    and proxies of a cluster on all of the pod's, everything else on loopback."""
 
     signing_key: SecretStr = SecretStr("")
     """Base64 of the 32-byte Ed25519 seed that signs releases. Empty means a key file below the
