@@ -20,6 +20,7 @@ from trainyard.cli_judge import judge
 from trainyard.cli_presets import presets_app
 from trainyard.cli_render import render_app
 from trainyard.cli_store import store_app
+from trainyard.cli_verify import verify_command
 from trainyard.console import err, out
 from trainyard.console import fail as _fail
 from trainyard.console import say as _say
@@ -1191,6 +1192,9 @@ def node_cache_evict(
     except TrainyardError as error:
         _fail(error)
     _say(eviction_sentence(eviction))
+
+
+app.command("verify", rich_help_panel=LOOK)(verify_command(_airflow))
 
 
 @app.command(rich_help_panel=LOOK)

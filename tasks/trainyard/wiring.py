@@ -53,15 +53,12 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
     store = open_store(settings)
     environments = load_environments(settings.environments).environments
     # A cluster is connected to at the first use.
-    hosts: dict[str, Host] = {
-        "local": LocalHost(settings),
-        "kubernetes": KubernetesHost(settings, environments),
-    }
+    host, router = open_serving(settings)
     return Rollouts(
         RolloutDeps(
             store=store,
-            host=HostByEnvironment(partial(_host, hosts, environments)),
-            router=RouterByEnvironment(partial(_router, settings, environments)),
+            host=host,
+            router=router,
             lease=LeaseByEnvironment(partial(_lease, settings, environments)),
             metrics=HttpMetricReader(),
             warmer=HttpWarmer(store),
@@ -74,6 +71,23 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
             tell=tell or (lambda line: None),
             provenance=Provenance.of(settings),
         )
+    )
+
+
+def open_serving(settings: Settings) -> tuple[Host, Router]:
+    """Return the host and the router of this installation, each for all environments.
+
+    Raises:
+        BadInput: the environments file cannot be used.
+    """
+    environments = load_environments(settings.environments).environments
+    hosts: dict[str, Host] = {
+        "local": LocalHost(settings),
+        "kubernetes": KubernetesHost(settings, environments),
+    }
+    return (
+        HostByEnvironment(partial(_host, hosts, environments)),
+        RouterByEnvironment(partial(_router, settings, environments)),
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trainyard.documents.channel import Channel
 from trainyard.errors import TrainyardError
-from trainyard.serving.guard import Wish, decide
+from trainyard.serving.guard import Wish, decide, wish_to_follow
 from trainyard.serving.guard_events import GuardMemory, remember, write_event
 from trainyard.serving.lease import FileLease, LeaseState
 from trainyard.serving.records import (
@@ -45,6 +45,13 @@ class Sight:
     """Those that are ready."""
     lease_age_s: float | None = None
     """Seconds since the lease was renewed; None: there is none."""
+
+
+class LocalMemory(GuardMemory):
+    """What the guard of this machine must know of a channel after a restart."""
+
+    followed: Wish | None = None
+    """The newest wish that was ever followed."""
 
 
 class ChannelReader:
@@ -110,8 +117,8 @@ class Guard:
     routes: dict[ChannelName, Route] = field(default_factory=dict)
     retired: list[Upstream] = field(default_factory=list)
     """Upstreams that get no new requests; to be closed once they have none."""
-    _memory: dict[ChannelName, GuardMemory] = field(default_factory=dict)
-    _stored_memory: dict[ChannelName, GuardMemory] = field(default_factory=dict)
+    _memory: dict[ChannelName, LocalMemory] = field(default_factory=dict)
+    _stored_memory: dict[ChannelName, LocalMemory] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Open what it reads from."""
@@ -150,12 +157,31 @@ class Guard:
             self.retired += [up for ups in gone.upstreams.values() for up in ups]
         for name, sight in sights.items():
             route = self.routes.setdefault(name, Route(*name))
-            wish, endpoints = Wish.of(sight.channel), map(Endpoint.of_server, sight.servers)
-            self.retired += route.update(wish, list(endpoints))
             memory = self._memory[name]
+            wish, endpoints = self._wish(sight, memory), map(Endpoint.of_server, sight.servers)
+            self.retired += route.update(wish, list(endpoints))
             decision = decide(wish, sight.lease, route.health(), memory.fuse, now)
             route.decision, route.lease_age_s = decision, sight.lease_age_s
-            self._memory[name] = remember(memory, wish, decision, now)
+            kept = remember(memory, wish, decision, now)
+            followed = max(
+                (each for each in (memory.followed, wish) if each), key=lambda each: each.generation
+            )
+            self._memory[name] = LocalMemory(**dict(kept), followed=followed)
+
+    def _wish(self, sight: Sight, memory: LocalMemory) -> Wish:
+        ready = {server.release_id for server in sight.servers}
+        stored = Wish.of(sight.channel)
+        wish = wish_to_follow(stored, memory.followed, ready.__contains__)
+        if wish is not stored:
+            log.warning(
+                "%s/%s: the store is at generation %s, older than %s, which is followed; it was "
+                "restored from a copy, and its stable release has no server",
+                stored.environment,
+                stored.model,
+                stored.generation,
+                wish.generation,
+            )
+        return wish
 
     def persist(self) -> None:
         """Write down what happened. Waits for files: not for the event loop."""
@@ -178,10 +204,10 @@ class Guard:
 
     def _recall(self, name: ChannelName) -> None:
         if name not in self._memory:
-            found = read_record(self._paths.guard(*name), GuardMemory) or GuardMemory()
+            found = read_record(self._paths.guard(*name), LocalMemory) or LocalMemory()
             self._memory[name] = self._stored_memory[name] = found
 
-    def _store_memory(self, name: ChannelName, memory: GuardMemory) -> None:
+    def _store_memory(self, name: ChannelName, memory: LocalMemory) -> None:
         if self._stored_memory.get(name) != memory:
             write_record(self._paths.guard(*name), memory)
             self._stored_memory[name] = memory
