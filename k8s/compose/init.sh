@@ -54,4 +54,15 @@ bucket = urlsplit(os.environ["TRAINYARD_STORE"]).netloc
 if bucket not in {each["Name"] for each in client.list_buckets()["Buckets"]}:
     client.create_bucket(Bucket=bucket)
 PYTHON
-python3 -m trainyard doctor store
+python3 - <<'PYTHON'
+import sys
+
+from trainyard.doctor.store_checks import store_checks
+from trainyard.settings import get_settings
+from trainyard.store.factory import open_store
+
+checks = list(store_checks(open_store(get_settings())))
+for check in checks:
+    print(f"{check.state}: {check.name}: {check.found} {check.remedy}".rstrip())
+sys.exit(any(check.state == "fail" for check in checks))
+PYTHON
