@@ -125,26 +125,31 @@ class Guard:
         self._paths = ServingPaths.of(self.settings)
         self._lease = FileLease(self.settings)
         self._channels = ChannelReader(self.store)
+        self._seen: dict[ChannelName, Channel] = {}
 
     def look(self) -> dict[ChannelName, Sight]:
         """Read everything the decisions need. Waits for files: not for the event loop."""
         # Channels first: servers are ready before a channel wishes traffic for them.
-        channels = self._channels.channels()
-        ready = [
-            server
-            for server in observed_servers(self._paths)
-            if server.state == "ready" and server.alive
-        ]
+        channels = {
+            (channel.environment, channel.model): channel
+            for channel in self._channels.channels()
+            if channel.environment not in self.elsewhere
+        }
+        ready: dict[ChannelName, list[ObservedServer]] = {}
+        for server in observed_servers(self._paths):
+            if server.state == "ready" and server.alive:
+                ready.setdefault((server.environment, server.model), []).append(server)
+        # A channel that is gone keeps its route as long as it has servers: an empty store, such as
+        # one that is just being restored, must take no model off the air.
+        gone = {name: each for name, each in self._seen.items() if name in ready.keys() - channels}
+        self._seen = {**gone, **channels}
         sights = {}
-        for channel in channels:
-            if channel.environment in self.elsewhere:
-                continue
-            name = (channel.environment, channel.model)
+        for name, channel in self._seen.items():
             self._recall(name)
             sights[name] = Sight(
                 channel=channel,
                 lease=self._lease.state(*name),
-                servers=[s for s in ready if (s.environment, s.model) == name],
+                servers=ready.get(name, []),
                 lease_age_s=self._lease.age_s(*name),
             )
         return sights

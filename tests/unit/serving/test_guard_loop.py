@@ -104,10 +104,16 @@ def test_follows_each_change_of_a_channel_and_reads_it_only_then(
     assert guard.routes[NAME].status("").channel_generation == 2
 
 
-def test_a_channel_that_is_gone_is_served_no_more(guard: Guard, store: MoodyStore) -> None:
+def test_a_channel_that_is_gone_is_served_as_long_as_it_has_servers(
+    guard: Guard, settings: Settings, store: MoodyStore
+) -> None:
     put_channel(store, make_channel())
     tick(guard)
     store.delete(channel_key(MODEL, ENVIRONMENT))
+    tick(guard)
+    assert weights(guard) == {OLD: 90, NEW: 10}
+    for release_id in (OLD, NEW):
+        ServingPaths.of(settings).observed(ENVIRONMENT, observed(release_id).name).unlink()
     tick(guard)
     assert guard.routes == {}
     assert len(guard.closable()) == 2
