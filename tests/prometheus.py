@@ -68,8 +68,8 @@ def configuration(text: str, ports: Mapping[int, int], every: str) -> str:
     """
     for ours, free in ports.items():
         text = text.replace(f"127.0.0.1:{ours}", f"127.0.0.1:{free}")
-    text = re.sub(r"(scrape_interval|refresh_interval): \w+", rf"\1: {every}", text)
-    return re.sub(r"scrape_timeout: \w+", f"scrape_timeout: {every}", text)
+    names = "scrape_interval|scrape_timeout|refresh_interval|evaluation_interval"
+    return re.sub(rf"({names}): \w+", rf"\1: {every}", text)
 
 
 def flags(folder: Path, port: int) -> list[str]:
