@@ -151,10 +151,19 @@ def _without_servers(world: World, channel: Channel) -> Iterator[Problem]:
 
 
 def _driver(world: World, runs: Iterable[Run], channel: Channel) -> Iterator[Problem]:
-    if channel.rollout is None or not channel.in_progress:
+    if channel.rollout is None:
         return
     name = channel.rollout.driver.run_id
     run = next((each for each in runs if each.name == name), None)
+    if not channel.in_progress:
+        if run is None and name.partition("/")[0] in world.whole:
+            yield Problem(
+                _key(channel),
+                "note",
+                f"Airflow does not know the run of its last rollout, {name}: its database is "
+                "older, or was cleaned. What serves is as it should be.",
+            )
+        return
     where = f"Rollout {channel.rollout.number} is under way ({channel.rollout.phase})"
     if run is None and name.partition("/")[0] in world.whole:
         yield Problem(

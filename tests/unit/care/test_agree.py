@@ -106,6 +106,19 @@ def test_a_rollout_whose_run_the_database_lost_has_no_driver(
     assert (found == []) if message is None else wanted in only(found).message
 
 
+def test_a_rollout_that_is_over_needs_no_run() -> None:
+    over = make_channel(ended=True, generation=5)
+    assert over.rollout is not None
+    driver = over.rollout.driver.model_copy(update={"run_id": f"{PROMOTE}/gone"})
+    rollout = over.rollout.model_copy(update={"driver": driver})
+    channel = over.model_copy(update={"rollout": rollout})
+    problem = only(problems(channel, runs=(), whole=frozenset({PROMOTE})))
+
+    assert problem.kind == "note"
+    assert f"the run of its last rollout, {PROMOTE}/gone" in problem.message
+    assert problems(channel, runs=(Run(PROMOTE, "gone", "success"),)) == []
+
+
 def test_a_database_that_is_newer_than_the_store_is_told_by_its_runs() -> None:
     runs = (
         Run(PROMOTE, f"promote__{NEW}__g8__2", "success"),
