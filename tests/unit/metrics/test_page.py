@@ -9,13 +9,16 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.serving_world import ENVIRONMENT, MODEL, NOW, make_channel, put_channel
+from typer.testing import CliRunner
 
+from trainyard import cli
 from trainyard.documents.status import StepStatus
 from trainyard.errors import Transient
 from trainyard.metrics.page import Exporter, text_of
 from trainyard.metrics.reader import MetricsReader
 from trainyard.serving.guard_events import GuardEvent, write_event
 from trainyard.serving.kubernetes.guard_metrics import serve_pages
+from trainyard.settings import get_settings
 from trainyard.store.folder import FolderStore
 from trainyard.store.layout import status_key
 from trainyard.store.protocol import Entry, Stored
@@ -146,3 +149,15 @@ def test_an_empty_store_has_a_page(tmp_path: Path) -> None:
     text = text_of(MetricsReader(FolderStore(tmp_path / "none")).look())
 
     assert b"trainyard_metrics_last_look_timestamp_seconds" in text
+
+
+def test_the_page_can_be_had_once(
+    store: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINYARD_STORE", str(tmp_path / "store"))
+    get_settings.cache_clear()
+    result = CliRunner().invoke(cli.app, ["metrics", "--once"])
+    get_settings.cache_clear()
+
+    assert result.exit_code == 0
+    assert f'trainyard_channel_generation{{environment="{ENVIRONMENT}"' in result.stdout
