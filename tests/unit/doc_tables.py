@@ -1,4 +1,4 @@
-"""Writes the tables of docs/metrics.md and docs/settings.md: python -m tests.unit.doc_tables."""
+"""Writes the tables of docs/monitoring.md and docs/settings.md: python -m tests.unit.doc_tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ END = "<!-- end of {name} -->\n"
 def tables() -> dict[str, dict[str, str]]:
     """Return the tables by page and name."""
     return {
-        "metrics.md": {
+        "monitoring.md": {
             "exporter": _metrics_table(_of_exporter()),
             "proxy": _metrics_table(_of_pages(ProxyMetrics().text([]).decode(), ProxyMetrics())),
             "guard": _metrics_table(_of_pages(GuardMetrics().text().decode(), GuardMetrics())),
