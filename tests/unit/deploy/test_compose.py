@@ -30,7 +30,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 EXAMPLE = (REPOSITORY / ".env.example").read_text()
 AIRFLOW = [name for name in SERVICES if name.startswith("airflow-")]
-LOOPED = {"airflow-triggerer", "proxy", "metrics", "prometheus"}
+LOOPED = {"airflow-cli", "airflow-triggerer", "proxy", "metrics", "prometheus"}
 """Who shares the network of the servers."""
 
 
@@ -170,7 +170,14 @@ def test_every_setting_is_one_that_we_know(name: str) -> None:
     environment = SERVICES[name].get("environment", {})
     ours = {each for each in environment if each.startswith("TRAINYARD_")}
     known = {f"TRAINYARD_{field.upper()}" for field in Settings.model_fields}
-    assert ours <= known - ONLY_FOR_CLIENTS
+    clients = ONLY_FOR_CLIENTS if name == "airflow-cli" else set()
+    assert ours <= (known - ONLY_FOR_CLIENTS) | clients
+
+
+def test_whoever_looks_at_servers_sees_their_processes() -> None:
+    # A server counts as alive by its process id, which means something in one namespace only.
+    for name in ("airflow-cli", "airflow-triggerer", "proxy"):
+        assert SERVICES[name]["pid"] == "service:serving"
 
 
 def test_our_services_run_without_rights_from_one_image() -> None:
