@@ -48,6 +48,7 @@ from trainyard.rollout.plan_rollout import (
     NothingToDo,
     plan_rollback,
     plan_rollout,
+    recorded_reason,
     rollback_target,
 )
 from trainyard.rollout.state_machine import commands_for, step
@@ -131,7 +132,8 @@ def start_rollout(
         plan = plan_for(deps, channel, release_id, force=force, reason=reason)[1]
         if isinstance(plan, NothingToDo):
             return channel
-        return _requested(deps, channel, release_id, plan, run_id, requested_by, reason, now)
+        why = recorded_reason(deps.environment(environment), now, force=force, reason=reason)
+        return _requested(deps, channel, release_id, plan, run_id, requested_by, why, now)
 
     return change_channel(deps.store, model, environment, change)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
 
 from trainyard.spec.kubernetes import KubernetesServing, KubernetesSteps
 from trainyard.spec.model import Capacity, Name, SpecPart
+from trainyard.spec.windows import Closure, FreezeWindow, QuietHours, closure_at
 
 
 class Environment(SpecPart):
@@ -36,12 +38,20 @@ class Environment(SpecPart):
     proven_only: bool | None = None
     """Must image, instance and lane of a Neuron target be proven (`trainyard doctor neuron`) before
     a release may come here? Empty: yes for the environment named `production`, no elsewhere."""
+    freeze: tuple[FreezeWindow, ...] = ()
+    """Times in which no promotion begins here, unless it is forced. Rollbacks are never held."""
+    quiet_hours: tuple[QuietHours, ...] = ()
+    """Hours of the week in which no promotion begins here, unless it is forced."""
     kubernetes: KubernetesServing | None = None
     """Where in the cluster its servers run; only, and always, on platform `kubernetes`."""
 
     def takes_only_proven(self, name: str) -> bool:
         """Tell whether the environment, which has this name, takes only what was proven."""
         return name == "production" if self.proven_only is None else self.proven_only
+
+    def closure(self, now: datetime) -> Closure | None:
+        """Return why and how long promotions are held at `now`; None if they are not."""
+        return closure_at(self.freeze, self.quiet_hours, now)
 
 
 class Environments(SpecPart):

@@ -10,6 +10,7 @@ import graphlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import pairwise
 
 from trainyard.spec.cron import cron_problem
@@ -33,6 +34,7 @@ from trainyard.spec.model import (
 from trainyard.spec.partial import known, whole
 from trainyard.spec.patterns import matches, selected
 from trainyard.spec.sentences import SECRETS_ELSEWHERE, choose, holds_secret
+from trainyard.spec.windows import QuietHours, never_opens, time_zone
 from trainyard.spec.yaml_source import Location
 
 GENEROSITY: tuple[Capacity, ...] = ("single", "replace", "surge")
@@ -422,6 +424,53 @@ def _environment_findings(environment: Environment) -> Iterator[Finding]:
             "Name the environment to soak in under requires, or remove soak_s.",
         )
     yield from _place_findings(environment)
+    yield from _window_findings(environment)
+
+
+def _window_findings(environment: Environment) -> Iterator[Finding]:
+    """Yield windows without promotions that make no sense."""
+    for index, window in enumerate(environment.freeze if known(environment, "freeze") else ()):
+        # Beside other mistakes values are still text.
+        moments = [each for each in vars(window).values() if isinstance(each, datetime)]
+        if len(moments) == 2 and window.end <= window.start:
+            yield Finding(
+                ("freeze", index, "end"),
+                "The window ends before it begins.",
+                "Give an end after the start.",
+            )
+    if not known(environment, "quiet_hours"):
+        return
+    findings = [
+        finding.below("quiet_hours", index)
+        for index, hours in enumerate(environment.quiet_hours)
+        for finding in _hours_findings(hours)
+    ]
+    yield from findings
+    sound = not findings and all(map(whole, environment.quiet_hours))
+    if sound and never_opens(environment.quiet_hours):
+        yield Finding(
+            ("quiet_hours",),
+            "The quiet hours leave no minute of the week.",
+            "Leave some hours in which promotions may begin.",
+        )
+
+
+def _hours_findings(hours: QuietHours) -> Iterator[Finding]:
+    if known(hours, "time_zone"):
+        try:
+            time_zone(hours.time_zone)
+        except ValueError as error:
+            yield Finding(
+                ("time_zone",),
+                str(error),
+                "Write a name of the IANA database, such as `Europe/Berlin`.",
+            )
+    if known(hours, "start", "end") and hours.start == hours.end:
+        yield Finding(
+            ("end",),
+            f"They begin and end at {hours.end}.",
+            'Write `start: "00:00"` and `end: "24:00"` for whole days.',
+        )
 
 
 def _place_findings(environment: Environment) -> Iterator[Finding]:

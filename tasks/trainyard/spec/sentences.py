@@ -29,6 +29,7 @@ from trainyard.spec.model import (
 )
 from trainyard.spec.neuron import FLAG_PATTERN, IMAGE_PATTERN, SDK_PATTERN
 from trainyard.spec.partial import part_kinds
+from trainyard.spec.windows import TIME_OF_DAY_PATTERN, TIME_ZONE_PATTERN
 from trainyard.spec.yaml_source import Location
 
 _PATTERNS = {
@@ -50,6 +51,8 @@ _PATTERNS = {
     DNS_NAME_PATTERN: "Use lower-case letters, digits, dots and hyphens, starting and ending with "
     "a letter or digit.",
     ABSOLUTE_PATH_PATTERN: "Write a whole path that begins with `/`.",
+    TIME_OF_DAY_PATTERN: 'Write hours and minutes in quotes, such as `"18:00"`.',
+    TIME_ZONE_PATTERN: "Write a name of the IANA database, such as `Europe/Berlin`.",
     ENV_NAME_PATTERN: "Use letters, digits and underscores, not starting with a digit.",
 }
 
