@@ -12,8 +12,9 @@ succeeds only if the release was promoted.
 **Runbook.** *Stop a rollout:* mark `rollout` as failed; `settle` returns the traffic. *It holds:*
 the judge cannot tell; give it more traffic or time, or mark it failed. *It was rolled back:* the
 log of `settle` has the figures of both sides; the release is remembered as rejected and comes back
-only with `force` and a reason. *The triggerer died:* the next one goes on; if none does within the
-lease, the guard returns the traffic by itself.
+only with `force` and a reason. *It is refused for a freeze or quiet hours:* promote it again when
+they are over, or now with *Wait for a window*, or with `force` and a reason. *The triggerer died:*
+the next one goes on; if none does within the lease, the guard returns the traffic by itself.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from trainyard_airflow.dag_defaults import (
     model_param,
     reason_param,
     release_param,
+    wait_for_window_param,
 )
 from trainyard_airflow.retries import STEP_RETRIES, STEP_RETRY_POLICY
 from trainyard_airflow.rollout_operator import (
@@ -53,11 +55,13 @@ for name, environment in environments().items():
         params={
             "model": model_param(),
             "release": release_param(EXAMPLE_RELEASE, optional=False),
+            "wait_for_window": wait_for_window_param(),
             "force": Param(
                 False,
                 type="boolean",
                 title="Force",
-                description_md="Promote even if this release was rejected before. Needs a reason.",
+                description_md="Promote even if this release was rejected before, or the "
+                "environment is frozen or in its quiet hours. Needs a reason.",
                 section="Why",
             ),
             "reason": reason_param("Needed with *Force*; kept in the channel's history."),

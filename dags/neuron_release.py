@@ -38,6 +38,7 @@ from trainyard_airflow.dag_defaults import (
     environments,
     model_param,
     revision_param,
+    wait_for_window_param,
 )
 from trainyard_airflow.promote_operator import EnsurePromotionOperator
 from trainyard_airflow.release_tasks import collect_releases, plan_targets
@@ -95,6 +96,7 @@ with DAG(
             "environments file. Empty: publish only.",
             section="Where",
         ),
+        "wait_for_window": wait_for_window_param(),
         "accept_unproven": Param(
             False,
             type="boolean",

@@ -18,6 +18,7 @@ from trainyard.settings import get_settings
 from trainyard.spec.environments import Environment
 from trainyard.spec.kubernetes import KubernetesSteps
 from trainyard.spec.loader import Catalogue, load_environments
+from trainyard.spec.outline import RefreshOutline, refresh_outlines
 
 OWNER = "ml-platform"
 START_DATE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -42,6 +43,7 @@ class Tag(StrEnum):
     ROLLBACK = "rollback"
     TRAFFIC = "traffic"
     """It moves production traffic."""
+    REFRESH = "refresh"
     STORE = "store"
     """It looks after the store."""
 
@@ -49,6 +51,11 @@ class Tag(StrEnum):
 def catalogue_models() -> list[str]:
     """Return the names of the models in the catalogue."""
     return Catalogue(get_settings().catalogue).names()
+
+
+def refreshed_models() -> list[RefreshOutline]:
+    """Return the models of the catalogue that are refreshed."""
+    return refresh_outlines(get_settings().catalogue)
 
 
 def environments() -> Mapping[str, Environment]:
@@ -100,6 +107,18 @@ def revision_param() -> Param:
         description_md="A revision of the model's source. Empty: the one its spec names, or else "
         "the newest.",
         section="What",
+    )
+
+
+def wait_for_window_param() -> Param:
+    """Return the form field that says what a promotion does in a freeze or in quiet hours."""
+    return Param(
+        False,
+        type="boolean",
+        title="Wait for a window",
+        description_md="While the environment is frozen, or in its quiet hours: wait until that is "
+        "over. Otherwise the promotion is refused then.",
+        section="Where",
     )
 
 

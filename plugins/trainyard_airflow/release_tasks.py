@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from airflow.sdk import task
+from airflow.sdk import result, task
 
 from trainyard_airflow.exceptions import StepRefused
 
@@ -35,9 +35,10 @@ def plan_targets(plan_id: str, kind: str = "") -> list[str]:
     ]
 
 
-@task(trigger_rule="all_done")
+@result
+@task(trigger_rule="all_done", multiple_outputs=False)
 def collect_releases(plan_id: str) -> dict[str, str]:
-    """Return the release of each target; fail if a required target has none.
+    """Return the release of each target, the run's result; fail if a required target has none.
 
     Runs whatever became of the targets, because one that is not required may fail.
     """

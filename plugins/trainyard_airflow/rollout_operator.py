@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 from airflow.sdk import BaseOperator, Context
 from airflow.triggers.base import StartTriggerArgs
 
 from trainyard_airflow.exceptions import StepRefused
 from trainyard_airflow.identity import requested_by
 from trainyard_airflow.requests import refuse_unknown_keys
+from trainyard_airflow.results import Result, push_result, refusal_of, reported
 
 Kind = Literal["promote", "rollback"]
 
@@ -22,7 +24,8 @@ class RolloutOperator(BaseOperator):
         environment: name of the environment.
         kind: `promote` moves to a candidate under the judge, `rollback` back to a proven release.
 
-    Returns the sentence that sums up the rollout. Raises StepRefused unless it was promoted.
+    Returns how it ended: `outcome`, and `reason`, the sentence that sums it up. Raises StepRefused
+    unless it was promoted.
     """
 
     template_fields: Sequence[str] = ("request", "requested_by", "run_id")
@@ -34,6 +37,9 @@ class RolloutOperator(BaseOperator):
         self.request = "{{ params | tojson }}"
         self.requested_by = "{{ dag_run.triggering_user_name or '' }}"
         self.run_id = "{{ dag.dag_id }}/{{ run_id }}"
+        # Nobody else looks at the conf of a rollback before traffic moves.
+        self.known_keys = sorted(self.dag.params) if self.has_dag() else []
+        self.returns_dag_result = kind == "rollback"
         self.start_from_trigger = True
         self.start_trigger_args = StartTriggerArgs(
             trigger_cls="trainyard_airflow.rollout_trigger.RolloutTrigger",
@@ -43,6 +49,7 @@ class RolloutOperator(BaseOperator):
                 "request": self.request,
                 "requested_by": self.requested_by,
                 "run_id": self.run_id,
+                "known_keys": self.known_keys,
             },
             next_method="finish",
         )
@@ -58,17 +65,23 @@ class RolloutOperator(BaseOperator):
                 request=self.request,
                 requested_by=self.requested_by,
                 run_id=self.run_id,
+                known_keys=self.known_keys,
             ),
             method_name="finish",
         )
 
-    def finish(self, context: Context, event: dict[str, str]) -> str:
+    def finish(self, context: Context, event: dict[str, str]) -> Result:
         """Report the outcome."""
         self._note_requester(context)
-        if event["outcome"] != "promoted":
-            raise StepRefused(event["message"])
-        self.log.info("%s", event["message"])
-        return event["message"]
+        outcome, message = event["outcome"], event["message"]
+        about = {"model": context["params"]["model"], "environment": self.environment}
+        if outcome != "promoted":
+            with reported(context, outcome=outcome, **about):
+                raise StepRefused(message)
+        self.log.info("%s", message)
+        if self.kind == "rollback":
+            outcome = "rolled_back"
+        return {"outcome": outcome, "reason": message, **about}
 
     def _note_requester(self, context: Context) -> None:
         """Write down who asked. Airflow tells that to workers, but not to its triggerer."""
@@ -92,6 +105,9 @@ class RolloutOperator(BaseOperator):
 class VerifyReleaseOperator(BaseOperator):
     """Check a promotion before anything is touched: conf, signature, rejections, target, devices.
 
+    While the environment is frozen, or in its quiet hours, it refuses as well, or waits in the
+    triggerer if the run's `wait_for_window` says so, and then checks everything again.
+
     Args:
         environment: name of the environment.
 
@@ -104,12 +120,26 @@ class VerifyReleaseOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Raise StepRefused with the reason if the rollout would be refused."""
-        from trainyard.errors import TrainyardError
+        params = context["params"]
+        with reported(
+            context,
+            model=params["model"],
+            environment=self.environment,
+            release=params["release"],
+        ):
+            refuse_unknown_keys(context["dag_run"].conf, context["dag"].params)
+            return self._check(context)
+
+    def resume(self, context: Context, event: Any) -> str:
+        """Check again after a window."""
+        return self.execute(context)
+
+    def _check(self, context: Context) -> str:
+        from trainyard.errors import Closed, TrainyardError
         from trainyard.settings import get_settings
         from trainyard.wiring import open_rollout
 
         params = context["params"]
-        refuse_unknown_keys(context["dag_run"].conf, context["dag"].params)
         try:
             summary = open_rollout(get_settings()).check(
                 model=params["model"],
@@ -122,6 +152,9 @@ class VerifyReleaseOperator(BaseOperator):
         except TrainyardError as error:
             if error.retryable:
                 raise
+            if isinstance(error, Closed) and params.get("wait_for_window"):
+                self.log.info("%s Waiting until %s.", error.message, error.until)
+                self.defer(trigger=DateTimeTrigger(moment=error.until), method_name="resume")
             raise StepRefused(str(error)) from error
         self.log.info("%s", summary)
         return str(params["release"])
@@ -136,13 +169,16 @@ class SettleOperator(BaseOperator):
 
     Args:
         environment: name of the environment.
+
+    Returns how it ended: `outcome` and `reason`, with `model`, `environment` and `release`.
     """
 
     def __init__(self, *, environment: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.environment = environment
+        self.returns_dag_result = True
 
-    def execute(self, context: Context) -> str:
+    def execute(self, context: Context) -> Result:
         """Settle the channel; raise StepRefused with the evidence unless it was promoted."""
         from trainyard.settings import get_settings
         from trainyard.wiring import open_rollout
@@ -154,7 +190,17 @@ class SettleOperator(BaseOperator):
             release_id=params["release"],
             run_id=f"{context['dag'].dag_id}/{context['run_id']}",
         )
+        found: Result = {
+            "outcome": result.outcome or "nothing",
+            "reason": result.summary,
+            "model": params["model"],
+            "environment": self.environment,
+            "release": params["release"],
+        }
         if result.outcome != "promoted":
+            # Where nothing began, the reason is what was refused before.
+            refusal = refusal_of(context, "verify") if result.outcome is None else None
+            push_result(context, refusal or found)
             raise StepRefused(result.summary)
         self.log.info("%s", result.summary)
-        return result.summary
+        return found

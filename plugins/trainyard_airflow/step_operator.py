@@ -16,6 +16,7 @@ from airflow.sdk import BaseOperator, Context
 from trainyard_airflow.exceptions import outcome_exception
 from trainyard_airflow.hub_credentials import SOURCE_STEPS, hub_credentials
 from trainyard_airflow.identity import requested_by
+from trainyard_airflow.results import reported
 
 Interpreter = Literal["control", "serve"]
 
@@ -77,7 +78,8 @@ class StepOperator(BaseOperator):
             message = f"{status.reason} {status.hint}".strip()
         else:
             message = f"Step {self.step} ended with exit code {exit_code} and left no report."
-        raise outcome_exception(exit_code)(message)
+        with reported(context, outcome="failed", step=self.step, target=self.target):
+            raise outcome_exception(exit_code)(message)
 
     def command(self, serving_interpreter: Path) -> list[str]:
         """Return the command line of the step."""
@@ -138,6 +140,7 @@ class PlanOperator(StepOperator):
         """Refuse a conf that holds anything but the DAG's params, then plan."""
         from trainyard_airflow.requests import release_request
 
-        request = release_request(context)
+        with reported(context, model=context["params"]["model"]):
+            request = release_request(context)
         self.arguments = ("--request", json.dumps(request.model_dump(mode="json")))
         return super().execute(context)

@@ -785,6 +785,30 @@ def _request(make: Callable[[], Any], timeout_s: float | None) -> None:
         _say(f"{task}: {value if isinstance(value, str) else json.dumps(value)}")
 
 
+@app.command(rich_help_panel=ASK)
+def refresh(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of models; none: all that are refreshed.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what would be done and why. Needs no Airflow."),
+    ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Ask for another run, whatever became of the ones before."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look for new revisions of models, and ask for one release of each."""
+    from trainyard.cli_refresh import run_refresh
+
+    settings = _settings()
+    connect = None if dry_run else lambda: _airflow(settings)[0]
+    run_refresh(settings, models or (), again=again, as_json=as_json, connect=connect)
+
+
 def _airflow(settings: Settings) -> tuple[Any, str]:
     """Return a client of the Airflow that the settings name, and its address."""
     from trainyard.platform.airflow_api import AirflowApi

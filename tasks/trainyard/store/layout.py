@@ -116,6 +116,11 @@ def channel_key(model: str, environment: str) -> str:
     return f"{channel_prefix(model)}/{check_name(environment, 'Environment')}.json"
 
 
+def refresh_key(model: str) -> str:
+    """Return `refreshes/<model>.json`."""
+    return f"refreshes/{check_name(model, 'Model')}.json"
+
+
 def rollout_prefix(model: str, environment: str, number: int) -> str:
     """Return `rollouts/<model>/<environment>/<n>`: looks and events of one rollout."""
     return (

@@ -41,6 +41,23 @@ class Memory(dict[str, Any]):
         self[key] = value
 
 
+class FakeInstance:
+    """A task instance that keeps what is pushed to it, and has what other tasks pushed."""
+
+    def __init__(self) -> None:
+        self.task = SimpleNamespace(returns_dag_result=False)
+        self.pushed: dict[str, Any] = {}
+        self.others: dict[str, Any] = {}
+        """Results of other tasks of the run, by task."""
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+    def xcom_pull(self, task_ids: str, key: str) -> Any:
+        assert key == "return_value"
+        return self.others.get(task_ids)
+
+
 def make_context(
     params: Mapping[str, Any] | None = None,
     *,
@@ -55,6 +72,7 @@ def make_context(
     Like Airflow does, it puts the keys of a run's conf among the params, the DAG's own or not.
     """
     return {
+        "ti": FakeInstance(),
         "params": {**(params or {}), **(conf or {})},
         "dag": SimpleNamespace(dag_id=dag_id, params=dict(params or {})),
         "run_id": run_id,
