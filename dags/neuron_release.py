@@ -62,7 +62,8 @@ with DAG(
     schedule=None,
     start_date=START_DATE,
     catchup=False,
-    max_active_runs=4,
+    # Devices are counted by pools. A run may wait for hours where it is to be promoted.
+    max_active_runs=16,
     default_args=DEFAULT_ARGS,
     tags=[Tag.TRAINYARD, Tag.RELEASE],
     render_template_as_native_obj=False,

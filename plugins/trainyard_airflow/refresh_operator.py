@@ -115,10 +115,16 @@ class RefreshOperator(BaseOperator):
         """Tell whether this is a scheduled run and the schedule brings none until then."""
         if not self.cron or not str(context["run_id"]).startswith("scheduled__"):
             return False
-        from croniter import croniter
+        from airflow.sdk import timezone
+        from airflow.timetables.base import TimeRestriction
+        from airflow.timetables.trigger import CronTriggerTimetable
 
-        following: datetime = croniter(self.cron, datetime.now(UTC)).get_next(datetime)
-        return following >= until
+        now = timezone.coerce_datetime(datetime.now(UTC))
+        following = CronTriggerTimetable(self.cron, timezone="UTC").next_dagrun_info(
+            last_automated_data_interval=None,
+            restriction=TimeRestriction(earliest=now, latest=None, catchup=True),
+        )
+        return following is None or following.run_after >= until
 
 
 def result_of(check: Check) -> dict[str, Any]:

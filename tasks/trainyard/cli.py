@@ -675,6 +675,13 @@ WaitOption = Annotated[
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", min=1, help="Seconds that --wait waits at most.")
 ]
+WaitForWindowOption = Annotated[
+    bool,
+    typer.Option(
+        "--wait-for-window",
+        help="Wait while an environment is frozen or in its quiet hours, instead of being refused.",
+    ),
+]
 ReasonOption = Annotated[
     str, typer.Option("--reason", help="Why; kept in the channel's history.", show_default=False)
 ]
@@ -697,6 +704,7 @@ def request_release(
         typer.Option(help="Settings that this release changes, as JSON.", show_default=False),
     ] = "",
     accept_unproven: AcceptUnprovenOption = False,
+    wait_for_window: WaitForWindowOption = False,
     key: KeyOption = "",
     wait: WaitOption = False,
     timeout: TimeoutOption = 86400.0,
@@ -713,6 +721,7 @@ def request_release(
             environments=tuple(environment or ()),
             overrides=parse_overrides(overrides),
             accept_unproven=accept_unproven,
+            wait_for_window=wait_for_window,
             key=key,
         ),
         timeout if wait else None,
@@ -728,6 +737,7 @@ def request_promote(
         bool, typer.Option("--force", help="Even if it was rejected before; needs a reason.")
     ] = False,
     reason: ReasonOption = "",
+    wait_for_window: WaitForWindowOption = False,
     key: KeyOption = "",
     wait: WaitOption = False,
     timeout: TimeoutOption = 86400.0,
@@ -736,7 +746,15 @@ def request_promote(
     from trainyard.platform.request import promote_request as make
 
     _request(
-        lambda: make(model, release, environment, force=force, reason=reason, key=key),
+        lambda: make(
+            model,
+            release,
+            environment,
+            force=force,
+            reason=reason,
+            wait_for_window=wait_for_window,
+            key=key,
+        ),
         timeout if wait else None,
     )
 

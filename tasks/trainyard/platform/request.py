@@ -64,6 +64,7 @@ def release_request(
     environments: tuple[str, ...] = (),
     overrides: Mapping[str, Any] | None = None,
     accept_unproven: bool = False,
+    wait_for_window: bool = False,
     key: str = "",
 ) -> RunRequest:
     """Return the request for a release, and its promotion to `environments`. Raises BadInput."""
@@ -78,6 +79,8 @@ def release_request(
         conf["overrides"] = dict(overrides)
     if accept_unproven:
         conf["accept_unproven"] = True
+    if wait_for_window:
+        conf["wait_for_window"] = True
     return RunRequest("release", "neuron_release", conf, model, key)
 
 
@@ -88,6 +91,7 @@ def promote_request(
     *,
     force: bool = False,
     reason: str = "",
+    wait_for_window: bool = False,
     key: str = "",
 ) -> RunRequest:
     """Return the request for a promotion. Raises BadInput."""
@@ -99,6 +103,8 @@ def promote_request(
         if not reason:
             raise BadInput("A forced promotion needs a reason.", hint="Give --reason.")
         conf["force"] = True
+    if wait_for_window:
+        conf["wait_for_window"] = True
     if reason:
         conf["reason"] = reason
     dag_id = f"neuron_promote__{check_name(environment, 'Environment')}"
