@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serving_world import NOW, make_channel, make_release, put_channel
+from tests.serving_world import NOW, make_release, put_channel
 from tests.unit.plugins.conftest import make_context
 from tests.unit.yard import Yard
 
-from trainyard.documents.channel import Rejection
+from trainyard.documents.channel import Channel, Rejection
 from trainyard.rollout.channel_store import read_channel
 from trainyard.settings import get_settings
 
@@ -55,8 +55,7 @@ def test_an_unsigned_release(yard: Yard) -> None:
 def test_a_rejected_release(yard: Yard) -> None:
     release = make_release(yard.settings, yard.store)
     rejection = Rejection(release_id=release.release_id, at=NOW, rollout=3, reason="Slow answers.")
-    channel = make_channel(environment="production", generation=4)
-    put_channel(yard.store, channel.model_copy(update={"rejected": (rejection,)}))
+    put_channel(yard.store, Channel(model="adder", environment="production", rejected=(rejection,)))
     reason = refused(release.release_id)
     assert "was rejected in production by rollout 3: Slow answers." in reason
     assert "needs a reason" in refused(release.release_id, force=True)
