@@ -38,7 +38,8 @@ class RolloutOperator(BaseOperator):
         self.requested_by = "{{ dag_run.triggering_user_name or '' }}"
         self.run_id = "{{ dag.dag_id }}/{{ run_id }}"
         # Nobody else looks at the conf of a rollback before traffic moves.
-        self.known_keys = sorted(self.dag.params) if self.has_dag() else []
+        dag = self.get_dag()
+        self.known_keys = sorted(dag.params) if dag is not None else []
         self.returns_dag_result = kind == "rollback"
         self.start_from_trigger = True
         self.start_trigger_args = StartTriggerArgs(
