@@ -114,7 +114,8 @@ class Refresher:
         released = known.released if known else ()
         states: dict[str, str] = {}
         last = known.attempts[-1] if known and known.attempts else None
-        if last is not None and not last.state and not released:
+        # What became of it matters only where it decides: a call of Airflow for each model adds up.
+        if last is not None and not last.state and (again or not released):
             states[last.run_id] = self._state(subject.model, last.run_id)
         return Facts(
             subject=subject,

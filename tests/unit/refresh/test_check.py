@@ -113,6 +113,18 @@ def test_a_failed_revision_gets_a_second_run_and_is_then_left_alone(world: Refre
     assert len({run for run, _, _ in world.runs.started}) == 4
 
 
+def test_a_person_may_ask_again_as_often_as_it_fails(world: RefreshWorld) -> None:
+    commit = world.add("adder", follow_toolchain=False)
+    make_release(world.settings, world.store, commit)
+    for number in (1, 2, 3):
+        assert world.refresher().check("adder", again=True).started
+        # Twice at the same time is once.
+        assert not world.refresher().check("adder", again=True).started
+        assert outcome(world.refresher().check("adder")) == "nothing_new"
+        world.runs.states[world.runs.started[-1][0]] = "failed"
+        assert len(world.runs.started) == number
+
+
 def test_a_release_by_hand_counts(world: RefreshWorld, tools: dict[str, Any]) -> None:
     commit = world.add("adder")
     release = make_release(world.settings, world.store, commit)
