@@ -249,6 +249,14 @@ def _reason(api: AirflowApi, dag_id: str, run_id: str, tasks: list[dict[str, Any
         for line in reversed(api.log_lines(dag_id, run_id, task)):
             if line.get("level") in ("error", "critical"):
                 return f"{task['task_id']}: {_error_of(line)}"
+    return _told(api.results(dag_id, run_id))
+
+
+def _told(results: Mapping[str, Any]) -> str:
+    """Return why a run failed as its results tell it: they outlast the logs."""
+    for task_id, result in results.items():
+        if isinstance(result, dict) and result.get("reason"):
+            return f"{task_id}: {result['reason']}"
     return ""
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 
+from trainyard.errors import BadInput
 from trainyard.spec.cron import cron_problem
 from trainyard.spec.environments import Environment, Environments
 from trainyard.spec.model import (
@@ -34,7 +35,7 @@ from trainyard.spec.model import (
 from trainyard.spec.partial import known, whole
 from trainyard.spec.patterns import matches, selected
 from trainyard.spec.sentences import SECRETS_ELSEWHERE, choose, holds_secret
-from trainyard.spec.windows import QuietHours, never_opens, time_zone
+from trainyard.spec.windows import QuietHours, has_time_zones, never_opens, time_zone
 from trainyard.spec.yaml_source import Location
 
 GENEROSITY: tuple[Capacity, ...] = ("single", "replace", "surge")
@@ -447,7 +448,7 @@ def _window_findings(environment: Environment) -> Iterator[Finding]:
     ]
     yield from findings
     sound = not findings and all(map(whole, environment.quiet_hours))
-    if sound and never_opens(environment.quiet_hours):
+    if sound and has_time_zones() and never_opens(environment.quiet_hours):
         yield Finding(
             ("quiet_hours",),
             "The quiet hours leave no minute of the week.",
@@ -456,15 +457,12 @@ def _window_findings(environment: Environment) -> Iterator[Finding]:
 
 
 def _hours_findings(hours: QuietHours) -> Iterator[Finding]:
-    if known(hours, "time_zone"):
+    # Images that only serve have no database of time zones, and no need of one.
+    if known(hours, "time_zone") and has_time_zones():
         try:
             time_zone(hours.time_zone)
-        except ValueError as error:
-            yield Finding(
-                ("time_zone",),
-                str(error),
-                "Write a name of the IANA database, such as `Europe/Berlin`.",
-            )
+        except BadInput as error:
+            yield Finding(("time_zone",), error.message, error.hint)
     if known(hours, "start", "end") and hours.start == hours.end:
         yield Finding(
             ("end",),

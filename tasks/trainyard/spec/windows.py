@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
+from trainyard.errors import BadInput
 from trainyard.spec.part import SpecPart
 
 TIME_OF_DAY_PATTERN = r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$"
@@ -69,7 +70,7 @@ def closure_at(
         quiet_hours: windows by the week.
         now: with a time zone.
 
-    Raises ValueError if a time zone does not exist.
+    Raises BadInput if a time zone is not known here.
     """
     until, reason = now.astimezone(UTC), ""
     while until - now < _HORIZON:
@@ -81,17 +82,31 @@ def closure_at(
 
 
 def time_zone(name: str) -> tzinfo:
-    """Return a time zone. Raises ValueError if there is none of that name."""
+    """Return a time zone. Raises BadInput if it is not known here."""
     if name == "UTC":  # known without a database of time zones, which small images lack
         return UTC
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, OSError) as error:
-        raise ValueError(f"There is no time zone {name!r}.") from error
+        raise BadInput(
+            f"There is no time zone {name!r}.",
+            hint="Write a name of the IANA database, such as `Europe/Berlin`."
+            if has_time_zones()
+            else "This machine has no database of time zones; install the package tzdata.",
+        ) from error
+
+
+def has_time_zones() -> bool:
+    """Tell whether this machine has a database of time zones at all; small images do not."""
+    try:
+        zoneinfo.ZoneInfo("Etc/UTC")
+    except (zoneinfo.ZoneInfoNotFoundError, OSError):
+        return False
+    return True
 
 
 def never_opens(quiet_hours: Sequence[QuietHours]) -> bool:
-    """Tell whether quiet hours leave no minute of the week. Raises ValueError as `closure_at`."""
+    """Tell whether quiet hours leave no minute of the week. Raises as `closure_at`."""
     begin = datetime(2026, 1, 5, tzinfo=UTC)
     closure = closure_at((), quiet_hours, begin)
     return closure is not None and closure.until - begin > timedelta(days=14)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfoNotFoundError
 
 import pytest
 
+from trainyard.errors import BadInput
 from trainyard.spec.check import check_files
+from trainyard.spec.loader import load_environments
 from trainyard.spec.windows import (
     Closure,
     FreezeWindow,
@@ -95,8 +98,28 @@ def test_hours_that_leave_nothing_are_told_from_those_that_do() -> None:
 
 def test_utc_needs_no_database_of_time_zones() -> None:
     assert time_zone("UTC") is UTC
-    with pytest.raises(ValueError, match="Mars/Olympus"):
+    with pytest.raises(BadInput, match="Mars/Olympus"):
         time_zone("Mars/Olympus")
+
+
+def test_an_image_without_time_zones_still_reads_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard and servers need the rest of the file, and ask for no window."""
+
+    def absent(name: str) -> None:
+        raise ZoneInfoNotFoundError(name)
+
+    monkeypatch.setattr("zoneinfo.ZoneInfo", absent)
+    path = tmp_path / "environments.yaml"
+    hours = '{start: "22:00", end: "06:00", time_zone: Europe/Berlin}'
+    path.write_text(
+        f"schema: trainyard/v1\nenvironments:\n  one: {{target: cpu, quiet_hours: [{hours}]}}\n"
+    )
+    assert check_files([path]) == []
+    with pytest.raises(BadInput) as refused:
+        load_environments(path).environments["one"].closure(at("2026-01-14T23:00"))
+    assert "install the package tzdata" in refused.value.hint
 
 
 WRONG = """\
