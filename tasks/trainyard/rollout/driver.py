@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from trainyard.approvals import demand_approval
 from trainyard.documents.channel import (
     EXPOSED_PHASES,
     Channel,
@@ -121,6 +122,7 @@ def start_rollout(
 
     Raises:
         Busy, BadInput, NotFound, Refused: as `plan_rollout`.
+        Refused: also if the environment takes only what was approved, and this was not.
         Conflict: others kept changing the channel.
     """
     now = deps.now()
@@ -131,6 +133,8 @@ def start_rollout(
         plan = plan_for(deps, channel, release_id, force=force, reason=reason)[1]
         if isinstance(plan, NothingToDo):
             return channel
+        if deps.environment(environment).approval is not None:
+            demand_approval(deps.store, model, release_id, environment=environment, run_id=run_id)
         return _requested(deps, channel, release_id, plan, run_id, requested_by, reason, now)
 
     return change_channel(deps.store, model, environment, change)
