@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import BaseOperator, Context
 from airflow.triggers.base import StartTriggerArgs
 
+from trainyard_airflow.assets import promoted, promoted_asset, release_extra
 from trainyard_airflow.exceptions import StepRefused
-from trainyard_airflow.identity import requested_by
+from trainyard_airflow.identity import demand_permission, requested_by
+from trainyard_airflow.links import REQUEST, ChannelLink, ReleaseLink, RunLink
 from trainyard_airflow.requests import refuse_unknown_keys
+
+if TYPE_CHECKING:
+    from trainyard.documents.channel import Channel
 
 Kind = Literal["promote", "rollback"]
 
@@ -26,12 +31,13 @@ class RolloutOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("request", "requested_by", "run_id")
+    operator_extra_links = (ChannelLink(), ReleaseLink(), RunLink())
 
     def __init__(self, *, environment: str, kind: Kind, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(outlets=[promoted(environment)], **kwargs)
         self.environment = environment
         self.kind = kind
-        self.request = "{{ params | tojson }}"
+        self.request = REQUEST
         self.requested_by = "{{ dag_run.triggering_user_name or '' }}"
         self.run_id = "{{ dag.dag_id }}/{{ run_id }}"
         self.start_from_trigger = True
@@ -64,21 +70,51 @@ class RolloutOperator(BaseOperator):
 
     def finish(self, context: Context, event: dict[str, str]) -> str:
         """Report the outcome."""
-        self._note_requester(context)
+        channel = self._note_requester(context)
         if event["outcome"] != "promoted":
             raise StepRefused(event["message"])
         self.log.info("%s", event["message"])
+        if channel is not None:
+            self._tell_asset(context, channel)
         return event["message"]
 
-    def _note_requester(self, context: Context) -> None:
-        """Write down who asked. Airflow tells that to workers, but not to its triggerer."""
+    def _tell_asset(self, context: Context, channel: Channel) -> None:
+        """Have an event of the asset say what is served now, if this run has changed that."""
+        from trainyard.errors import TrainyardError
+        from trainyard.rollout.driver import number_of_run
+        from trainyard.settings import get_settings
+        from trainyard_airflow.aws_connection import open_task_store
+
+        run_id = f"{context['dag'].dag_id}/{context['run_id']}"
+        if channel.stable is None or number_of_run(channel, run_id) is None:
+            return
+        settings = get_settings()
+        model, release_id = channel.model, channel.stable.release_id
+        extra: dict[str, Any] = {
+            "model": model,
+            "release": release_id,
+            "environment": self.environment,
+        }
+        try:
+            extra = release_extra(
+                open_task_store(settings), settings, model, release_id, environment=self.environment
+            )
+        except TrainyardError as error:
+            # An adopted release has no manifest; a store that is away is no reason to fail.
+            self.log.warning("The event of %s says less than usual: %s", release_id, error)
+        outlet = context["outlet_events"][promoted(self.environment)]
+        outlet.add(promoted_asset(model, self.environment), extra=extra)
+
+    def _note_requester(self, context: Context) -> Channel | None:
+        """Write down who asked, and return the channel if it can be read. Airflow tells workers who
+        it was, but not its triggerer."""
         from trainyard.errors import TrainyardError
         from trainyard.settings import get_settings
         from trainyard.wiring import open_rollout
 
         who = requested_by(context)
         try:
-            open_rollout(get_settings()).note_requester(
+            return open_rollout(get_settings()).note_requester(
                 model=context["params"]["model"],
                 environment=self.environment,
                 run_id=f"{context['dag'].dag_id}/{context['run_id']}",
@@ -87,10 +123,12 @@ class RolloutOperator(BaseOperator):
         except TrainyardError as error:
             # The rollout is over; its outcome matters more than the name of who asked.
             self.log.warning("That %s asked for it could not be written down: %s", who, error)
+            return None
 
 
 class VerifyReleaseOperator(BaseOperator):
-    """Check a promotion before anything is touched: conf, signature, rejections, target, devices.
+    """Check a promotion before anything is touched: conf, who asks, signature, rejections, target,
+    devices.
 
     Args:
         environment: name of the environment.
@@ -98,9 +136,13 @@ class VerifyReleaseOperator(BaseOperator):
     Returns the release id.
     """
 
+    template_fields: Sequence[str] = ("request",)
+    operator_extra_links = (ReleaseLink(), ChannelLink())
+
     def __init__(self, *, environment: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.environment = environment
+        self.request = REQUEST
 
     def execute(self, context: Context) -> str:
         """Raise StepRefused with the reason if the rollout would be refused."""
@@ -110,6 +152,7 @@ class VerifyReleaseOperator(BaseOperator):
 
         params = context["params"]
         refuse_unknown_keys(context["dag_run"].conf, context["dag"].params)
+        demand_permission(context, "promote", self.environment)
         try:
             summary = open_rollout(get_settings()).check(
                 model=params["model"],
@@ -138,23 +181,60 @@ class SettleOperator(BaseOperator):
         environment: name of the environment.
     """
 
+    template_fields: Sequence[str] = ("request",)
+    operator_extra_links = (ChannelLink(), RunLink())
+
     def __init__(self, *, environment: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.environment = environment
+        self.request = REQUEST
 
     def execute(self, context: Context) -> str:
         """Settle the channel; raise StepRefused with the evidence unless it was promoted."""
+        from functools import partial
+
         from trainyard.settings import get_settings
         from trainyard.wiring import open_rollout
+        from trainyard_airflow.notify import tell_rollout_event
 
         params = context["params"]
-        result = open_rollout(get_settings()).settle(
+        run_id = f"{context['dag'].dag_id}/{context['run_id']}"
+        notify = partial(tell_rollout_event, run=run_id)
+        result = open_rollout(get_settings(), notify=notify).settle(
             model=params["model"],
             environment=self.environment,
             release_id=params["release"],
-            run_id=f"{context['dag'].dag_id}/{context['run_id']}",
+            run_id=run_id,
         )
+        self._close_question(params["model"], params["release"], run_id)
         if result.outcome != "promoted":
             raise StepRefused(result.summary)
         self.log.info("%s", result.summary)
         return result.summary
+
+    def _close_question(self, model: str, release_id: str, run_id: str) -> None:
+        """Ask nobody any longer to approve what this run wanted; it is over."""
+        from datetime import UTC, datetime
+
+        from trainyard.approvals import close_round
+        from trainyard.errors import TrainyardError
+        from trainyard.settings import get_settings
+        from trainyard.spec.loader import load_environments
+        from trainyard_airflow.aws_connection import open_task_store
+
+        settings = get_settings()
+        try:
+            environment = load_environments(settings.environments).environments[self.environment]
+            if environment.approval is not None:
+                close_round(
+                    open_task_store(settings),
+                    model,
+                    release_id,
+                    environment=self.environment,
+                    run_id=run_id,
+                    at=datetime.now(UTC),
+                    note="its run has ended",
+                )
+        except (TrainyardError, KeyError) as error:
+            # The question ends by itself when its time is up.
+            self.log.warning("The question for approval stays open: %s", error)

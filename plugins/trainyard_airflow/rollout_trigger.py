@@ -85,11 +85,15 @@ class RolloutTrigger(BaseTrigger):
 
     def _start(self) -> Tick:
         """Take the channel and return the function that makes one tick."""
+        from functools import partial
+
         from trainyard.settings import get_settings
         from trainyard.wiring import open_rollout
+        from trainyard_airflow.notify import tell_rollout_event
 
         params = json.loads(self.request)
-        return open_rollout(get_settings()).begin(
+        notify = partial(tell_rollout_event, run=self.run_id)
+        return open_rollout(get_settings(), notify=notify).begin(
             kind=self.kind,
             model=params["model"],
             environment=self.environment,

@@ -62,7 +62,7 @@ def play(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]
     monkeypatch.setattr(rollout_trigger, "RETRY_AFTER_S", 0.0)
 
     def play_it(rollouts: FakeRollouts, **changes: Any) -> list[Any]:
-        monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings: rollouts)
+        monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings, **_: rollouts)
         trigger = rollout_trigger.RolloutTrigger(**{**KWARGS, **changes})
 
         async def collect() -> list[Any]:
