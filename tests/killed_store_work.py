@@ -14,6 +14,7 @@ import random
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -138,6 +139,9 @@ class Rounds:
                 work(yard)
                 (self.folder / "events").write_text(str(events.last))
                 code = 0
+            except Exception:
+                # An exit without a kill fails the test, which should say why.
+                traceback.print_exc()
             finally:
                 os._exit(code)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
