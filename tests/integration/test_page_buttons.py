@@ -215,6 +215,9 @@ def test_an_answer_goes_to_the_run_that_asks_with_the_note(
     tab.until("!!document.querySelector('#answer[open]')")
     assert world.ids["second"] in tab.run("document.querySelector('#answer').innerText")
     tab.run("document.getElementById('answer-note').value = 'read it'")
+    tab.run("document.getElementById('answer-note').focus()")
+    tab.press("Enter", 13)
+    assert airflow.answers == []
     tab.run(f"document.querySelector('#answer button[value={choice}]').click()")
     tab.until("document.querySelector('#answer .answer').className === 'answer pass'")
     note = {"note": "read it"}

@@ -52,6 +52,10 @@
         ask(form, event.submitter?.value ?? "");
       });
     }
+    // Where there are two answers, the Enter key in a field chooses neither.
+    document.getElementById("answer-note")?.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") event.preventDefault();
+    });
   };
 
   // --- what is shown is what is -----------------------------------------------------------------
