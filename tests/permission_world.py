@@ -2,8 +2,9 @@
 
     python -m tests.permission_world HOME
 
-prints what each got as JSON. A program of its own, because Airflow keeps its auth manager, its
-database and its configuration for as long as a process lives.
+prints what each got, by auth manager, as JSON. A program of its own, because Airflow keeps its
+database and its configuration for as long as a process lives; one for both, because its imports
+and its tables take most of the time.
 
 The environments file: staging is for the role Stager and for ada, production for ada only.
 """
@@ -43,7 +44,13 @@ environments:
 """
 
 
-def prepare(home: Path, manager: str) -> None:
+MANAGERS = {
+    "simple": "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
+    "fab": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
+}
+
+
+def prepare(home: Path) -> None:
     """Tell Airflow and Trainyard where everything is, before either is imported."""
     home.mkdir()
     (home / "environments.yaml").write_text(ENVIRONMENTS)
@@ -52,7 +59,8 @@ def prepare(home: Path, manager: str) -> None:
     os.environ |= {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
-        "AIRFLOW__CORE__AUTH_MANAGER": manager,
+        # Its tables are made with the others.
+        "AIRFLOW__CORE__AUTH_MANAGER": MANAGERS["fab"],
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -70,18 +78,20 @@ def prepare(home: Path, manager: str) -> None:
 
 
 def fill_database() -> None:
-    """Make the tables, the users of FAB, and the DAGs with their rights."""
+    """Make the tables and the users of FAB."""
     from airflow.utils.db import initdb
 
-    from trainyard_airflow.identity import uses_fab
-
     initdb()
-    if uses_fab():
-        add_users()
+    add_users()
     from airflow.dag_processing.bundles.manager import DagBundlesManager
-    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
 
     DagBundlesManager().sync_bundles_to_db()
+
+
+def write_dags() -> None:
+    """Write the DAGs with their rights, as they are with the auth manager of now."""
+    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+
     bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"], bundle_name="dags-folder")
     assert bag.import_errors == {}
     sync_bag_to_db(bag, "dags-folder", None)
@@ -116,7 +126,7 @@ def fill_store() -> None:
     made.store.put(channel_key("adder", "staging"), staging.to_bytes())
 
 
-def ask(client: Any, token: str, number: int) -> Iterator[tuple[str, Any]]:
+def ask(client: Any, token: str, run_id: str) -> Iterator[tuple[str, Any]]:
     """Yield what somebody sees and gets."""
     headers: Mapping[str, str] = {"Authorization": f"Bearer {token}"} if token else {}
     for environment in ("staging", "production"):
@@ -128,7 +138,7 @@ def ask(client: Any, token: str, number: int) -> Iterator[tuple[str, Any]]:
         yield f"buttons {environment}", buttons
         body = {
             "logical_date": None,
-            "dag_run_id": f"asked-{number}",
+            "dag_run_id": run_id,
             "conf": {"model": "adder", "release": "adder-0123456789ab"},
         }
         answer = client.post(RUNS.format(environment=environment), json=body, headers=headers)
@@ -137,25 +147,33 @@ def ask(client: Any, token: str, number: int) -> Iterator[tuple[str, Any]]:
             yield f"user {environment}", answer.json()["triggering_user_name"]
 
 
-def main(home: Path, manager: str) -> dict[str, Any]:
-    """Return what each user got."""
-    prepare(home, manager)
-    fill_database()
-    fill_store()
-    from airflow.api_fastapi.app import create_app
+def ask_all(manager: str, users: Mapping[str, str]) -> dict[str, Any]:
+    """Return what each user got; the one without a name has not logged in."""
+    from airflow.api_fastapi.app import create_app, purge_cached_app
     from fastapi.testclient import TestClient
 
+    os.environ["AIRFLOW__CORE__AUTH_MANAGER"] = MANAGERS[manager]
+    write_dags()
+    purge_cached_app()
     found: dict[str, Any] = {}
     with TestClient(create_app(), raise_server_exceptions=False) as client:
-        for number, name in enumerate(("", *(FAB if "fab" in manager else SIMPLE))):
+        for name in ("", *users):
             token = ""
             if name:
                 login = {"username": name, "password": PASSWORD}
                 token = client.post("/auth/token", json=login).json()["access_token"]
             client.cookies.clear()
-            found[name] = dict(ask(client, token, number))
+            found[name] = dict(ask(client, token, f"asked-with-{manager}-by-{name}"))
     return found
 
 
+def main(home: Path) -> dict[str, Any]:
+    """Return what each user got, by auth manager."""
+    prepare(home)
+    fill_database()
+    fill_store()
+    return {"simple": ask_all("simple", SIMPLE), "fab": ask_all("fab", FAB)}
+
+
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2])), flush=True)
+    print(json.dumps(main(Path(sys.argv[1]))), flush=True)

@@ -14,18 +14,14 @@ import pytest
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).parents[2]
-MANAGERS = {
-    "simple": "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
-    "fab": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
-}
 
 
-@pytest.fixture(scope="module", params=list(MANAGERS))
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What each user got, by name; the one without a name has not logged in."""
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What each user got, by auth manager and name."""
     home = tmp_path_factory.mktemp("permissions") / "home"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.permission_world", str(home), MANAGERS[request.param]],
+        [sys.executable, "-m", "tests.permission_world", str(home)],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(["tasks", "plugins"])},
         capture_output=True,
@@ -34,6 +30,12 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(params=["simple", "fab"])
+def found(request: pytest.FixtureRequest, answers: Any) -> Any:
+    """What each user got, by name; the one without a name has not logged in."""
+    return answers[request.param]
 
 
 def test_nobody_gets_anything_without_a_login(found: Any) -> None:

@@ -533,7 +533,8 @@ def _rollout_run(request: Request, environment: str, dag_id: str, run_id: str) -
             heading="No rollout",
             message="This run has started no rollout, or it is too long ago: the channel's history "
             "no longer names it.",
-            hint="If the run was refused, the log of its first task says why.",
+            hint="If it waits for approval, the channel's page asks for it; if it was refused, the "
+            "log of its first task says why.",
         )
     channel, number = found
     values = _channel_values(request, channel, number)

@@ -170,3 +170,35 @@ def test_each_event_is_logged_once(
         play(FakeRollouts(*ticks))
     lines = [entry["event"] for entry in log if entry["log_level"] == "info"]
     assert lines == ["deploying", "shifting", "weights 10", "promoted"]
+
+
+def test_events_of_the_rollout_are_told_with_the_run(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datetime import UTC, datetime
+
+    from trainyard.documents.channel import HistoryEntry
+    from trainyard.rollout.outbox import RolloutEvent
+    from trainyard_airflow.rollout_trigger import RolloutTrigger
+
+    entry = HistoryEntry(at=datetime.now(UTC), event="held", release_id="adder-0123456789ab")
+    event = RolloutEvent(
+        model="adder", environment="production", rollout=1, entry=entry, message=""
+    )
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        "trainyard_airflow.notify.tell", lambda notice, _: told.append((notice.kind, notice.run))
+    )
+
+    def open_rollout(settings: Any, *, notify: Callable[[RolloutEvent], None]) -> FakeRollouts:
+        notify(event)
+        return FakeRollouts(tick(outcome="promoted"))
+
+    monkeypatch.setattr("trainyard.wiring.open_rollout", open_rollout)
+
+    async def run() -> None:
+        async for _ in RolloutTrigger(**KWARGS).run():
+            pass
+
+    asyncio.run(run())
+    assert told == [("held", KWARGS["run_id"])]
