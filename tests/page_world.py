@@ -90,6 +90,8 @@ class PageWorld:
     store: Store = field(default_factory=MemoryStore)
     summary: str = ""
     """What the gates say; empty: that they passed."""
+    warnings: tuple[str, ...] = ()
+    """What the verdicts warn of."""
 
     def __post_init__(self) -> None:
         self.settings = Settings(
@@ -165,6 +167,7 @@ class PageWorld:
                 "target": "cpu",
                 "summary": verdict.summary,
                 "key": key,
+                "warnings": list(self.warnings),
             }
             record_verdict(
                 self.store,
