@@ -328,13 +328,13 @@ def _warnings(target: Target) -> Iterator[str]:
     yield from _short_buckets(target, nxdi.override_neuron_config)
     if nxdi.override_neuron_config.on_device_sampling_config is not None:
         yield (
-            "Sampling on the device ignores presence and repetition penalties without a word: let "
-            "an accuracy task sample with them."
+            "Sampling on the device ignores presence and repetition penalties without a word: the "
+            "release will carry that as a warning."
         )
     if target.enable_prefix_caching and target.max_num_seqs == 1:
         yield (
-            "Prefix caching with max_num_seqs 1 gave wrong answers in plugin 0.2: let an accuracy "
-            "task share prefixes."
+            "Prefix caching with max_num_seqs 1 gave wrong answers in plugin 0.2: the behaviour "
+            "checks will stop a release that has them."
         )
 
 

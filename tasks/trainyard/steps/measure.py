@@ -164,10 +164,11 @@ def _behaviour_job(plan: Plan, planned: PlannedTarget, lane: Lane) -> BehaviourJ
     checks = gate.checks
     if not checks:
         return None
+    copies = target.neuron.data_parallel_size if target.neuron else 1
     return BehaviourJob(
         capabilities={name: lane.capability(target, name) for name in checks},
         dtype=target.dtype,
-        max_num_seqs=target.max_num_seqs,
+        max_num_seqs=target.max_num_seqs * copies,
         block_size=target.block_size,
         prefix_caching=target.enable_prefix_caching,
         prompts=plan.spec.prompts if plan.assets else None,
@@ -257,4 +258,9 @@ def _summary(measurement: Measurement) -> str:
         f"{level.figures.get('output_tokens_per_s', math.nan):.0f} tokens/s"
         for level in measurement.latency
     ]
-    return "; ".join([*scores, *levels]) + "."
+    behaviour = []
+    if measurement.behaviour is not None:
+        records = measurement.behaviour.records
+        good = sum(not record.count("broken") for record in records)
+        behaviour = [f"{good} of {len(records)} behaviour checks held"]
+    return "; ".join([*scores, *behaviour, *levels]) + "."
