@@ -20,7 +20,7 @@ CAUGHT_BY: Mapping[Fault, set[BehaviourName]] = {
     "prefix": {"prefix_cache"},
     "penalties": {"penalties"},
     "stop": {"stop_strings"},
-    "stream": {"streaming"},
+    "stream": {"streaming", "stop_strings"},
     "too_long": {"longest_prompt"},
     "busy": {"concurrency"},
     "leak": {"cancellation"},

@@ -21,13 +21,13 @@ class Asked:
 
 
 async def ask_alone(client: Client, setting: Setting) -> tuple[Asked, ...]:
-    """Ask every probe while the server does nothing else."""
-    return tuple(
-        [
-            Asked(prompt, await client.ask(prompt, setting.answer_tokens))
-            for prompt in setting.probes
-        ]
-    )
+    """Ask the probes while the server does nothing else, up to the first one that fails."""
+    asked: list[Asked] = []
+    for prompt in setting.probes:
+        asked.append(Asked(prompt, await client.ask(prompt, setting.answer_tokens)))
+        if not asked[-1].answer.good:
+            break
+    return tuple(asked)
 
 
 async def ask_together(client: Client, setting: Setting, requests: int) -> tuple[Asked, ...]:

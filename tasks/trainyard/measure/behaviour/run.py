@@ -24,7 +24,7 @@ from trainyard.measure.behaviour import (
     stop_strings,
     streaming,
 )
-from trainyard.measure.behaviour.answers import excused_without_ranks
+from trainyard.measure.behaviour.answers import describe, excused_without_ranks
 from trainyard.measure.behaviour.client import Client
 from trainyard.measure.behaviour.setting import (
     NEAR_TIE,
@@ -36,6 +36,8 @@ from trainyard.measure.behaviour.setting import (
     read_vocabulary,
 )
 from trainyard.spec.model import BehaviourName
+
+Cases = tuple[BehaviourCase, ...]
 
 _COMPARING = frozenset({"batching", "prefix_cache", "streaming", "stop_strings", "concurrency"})
 """Checks that compare answers, which rounding may change."""
@@ -118,9 +120,8 @@ class _Checks:
         # Some of the spec's prompts and some random ones.
         self._few = alone[PROBES // 4 : PROBES - PROBES // 4]
         self._remark = ""
-        self._checks: dict[
-            BehaviourName, Callable[[float], Awaitable[tuple[BehaviourCase, ...]]]
-        ] = {
+        """What the check that is being made says beside its cases."""
+        self._checks: dict[BehaviourName, Callable[[float], Awaitable[Cases]]] = {
             "batching": self._batching,
             "prefix_cache": self._prefix_cache,
             "penalties": self._penalties,
@@ -138,12 +139,12 @@ class _Checks:
         near_tie = 0.0 if capability.ability == "exact" else self._setting.near_tie
         failed = [each for each in self._alone if not each.answer.good]
         if failed:
-            cases: tuple[BehaviourCase, ...] = (
+            cases: Cases = (
                 BehaviourCase(
                     outcome="broken",
-                    sent=f"{len(self._alone)} common requests, one after the other",
-                    came=f"{failed[0].answer}, {len(failed)} times",
-                    expected="answers to compare with",
+                    sent=f"{describe(failed[0].prompt)}, to a server that does nothing else",
+                    came=str(failed[0].answer),
+                    expected="an answer to compare with",
                 ),
             )
         else:
@@ -153,37 +154,37 @@ class _Checks:
                 cases = excused_without_ranks(cases)
         return BehaviourRecord(name=name, capability=capability, cases=cases, remark=self._remark)
 
-    async def _batching(self, near_tie: float) -> tuple[BehaviourCase, ...]:
+    async def _batching(self, near_tie: float) -> Cases:
         together = await batching.ask_together(self._client, self._setting, self._setting.batch)
         return batching.judge_batching(self._alone, together, near_tie)
 
-    async def _concurrency(self, near_tie: float) -> tuple[BehaviourCase, ...]:
+    async def _concurrency(self, near_tie: float) -> Cases:
         requests = batching.over_batch(self._setting)
         together = await batching.ask_together(self._client, self._setting, requests)
         return batching.judge_concurrency(self._alone, together, self._setting, near_tie)
 
-    async def _prefix_cache(self, near_tie: float) -> tuple[BehaviourCase, ...]:
+    async def _prefix_cache(self, near_tie: float) -> Cases:
         warmed = await prefix_cache.ask(self._client, self._setting)
         self._remark = prefix_cache.remark(warmed, self._setting)
         return prefix_cache.judge(warmed, near_tie)
 
-    async def _penalties(self, near_tie: float) -> tuple[BehaviourCase, ...]:
+    async def _penalties(self, near_tie: float) -> Cases:
         asked = await penalties.ask(self._client, self._setting, self._few)
         return penalties.judge(asked, near_tie)
 
-    async def _stop_strings(self, near_tie: float) -> tuple[BehaviourCase, ...]:
+    async def _stop_strings(self, near_tie: float) -> Cases:
         asked = await stop_strings.ask(self._client, self._setting, self._few)
         return stop_strings.judge(asked, near_tie)
 
-    async def _streaming(self, near_tie: float) -> tuple[BehaviourCase, ...]:
+    async def _streaming(self, near_tie: float) -> Cases:
         asked = await streaming.ask(self._client, self._setting, self._few)
         return streaming.judge(asked, near_tie)
 
-    async def _longest_prompt(self, near_tie: float) -> tuple[BehaviourCase, ...]:
+    async def _longest_prompt(self, near_tie: float) -> Cases:
         return longest_prompt.judge(
             await longest_prompt.ask(self._client, self._setting), self._setting
         )
 
-    async def _cancellation(self, near_tie: float) -> tuple[BehaviourCase, ...]:
+    async def _cancellation(self, near_tie: float) -> Cases:
         asked = await cancellation.ask(self._client, self._setting, self._alone[0])
         return cancellation.judge(asked, near_tie)

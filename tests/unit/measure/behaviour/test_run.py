@@ -96,5 +96,5 @@ def test_a_server_that_does_not_answer_breaks_every_check(model_dir: Path) -> No
     found = run("http://127.0.0.1:9", model_dir)
     assert broken(found) == set(NAMES)
     (case,) = found.records[0].cases
-    assert case.sent == "8 common requests, one after the other"
+    assert case.sent == "the prompt '12+34=', to a server that does nothing else"
     assert case.came.startswith("no answer: ConnectError")
