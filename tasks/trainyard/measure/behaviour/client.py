@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -55,7 +56,9 @@ class Client:
     def __init__(self, base_url: str, model: str, *, ranks: bool = True) -> None:
         """Ask the server at `base_url` for `model`, with log-probabilities if `ranks`."""
         self._model = model
-        self._salt = 0
+        # The server may have been asked before, by another run of the same checks.
+        self._run = secrets.token_hex(4)
+        self._asked = 0
         self.ranks = ranks
         self._http = httpx.AsyncClient(
             base_url=base_url,
@@ -170,9 +173,7 @@ class Client:
     def _body(
         self, prompt: Prompt, max_tokens: int, salt: str, parameters: Mapping[str, Any]
     ) -> dict[str, Any]:
-        if not salt:
-            self._salt += 1
-            salt = f"alone-{self._salt}"
+        self._asked += 1
         body = {
             "model": self._model,
             "prompt": prompt if isinstance(prompt, str) else list(prompt),
@@ -184,7 +185,7 @@ class Client:
             # prefix cache with whom.
             "return_tokens_as_token_ids": True,
             "return_token_ids": True,
-            "cache_salt": salt,
+            "cache_salt": f"{self._run}-{salt or self._asked}",
         }
         if self.ranks:
             body["logprobs"] = RANKS

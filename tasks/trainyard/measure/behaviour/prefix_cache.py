@@ -62,7 +62,7 @@ async def ask(client: Client, setting: Setting) -> Warmed:
     for number, prompts in enumerate(prompts_of(setting)):
         tokens = setting.answer_tokens
         cold = [await client.ask(prompt, tokens) for prompt in prompts]
-        salt = f"shared-{setting.seed}-{number}"
+        salt = f"shared-{number}"
         await client.ask(prompts[0], tokens, salt=salt)
         # The first one last: by then the whole prompt is there, and not only its prefix.
         for index in (*range(1, len(prompts)), 0):

@@ -15,7 +15,7 @@ from trainyard.measure.behaviour.answers import Prompt
 
 PROBES = 8
 """Prompts whose answers are compared."""
-ANSWER_TOKENS = 32
+ANSWER_TOKENS = 16
 MOST_AT_ONCE = 256
 """Requests that a full batch has at most here; a server may be able to run more."""
 RANDOM_TOKENS = 12
