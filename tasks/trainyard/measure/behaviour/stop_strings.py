@@ -61,8 +61,20 @@ async def ask(client: Client, setting: Setting, alone: Sequence[Asked]) -> tuple
 
 
 def judge(asked: Sequence[Stopped], near_tie: float) -> tuple[BehaviourCase, ...]:
-    """Return two cases for each prompt: the answer and the streamed one stop where they should."""
-    return tuple(_cases(asked, near_tie))
+    """Return two cases for each prompt: the answer and the streamed one stop where they should.
+
+    Where no answer had any text to stop at, nothing can be told.
+    """
+    if asked:
+        return tuple(_cases(asked, near_tie))
+    return (
+        BehaviourCase(
+            outcome="unclear",
+            sent="no request with a stop string",
+            came="answers with less than two characters of text",
+            expected="an answer with text to stop at",
+        ),
+    )
 
 
 def _cases(asked: Sequence[Stopped], near_tie: float) -> Iterator[BehaviourCase]:

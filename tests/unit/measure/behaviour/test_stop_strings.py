@@ -56,3 +56,8 @@ def test_another_answer_at_a_near_tie_tells_nothing() -> None:
     whole = said("60.", [{"6": -0.7, "7": -0.8}, {"0": 0.0}, {".": 0.0}])
     asked = [Stopped("a prompt", "0.", whole, said("712"), said("6", finish_reason="stop"))]
     assert [case.outcome for case in judge(asked, NEAR_TIE)] == ["unclear", "held"]
+
+
+def test_answers_without_text_tell_nothing() -> None:
+    (case,) = judge([], NEAR_TIE)
+    assert case.outcome == "unclear"
