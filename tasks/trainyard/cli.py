@@ -676,6 +676,13 @@ WaitOption = Annotated[
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", min=1, help="Seconds that --wait waits at most.")
 ]
+WaitForWindowOption = Annotated[
+    bool,
+    typer.Option(
+        "--wait-for-window",
+        help="Wait while an environment is frozen or in its quiet hours, instead of being refused.",
+    ),
+]
 ReasonOption = Annotated[
     str, typer.Option("--reason", help="Why; kept in the channel's history.", show_default=False)
 ]
@@ -698,6 +705,7 @@ def request_release(
         typer.Option(help="Settings that this release changes, as JSON.", show_default=False),
     ] = "",
     accept_unproven: AcceptUnprovenOption = False,
+    wait_for_window: WaitForWindowOption = False,
     key: KeyOption = "",
     wait: WaitOption = False,
     timeout: TimeoutOption = 86400.0,
@@ -714,6 +722,7 @@ def request_release(
             environments=tuple(environment or ()),
             overrides=parse_overrides(overrides),
             accept_unproven=accept_unproven,
+            wait_for_window=wait_for_window,
             key=key,
         ),
         timeout if wait else None,
@@ -729,6 +738,7 @@ def request_promote(
         bool, typer.Option("--force", help="Even if it was rejected before; needs a reason.")
     ] = False,
     reason: ReasonOption = "",
+    wait_for_window: WaitForWindowOption = False,
     key: KeyOption = "",
     wait: WaitOption = False,
     timeout: TimeoutOption = 86400.0,
@@ -737,7 +747,15 @@ def request_promote(
     from trainyard.platform.request import promote_request as make
 
     _request(
-        lambda: make(model, release, environment, force=force, reason=reason, key=key),
+        lambda: make(
+            model,
+            release,
+            environment,
+            force=force,
+            reason=reason,
+            wait_for_window=wait_for_window,
+            key=key,
+        ),
         timeout if wait else None,
     )
 
@@ -784,6 +802,30 @@ def _request(make: Callable[[], Any], timeout_s: float | None) -> None:
     _say("Ended with success.")
     for task, value in results.items():
         _say(f"{task}: {value if isinstance(value, str) else json.dumps(value)}")
+
+
+@app.command(rich_help_panel=ASK)
+def refresh(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of models; none: all that are refreshed.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what would be done and why. Needs no Airflow."),
+    ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Ask for another run, whatever became of the ones before."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look for new revisions of models, and ask for one release of each."""
+    from trainyard.cli_refresh import run_refresh
+
+    settings = _settings()
+    connect = None if dry_run else lambda: _airflow(settings)[0]
+    run_refresh(settings, models or (), again=again, as_json=as_json, connect=connect)
 
 
 def _airflow(settings: Settings) -> tuple[Any, str]:

@@ -210,6 +210,9 @@ class Settings(BaseSettings):
     from half a second to 15 s, so that six bridge an outage of 15 s; Airflow's retries come on
     top."""
 
+    refresh_concurrency: int = Field(default=16, ge=1, le=128)
+    """Sources that `trainyard refresh` asks at the same time."""
+
     kubeconfig: Path | None = None
     """Kubeconfig of the clusters that environments name. Empty: KUBECONFIG, `~/.kube/config`, or
     the cluster that we run in."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
@@ -141,7 +142,18 @@ def refused(platform: Platform, after_rollback: Channel, twin: str) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def returned(platform: Platform, refused: dict[str, str]) -> Channel:
+def fifty(platform: Platform, refused: dict[str, str], twin: str) -> list[bool]:
+    """Chapter 4: which of fifty equal requests at once started the run."""
+    api, conf = platform.api, {"model": MODEL, "release": twin}
+    api.run_state(PROMOTE, "e2e-rejected")  # logs in, once for all threads
+    with ThreadPoolExecutor(50) as pool:
+        started = list(pool.map(lambda _: api.trigger(PROMOTE, "e2e-fifty", conf), range(50)))
+    assert platform.ended(PROMOTE, "e2e-fifty") == "failed"
+    return started
+
+
+@pytest.fixture(scope="module")
+def returned(platform: Platform, refused: dict[str, str], fifty: list[bool]) -> Channel:
     """Chapter 5: the channel after a person rolled back."""
     conf = {"model": MODEL, "reason": "Ada wants the old one."}
     assert platform.trigger(ROLLBACK, "e2e-back", **conf)
@@ -339,6 +351,38 @@ def test_a_misspelt_key_is_not_ignored(refused: dict[str, str]) -> None:
 
 def test_a_second_request_of_one_id_starts_nothing(platform: Platform, first: str) -> None:
     assert platform.release(FIRST, "r1", ENVIRONMENT) is False
+
+
+def test_the_same_promotion_fifty_times_at_once_is_one_run(
+    platform: Platform, fifty: list[bool]
+) -> None:
+    assert fifty.count(True) == 1
+    found = platform.api.request("GET", f"/api/v2/dags/{PROMOTE}/dagRuns?limit=100").json()
+    ids = [run["dag_run_id"] for run in found["dag_runs"]]
+    assert [each for each in ids if "fifty" in each] == ["e2e-fifty"]
+
+
+def test_a_callers_result_says_why_nothing_was_promoted(
+    platform: Platform, refused: dict[str, str], twin: str
+) -> None:
+    words = {
+        "rejected": f"{twin} was rejected in {ENVIRONMENT}",
+        "forced-without-reason": "forcing it needs a reason",
+        "unknown": f"no release {UNKNOWN} of model {MODEL}",
+        "misspelt": "unknown keys: forced",
+    }
+    for name, said in words.items():
+        result = platform.api.results(PROMOTE, f"e2e-{name}")["settle"]
+        assert result["outcome"] == "refused"
+        assert said in result["reason"]
+        assert (result["model"], result["environment"]) == (MODEL, ENVIRONMENT)
+
+
+def test_results_of_what_succeeded_are_typed(
+    platform: Platform, better: str, returned: Channel
+) -> None:
+    assert platform.api.results(RELEASE, BETTER)["collect_releases"] == {"cpu": better}
+    assert platform.api.results(ROLLBACK, "e2e-back")["rollback"]["outcome"] == "rolled_back"
 
 
 def test_an_unknown_model_is_refused_at_the_door(platform: Platform) -> None:

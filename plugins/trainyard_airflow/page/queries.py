@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from trainyard.approvals import Round, rounds_in
 from trainyard.documents.channel import Channel, HistoryEntry, Rollout
 from trainyard.documents.evidence import Block, Verdict
 from trainyard.documents.look import Look
@@ -23,6 +24,7 @@ from trainyard.rollout.slices import blocks_from_snapshots
 from trainyard.settings import Settings
 from trainyard.steps.status import list_statuses
 from trainyard.store.layout import (
+    ATTESTATIONS,
     gate_report_key,
     measurement_key,
     plan_key,
@@ -188,6 +190,23 @@ def _blocks(looks: Sequence[Look], rollout: Rollout | None) -> tuple[Block, ...]
             stable=rollout.reference_id,
         )
     )
+
+
+# --- approvals ----------------------------------------------------------------------------------
+
+SHOWN_ROUNDS = 5
+"""Rounds of approval that a channel's page shows, newest first."""
+
+
+def approval_rounds(reader: Reader, model: str, environment: str) -> tuple[Round, ...]:
+    """Return the last rounds in which promotions to a channel asked for approval, newest first."""
+    keys = [
+        key
+        for key in reader.keys(f"{ATTESTATIONS}/{model}")
+        if key.rpartition("/")[2].startswith("approval-")
+    ]
+    rounds = rounds_in(reader.documents(keys, Attestation))
+    return tuple(each for each in rounds if each.environment == environment)[:SHOWN_ROUNDS]
 
 
 def rollout_of_run(

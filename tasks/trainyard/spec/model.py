@@ -337,6 +337,10 @@ class Refresh(SpecPart):
     """When to look: five fields (minute, hour, day of the month, month, day of the week), UTC."""
     environments: tuple[Name, ...] = ()
     """Where a release of a new revision goes, in this order. Empty: it is published only."""
+    follow_toolchain: bool = True
+    """Also release again when the toolchain has changed, once for each."""
+    max_attempts: int = Field(default=2, ge=1, le=10)
+    """Runs that one revision gets with one toolchain, if they fail, before it is left alone."""
 
 
 class ModelSpec(SpecPart):

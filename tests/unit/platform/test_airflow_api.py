@@ -38,6 +38,13 @@ def test_a_run_is_started_once() -> None:
     assert seen[0]["conf"] == {"model": "adder"}
 
 
+def test_a_run_is_asked_for_again_where_airflow_failed_by_itself() -> None:
+    codes = iter([500, 503, 200, 500, 409])
+    client = api(lambda request: httpx.Response(next(codes), json={}))
+    assert client.trigger("neuron_release", "r1", {}) is True
+    assert client.trigger("neuron_release", "r1", {}) is False
+
+
 @pytest.mark.parametrize(
     ("code", "error"), [(404, NotFound), (400, BadInput), (422, BadInput), (500, Transient)]
 )

@@ -315,6 +315,41 @@ def test_servers_in_a_cluster_need_an_image(tmp_path: Path) -> None:
     assert "target cpu (lane cpu) in environment bare" in problems[0].message
 
 
+PEOPLE = """\
+schema: trainyard/v1
+groups: {managers: [ada, bob]}
+release: {groups: [manager]}
+environments:
+  one:
+    target: cpu
+    allowed:
+      promote: {groups: [managers]}
+      approve: {users: [ada], groups: [managers]}
+    approval: {needs: 3}
+    notify:
+      - {kind: email, connection: mail}
+      - {kind: slack, connection: slack, topic: "arn:aws:sns:us-west-2:123456789012:yard"}
+      - {kind: sns, connection: aws, topic: yard, events: [promotedd]}
+      - {kind: webhook, connection: hook, events: [promoted]}
+"""
+
+
+def test_people_and_notices_are_checked(tmp_path: Path) -> None:
+    problems = check_files([write(tmp_path, PEOPLE, "environments.yaml")])
+    assert {(problem.line, problem.key) for problem in problems} == {
+        (3, "release.groups[0]"),
+        (10, "environments.one.approval.needs"),
+        (12, "environments.one.notify[0].to"),
+        (13, "environments.one.notify[1].topic"),
+        (14, "environments.one.notify[2].topic"),
+        (14, "environments.one.notify[2].events[0]"),
+    }
+    said = {problem.key: str(problem) for problem in problems}
+    assert "Did you mean managers?" in said["release.groups[0]"]
+    assert "3 people have to approve, and allowed.approve names 2." in "".join(said.values())
+    assert "Write the ARN of the topic" in said["environments.one.notify[2].topic"]
+
+
 def test_order_of_environments(tmp_path: Path) -> None:
     text = """\
 schema: trainyard/v1

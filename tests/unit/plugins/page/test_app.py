@@ -242,7 +242,7 @@ def test_a_long_rollout_is_drawn_with_fewer_points(
 def test_only_what_changes_is_shown_live(client: TestClient, world: PageWorld) -> None:
     page = Page(client.get(CHANNEL).text)
     assert {"live", "live-sign"} <= set(page.values("id"))
-    assert page.values("data-running") == ["yes"]
+    assert page.values("data-state") == ["moving"]
     assert page.values("data-generation") == [str(world.channel.generation)]
 
 
@@ -253,9 +253,12 @@ def test_actions_ask_airflows_public_interface(client: TestClient, world: PageWo
     assert page.values("data-path") == [
         f"/api/v2/dags/{PROMOTE}/dagRuns",
         f"/api/v2/dags/neuron_rollback__{ENVIRONMENT}/dagRuns",
+        *[f"/api/v2/dags/neuron_control__{ENVIRONMENT}/dagRuns"] * 3,
         f"/api/v2/dags/{PROMOTE}/dagRuns/{run_id}/taskInstances/rollout",
     ]
-    assert page.values("data-method") == ["POST", "POST", "PATCH"]
+    assert page.values("data-verb") == [
+        "promote", "rollback", "pause", "resume", "promote-now", "abort",
+    ]  # fmt: skip
     offered = re.findall(r"<option>([^<]*)</option>", client.get(CHANNEL).text)
     assert world.ids["third"] in offered
     assert offered.count(world.ids["second"]) == 0
@@ -268,6 +271,7 @@ def test_actions_ask_airflows_public_interface(client: TestClient, world: PageWo
         ({("start", PROMOTE)}, ["promote"]),
         ({("start", f"neuron_rollback__{ENVIRONMENT}")}, ["rollback"]),
         ({("mark", PROMOTE)}, ["abort"]),
+        ({("start", f"neuron_control__{ENVIRONMENT}")}, ["pause", "resume", "promote-now"]),
     ],
 )
 def test_everybody_sees_only_the_actions_they_may_take(
