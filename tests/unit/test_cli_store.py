@@ -14,7 +14,9 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from trainyard import cli
+from trainyard.releases import load_release, record_verdict
 from trainyard.settings import get_settings
+from trainyard.signing.keys import signing_key, trusted_keys
 from trainyard.store.layout import release_key
 
 REPOSITORY = Path(__file__).parents[2]
@@ -87,6 +89,28 @@ def test_show_of_a_release_tells_where_it_serves(yard: Yard) -> None:
     assert "checkpoints/adder/v1" in text
     assert "gate accuracy" in text
     assert "outcome pass" in text
+
+
+def test_show_of_a_release_lists_what_its_verdicts_warn_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard = Yard(tmp_path)
+    release_id = release(yard, "v1")
+    subject = {"gate": "accuracy", "outcome": "warn", "plan_id": "p", "warnings": ["It drops it."]}
+    record_verdict(
+        yard.store,
+        load_release(yard.store, "adder", release_id, yard.settings),
+        subject,
+        key=signing_key(yard.settings),
+        trusted=trusted_keys(yard.settings),
+    )
+    monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    get_settings.cache_clear()
+    lines = [" ".join(line.split()) for line in run("show", release_id).stdout.splitlines()]
+    get_settings.cache_clear()
+    assert "│ Verdict │ gate accuracy, outcome warn, plan_id p │" in lines
+    assert "│ Warning │ It drops it. │" in lines
 
 
 def test_show_of_a_folder_shows_its_manifest_with_its_files(yard: Yard) -> None:

@@ -19,8 +19,11 @@ from trainyard.spec.environments import Environment, Environments
 from trainyard.spec.model import (
     AVERAGES,
     AccuracyTask,
+    BehaviourName,
+    BehaviourWaiver,
     Bound,
     Capacity,
+    Gates,
     HuggingFaceSource,
     JudgeSettings,
     LoadLevel,
@@ -74,17 +77,7 @@ def spec_findings(spec: ModelSpec) -> Iterator[Finding]:
     for index, target in enumerate(targets):
         yield from _below(target_findings(target), "targets", index)
     if known(spec, "gates"):
-        gates = spec.gates
-        if known(gates, "accuracy") and known(gates.accuracy, "tasks"):
-            tasks = gates.accuracy.tasks
-            yield from _below(_repeated(tasks, "task"), "gates", "accuracy", "tasks")
-        if known(gates, "latency") and known(gates.latency, "levels"):
-            where = ("gates", "latency", "levels")
-            levels = gates.latency.levels
-            yield from _below(_repeated(levels, "level"), *where)
-            for index, level in enumerate(levels):
-                yield from _below(level_findings(level), *where, index)
-                yield from _below(fit_findings(level, targets), *where, index)
+        yield from _below(_gates_findings(spec.gates, targets), "gates")
     if known(spec, "rollout"):
         yield from _below(rollout_findings(spec.rollout), "rollout")
     if known(spec, "refresh") and spec.refresh is not None and known(spec.refresh, "cron"):
@@ -95,6 +88,31 @@ def spec_findings(spec: ModelSpec) -> Iterator[Finding]:
                 problem,
                 "Write minute, hour, day of the month, month and day of the week, "
                 "such as `0 3 * * mon`.",
+            )
+
+
+def _gates_findings(gates: Gates, targets: Sequence[Target]) -> Iterator[Finding]:
+    if known(gates, "accuracy") and known(gates.accuracy, "tasks"):
+        tasks = gates.accuracy.tasks
+        yield from _below(_repeated(tasks, "task"), "accuracy", "tasks")
+    if known(gates, "latency") and known(gates.latency, "levels"):
+        levels = gates.latency.levels
+        yield from _below(_repeated(levels, "level"), "latency", "levels")
+        for index, level in enumerate(levels):
+            yield from _below(level_findings(level), "latency", "levels", index)
+            yield from _below(fit_findings(level, targets), "latency", "levels", index)
+    if known(gates, "behaviour") and known(gates.behaviour, "waivers"):
+        yield from _below(waiver_findings(gates.behaviour.waivers), "behaviour", "waivers")
+
+
+def waiver_findings(waivers: Mapping[BehaviourName, BehaviourWaiver]) -> Iterator[Finding]:
+    """Yield which waivers say nothing."""
+    for name, waiver in waivers.items():
+        if known(waiver, "reason") and not waiver.reason.strip():
+            yield Finding(
+                (name, "reason"),
+                f"Nobody can tell why {name} is waived.",
+                "Write the reason as a sentence: the verdict shows it.",
             )
 
 

@@ -127,6 +127,11 @@ def test_a_target_whose_value_is_wrong_is_not_judged_by_its_default(tmp_path: Pa
     assert [problem.key for problem in problems] == ["targets[0].max_num_batched_tokens"]
 
 
+def waived(line: str) -> str:
+    """Return the end of the gates with a waiver, and what follows them."""
+    return f"\n  behaviour:\n    waivers:\n      {line}\n\nrollout:"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key", "words"),
     [
@@ -172,6 +177,14 @@ def test_a_target_whose_value_is_wrong_is_not_judged_by_its_default(tmp_path: Pa
          "  steps: []", "rollout.steps", "all traffic at once"),
         ("revision: r1", "revision: 20260101", "source.revision", "not text"),
         ("owner: trainyard-demo", "owner: no\nowner: yes", "owner", "twice"),
+        ("\nrollout:", waived("penalty: {severity: skip, reason: None is sent.}"),
+         "gates.behaviour.waivers.penalty", "'penalty' is not possible"),
+        ("\nrollout:", waived("penalties: {severity: critical, reason: None is sent.}"),
+         "gates.behaviour.waivers.penalties.severity", "'critical' is not possible"),
+        ("\nrollout:", waived("penalties: {severity: skip}"),
+         "gates.behaviour.waivers.penalties.reason", "'reason' is missing"),
+        ("\nrollout:", waived("penalties: {severity: skip, reason: ' '}"),
+         "gates.behaviour.waivers.penalties.reason", "Nobody can tell why"),
     ],
 )  # fmt: skip
 def test_contradictions(tmp_path: Path, old: str, new: str, key: str, words: str) -> None:
