@@ -23,11 +23,15 @@ class WatchOperator(BaseOperator):
 
     def execute(self, context: Context) -> int:
         """Raise StepRefused with all that is new."""
+        from functools import partial
+
         from trainyard.rollout.watcher import watch_all
         from trainyard.settings import get_settings
         from trainyard.wiring import open_rollout
+        from trainyard_airflow.notify import tell_rollout_event
 
-        found = watch_all(open_rollout(get_settings()).deps, _roll_back)
+        notify = partial(tell_rollout_event, run=f"{context['dag'].dag_id}/{context['run_id']}")
+        found = watch_all(open_rollout(get_settings(), notify=notify).deps, _roll_back)
         for finding in found:
             level = self.log.warning if finding.is_news else self.log.info
             level("%s in %s: %s", finding.model, finding.environment, finding.message)
