@@ -41,12 +41,13 @@ def run_all(world: World, ticks: dict[str, Tick], *, limit_s: float = 3000.0) ->
     """Tick all until they are done; return the names in the order in which they ended."""
     ended: list[str] = []
     spent = 0.0
+    world.slice_s = 1.0
     while len(ended) < len(ticks):
         for name, tick in ticks.items():
             if name not in ended and tick().done:
                 ended.append(name)
-        world.advance(0.5)
-        spent += 0.5
+        world.advance(1.0)
+        spent += 1.0
         assert spent < limit_s, world.channel
     return ended
 
