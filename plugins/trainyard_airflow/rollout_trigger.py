@@ -117,9 +117,12 @@ class RolloutTrigger(BaseTrigger):
 
     def _start(self) -> Tick:
         """Take the channel and return the function that makes one tick."""
+        from functools import partial
+
         from trainyard.errors import BadInput
         from trainyard.settings import get_settings
         from trainyard.wiring import open_rollout
+        from trainyard_airflow.notify import tell_rollout_event
 
         params = json.loads(self.request)
         unknown = sorted(set(params) - set(self.known_keys))
@@ -128,7 +131,8 @@ class RolloutTrigger(BaseTrigger):
                 f"The conf of this run has unknown keys: {', '.join(unknown)}.",
                 hint=f"Known are: {', '.join(self.known_keys)}.",
             )
-        return open_rollout(get_settings()).begin(
+        notify = partial(tell_rollout_event, run=self.run_id)
+        return open_rollout(get_settings(), notify=notify).begin(
             kind=self.kind,
             model=params["model"],
             environment=self.environment,

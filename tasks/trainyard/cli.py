@@ -20,6 +20,7 @@ from trainyard.cli_judge import judge
 from trainyard.cli_presets import presets_app
 from trainyard.cli_render import render_app
 from trainyard.cli_store import store_app
+from trainyard.cli_verify import verify_command
 from trainyard.console import err, out
 from trainyard.console import fail as _fail
 from trainyard.console import say as _say
@@ -1234,6 +1235,31 @@ def node_cache_evict(
     except TrainyardError as error:
         _fail(error)
     _say(eviction_sentence(eviction))
+
+
+app.command("verify", rich_help_panel=LOOK)(verify_command(_airflow))
+
+
+@app.command(rich_help_panel=LOOK)
+def metrics(
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Print the figures once, for a textfile collector."),
+    ] = False,
+) -> None:
+    """Tell Prometheus about channels, rollouts, gates and steps: what the store says of them.
+
+    Serves `/metrics` at `TRAINYARD_METRICS_PORT` until it is stopped.
+    """
+    from trainyard.metrics.page import page_now, run_exporter
+
+    try:
+        if once:
+            sys.stdout.write(page_now(_settings()).decode())
+        else:
+            run_exporter(_settings())
+    except TrainyardError as error:
+        _fail(error)
 
 
 @app.command(hidden=True)

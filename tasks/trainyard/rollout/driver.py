@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from trainyard.approvals import demand_approval
 from trainyard.documents.channel import (
     EXPOSED_PHASES,
     Channel,
@@ -122,6 +123,7 @@ def start_rollout(
 
     Raises:
         Busy, BadInput, NotFound, Refused: as `plan_rollout`.
+        Refused: also if the environment takes only what was approved, and this was not.
         Conflict: others kept changing the channel.
     """
     now = deps.now()
@@ -132,6 +134,8 @@ def start_rollout(
         plan = plan_for(deps, channel, release_id, force=force, reason=reason)[1]
         if isinstance(plan, NothingToDo):
             return channel
+        if deps.environment(environment).approval is not None:
+            demand_approval(deps.store, model, release_id, environment=environment, run_id=run_id)
         why = recorded_reason(deps.environment(environment), now, force=force, reason=reason)
         return _requested(deps, channel, release_id, plan, run_id, requested_by, why, now)
 

@@ -21,6 +21,8 @@ DAG_IDS = {
     "neuron_promote__production",
     "neuron_rollback__staging",
     "neuron_rollback__production",
+    "neuron_control__staging",
+    "neuron_control__production",
     "neuron_gc",
 }
 SCHEDULES = {"neuron_gc": "@daily"}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from tests.unit.yard import Yard
 
 from trainyard.settings import get_settings
@@ -31,6 +32,27 @@ def yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
     monkeypatch.setenv("TRAINYARD_ENVIRONMENTS", str(REPOSITORY / "dags" / "environments.yaml"))
     get_settings.cache_clear()
     yield Yard(tmp_path / "home")
+    get_settings.cache_clear()
+
+
+def write_environments(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, Any]
+) -> None:
+    """Have the operators find an environments file: the repository's, with `production` and the
+    file itself changed.
+
+    Args:
+        folder: where to write it.
+        monkeypatch: of the test.
+        changes: keys of `production`; those of the file are below `file`.
+    """
+    file = yaml.safe_load((REPOSITORY / "dags" / "environments.yaml").read_text())
+    production = dict(changes)
+    file |= production.pop("file", {})
+    file["environments"]["production"] |= production
+    path = folder / "environments.yaml"
+    path.write_text(yaml.safe_dump(file, sort_keys=False))
+    monkeypatch.setenv("TRAINYARD_ENVIRONMENTS", str(path))
     get_settings.cache_clear()
 
 
@@ -66,6 +88,7 @@ def make_context(
     run_id: str = "manual-1",
     user: str | None = "ada",
     memory: Memory | None = None,
+    run_type: str = "manual",
 ) -> Any:
     """Return the context of a task as far as our operators look at it.
 
@@ -76,6 +99,8 @@ def make_context(
         "params": {**(params or {}), **(conf or {})},
         "dag": SimpleNamespace(dag_id=dag_id, params=dict(params or {})),
         "run_id": run_id,
-        "dag_run": SimpleNamespace(conf=dict(conf or {}), triggering_user_name=user),
+        "dag_run": SimpleNamespace(
+            conf=dict(conf or {}), triggering_user_name=user, run_type=run_type
+        ),
         "task_state_store": memory if memory is not None else Memory(),
     }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.serving_world import NOW, make_channel
-from tests.unit.plugins.conftest import make_context
+from tests.unit.plugins.conftest import make_context, write_environments
 from tests.unit.yard import Yard
 
 from trainyard.errors import (
@@ -55,7 +56,7 @@ class FakeRollouts:
 @pytest.fixture
 def rollouts(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> FakeRollouts:
     made = FakeRollouts()
-    monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings: made)
+    monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings, **_: made)
     return made
 
 
@@ -264,6 +265,19 @@ class TestVerify:
         with pytest.raises(StepRefused, match="unknown keys: forced"):
             self.operator().execute(make_context(PARAMS, conf={"forced": True}))
         assert rollouts.asked == []
+
+    def test_who_may_not_is_refused_before_anything_is_looked_at(
+        self, rollouts: FakeRollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also if it was `neuron_release` that started the run: it has the user's name."""
+        from trainyard_airflow.exceptions import StepRefused
+
+        write_environments(tmp_path, monkeypatch, {"allowed": {"promote": {"users": ["bob"]}}})
+        refused = make_context(PARAMS, user="ada", run_type="operator_triggered")
+        with pytest.raises(StepRefused, match="ada may not promote to production: only bob may"):
+            self.operator().execute(refused)
+        assert rollouts.asked == []
+        assert self.operator().execute(make_context(PARAMS, user="bob")) == RELEASE
 
 
 class TestSettle:

@@ -71,7 +71,7 @@ def play(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]
     monkeypatch.setattr(rollout_trigger, "RETRY_AFTER_S", 0.0)
 
     def play_it(rollouts: FakeRollouts, **changes: Any) -> list[Any]:
-        monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings: rollouts)
+        monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings, **_: rollouts)
         trigger = rollout_trigger.RolloutTrigger(**{**KWARGS, **changes})
 
         async def collect() -> list[Any]:
@@ -214,3 +214,35 @@ def test_a_window_that_began_since_is_waited_for_if_that_is_wished(
     (event,) = play(rollouts, request=request)
     assert event == {"outcome": "promoted", "message": "Stable."}
     assert len(rollouts.begun) == 2
+
+
+def test_events_of_the_rollout_are_told_with_the_run(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datetime import UTC, datetime
+
+    from trainyard.documents.channel import HistoryEntry
+    from trainyard.rollout.outbox import RolloutEvent
+    from trainyard_airflow.rollout_trigger import RolloutTrigger
+
+    entry = HistoryEntry(at=datetime.now(UTC), event="held", release_id="adder-0123456789ab")
+    event = RolloutEvent(
+        model="adder", environment="production", rollout=1, entry=entry, message=""
+    )
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        "trainyard_airflow.notify.tell", lambda notice, _: told.append((notice.kind, notice.run))
+    )
+
+    def open_rollout(settings: Any, *, notify: Callable[[RolloutEvent], None]) -> FakeRollouts:
+        notify(event)
+        return FakeRollouts(tick(outcome="promoted"))
+
+    monkeypatch.setattr("trainyard.wiring.open_rollout", open_rollout)
+
+    async def run() -> None:
+        async for _ in RolloutTrigger(**KWARGS).run():
+            pass
+
+    asyncio.run(run())
+    assert told == [("held", KWARGS["run_id"])]
