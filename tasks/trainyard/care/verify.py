@@ -33,6 +33,7 @@ from trainyard.documents.refresh import RefreshRecord
 from trainyard.documents.release import Release
 from trainyard.documents.status import StepStatus
 from trainyard.documents.toolchain import ToolchainRecord
+from trainyard.documents.watch import WatchState
 from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
 from trainyard.names import check_relative_path
 from trainyard.proofs import read_proof
@@ -443,6 +444,8 @@ def _kind_in_rollout(key: str) -> type[Document]:
     folder, name = key.split("/")[4:6] if key.count("/") == 5 else ("", "")
     if folder == "looks":
         return Look
+    if folder == "watch":
+        return WatchState
     return GuardEvent if name.startswith("guard-") else RolloutEvent
 
 

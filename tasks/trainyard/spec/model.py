@@ -293,6 +293,30 @@ class JudgeSettings(SpecPart):
     """Other margins than the documented ones, by metric."""
 
 
+class LatencyObjective(SpecPart):
+    """How many requests must be how fast."""
+
+    within_s: float = Field(gt=0)
+    """Seconds. The server's next larger bucket edge counts."""
+    share: float = Field(default=0.95, gt=0, lt=1)
+    """Share of requests that must not take longer."""
+
+
+class Slo(SpecPart):
+    """What a release must keep while it serves, watched once its rollout is over."""
+
+    availability: float | None = Field(default=0.999, gt=0, lt=1)
+    """Share of requests that must not fail. Empty: failed requests are not watched."""
+    ttft: LatencyObjective | None = None
+    """Of the time to the first token. Empty: not watched."""
+    tpot: LatencyObjective | None = None
+    """Of the time per output token. Empty: not watched."""
+    period_s: float = Field(default=30 * 86400.0, ge=86400.0)
+    """Seconds for which the allowance of bad requests is meant to last."""
+    min_requests: int = Field(default=100, ge=1)
+    """Requests in a window below which nothing is said about it."""
+
+
 class RolloutSpec(SpecPart):
     """How a release gets its traffic."""
 
@@ -316,12 +340,17 @@ class RolloutSpec(SpecPart):
     """What happens when the judge cannot tell in `max_duration_s`."""
     max_hold_s: float = Field(default=4 * 3600.0, gt=0)
     """Seconds that an undecided candidate may keep its servers before it is withdrawn."""
+    max_pause_s: float = Field(default=4 * 3600.0, gt=0)
+    """Seconds that people may pause a rollout in all before it is withdrawn. They do not count
+    against the other limits."""
     warm_up_requests: int = Field(default=20, ge=0)
     """Requests that each new server answers before it gets traffic."""
     deploy_timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that a candidate may take to become ready."""
     judge: JudgeSettings = JudgeSettings()
     """How the candidate is compared with the stable release."""
+    slo: Slo | None = None
+    """What the release must keep after its rollout (`neuron_watch`). Empty: it is not watched."""
     expected_rps: float | None = Field(default=None, gt=0)
     """Requests a second that a channel is expected to get, for the plan's forecast. Empty: what the
     channel's last rollout saw."""
