@@ -15,6 +15,8 @@ _LINES = {
     "warmed": "{server} answered {requests} warm-up requests",
     "weights": "{release} gets {weight} % of the traffic",
     "held": "undecided after {after_s:g} s: weights are frozen for at most {until_s:g} s. {why}",
+    "blind": "looks do not see both releases ({why}): nothing goes on, for {until_s:g} s at most",
+    "sighted": "looks see both releases again",
     "proven": "{release} is proven and takes over; {holdback} % stay on the old one. {why}",
     "holdback": "the old release has {weight} % now",
     "ending": "all traffic goes back ({outcome}): {why}",

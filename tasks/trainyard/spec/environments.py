@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from trainyard.spec.kubernetes import KubernetesServing, KubernetesSteps
+from trainyard.spec.metrics import MetricsSource
 from trainyard.spec.model import Capacity, Name, SpecPart
 
 
@@ -38,6 +39,8 @@ class Environment(SpecPart):
     a release may come here? Empty: yes for the environment named `production`, no elsewhere."""
     kubernetes: KubernetesServing | None = None
     """Where in the cluster its servers run; only, and always, on platform `kubernetes`."""
+    metrics: MetricsSource = MetricsSource()
+    """Who reads its servers' counters during a rollout. Empty: each server is asked itself."""
 
     def takes_only_proven(self, name: str) -> bool:
         """Tell whether the environment, which has this name, takes only what was proven."""

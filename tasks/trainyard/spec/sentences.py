@@ -18,6 +18,7 @@ from trainyard.spec.kubernetes import (
     ENV_NAME_PATTERN,
     RESERVATION_PATTERN,
 )
+from trainyard.spec.metrics import HTTP_URL_PATTERN, LABEL_PATTERN, REGION_PATTERN
 from trainyard.spec.model import (
     HUB_REPO_PATTERN,
     HUB_REVISION_PATTERN,
@@ -51,6 +52,11 @@ _PATTERNS = {
     "a letter or digit.",
     ABSOLUTE_PATH_PATTERN: "Write a whole path that begins with `/`.",
     ENV_NAME_PATTERN: "Use letters, digits and underscores, not starting with a digit.",
+    HTTP_URL_PATTERN: "Write `http://` or `https://`, a host and perhaps a path, without user, "
+    "password or query.",
+    LABEL_PATTERN: "Use letters, digits and underscores, not starting with a digit, as "
+    "Prometheus does.",
+    REGION_PATTERN: "Write an AWS region, such as `eu-central-1`.",
 }
 
 _SECRET_KEYS = re.compile(r"token|secret|password|passwd|credential|access_?key|api_?key")
