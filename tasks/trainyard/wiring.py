@@ -15,6 +15,7 @@ from trainyard.proofs import read_proofs
 from trainyard.releases import load_release
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.judge import judge
+from trainyard.rollout.outbox import RolloutEvent
 from trainyard.rollout.readers.choice import MetricsByEnvironment
 from trainyard.rollout.rollouts import Kind, Rollouts, Tick
 from trainyard.rollout.warm_up import HttpWarmer
@@ -41,12 +42,17 @@ from trainyard.store.protocol import Store
 __all__ = ["Kind", "Rollouts", "Tick", "open_rollout"]
 
 
-def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) -> Rollouts:
+def open_rollout(
+    settings: Settings,
+    tell: Callable[[str], None] | None = None,
+    notify: Callable[[RolloutEvent], None] | None = None,
+) -> Rollouts:
     """Return the rollouts of this installation.
 
     Args:
         settings: of this installation.
         tell: takes each event as a line for people.
+        notify: takes each event, for whoever wants to be told of it elsewhere.
 
     Raises:
         BadInput: store or environments file cannot be used.
@@ -54,15 +60,12 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
     store = open_store(settings)
     environments = load_environments(settings.environments).environments
     # A cluster is connected to at the first use.
-    hosts: dict[str, Host] = {
-        "local": LocalHost(settings),
-        "kubernetes": KubernetesHost(settings, environments),
-    }
+    host, router = open_serving(settings)
     return Rollouts(
         RolloutDeps(
             store=store,
-            host=HostByEnvironment(partial(_host, hosts, environments)),
-            router=RouterByEnvironment(partial(_router, settings, environments)),
+            host=host,
+            router=router,
             lease=LeaseByEnvironment(partial(_lease, settings, environments)),
             metrics=MetricsByEnvironment(environments, _versions(store, settings)),
             warmer=HttpWarmer(store),
@@ -73,6 +76,7 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
             drain_timeout_s=settings.drain_timeout_s,
             proven=lambda target: read_proofs(store, settings).of(target) is not None,
             tell=tell or (lambda line: None),
+            notify=notify or (lambda event: None),
             provenance=Provenance.of(settings),
         )
     )
@@ -97,6 +101,23 @@ def _versions(store: Store, settings: Settings) -> Callable[[str], str | None]:
         return known[release_id]
 
     return version_of
+
+
+def open_serving(settings: Settings) -> tuple[Host, Router]:
+    """Return the host and the router of this installation, each for all environments.
+
+    Raises:
+        BadInput: the environments file cannot be used.
+    """
+    environments = load_environments(settings.environments).environments
+    hosts: dict[str, Host] = {
+        "local": LocalHost(settings),
+        "kubernetes": KubernetesHost(settings, environments),
+    }
+    return (
+        HostByEnvironment(partial(_host, hosts, environments)),
+        RouterByEnvironment(partial(_router, settings, environments)),
+    )
 
 
 def _host(hosts: Mapping[str, Host], environments: Mapping[str, Environment], name: str) -> Host:

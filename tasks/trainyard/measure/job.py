@@ -21,8 +21,10 @@ from typing import Annotated, Literal, TextIO
 from pydantic import Field, TypeAdapter
 
 from trainyard.documents.base import Frozen
+from trainyard.documents.behaviour import Behaviour
 from trainyard.documents.measurement import LevelFigures, TaskScore
 from trainyard.errors import BadInput, TrainyardError
+from trainyard.measure.behaviour.run import BehaviourJob, run_behaviour
 from trainyard.spec.model import AccuracyTask, LoadLevel
 
 
@@ -37,6 +39,8 @@ class Job(Frozen):
     """The task files of the plan."""
     tasks: tuple[AccuracyTask, ...]
     levels: tuple[LoadLevel, ...]
+    behaviour: BehaviourJob | None = None
+    """None: no check of the behaviour is to be made."""
 
 
 class Ready(Frozen):
@@ -59,6 +63,7 @@ class Outcome(Frozen):
     event: Literal["outcome"] = "outcome"
     accuracy: tuple[TaskScore, ...]
     latency: tuple[LevelFigures, ...]
+    behaviour: Behaviour | None = None
 
 
 class Failure(Frozen):
@@ -98,14 +103,15 @@ def main() -> int:
 def measure(job: Job, events: TextIO) -> Outcome:
     """Measure everything of `job`, reporting progress to `events`.
 
-    Accuracy comes first: its requests also warm the server up.
+    Accuracy comes first: its requests also warm the server up. Latency comes last, so that a
+    server that loses its breath in a behaviour check shows it.
     """
     from pathlib import Path
 
     from trainyard.measure.accuracy import evaluate
     from trainyard.measure.latency import run_level
 
-    parts = len(job.tasks) + len(job.levels)
+    parts = len(job.tasks) + len(job.levels) + (job.behaviour is not None)
     server = {"base_url": job.base_url, "served_model_name": job.served_model_name}
     model_dir = Path(job.model_dir)
     scores: list[TaskScore] = []
@@ -121,11 +127,21 @@ def measure(job: Job, events: TextIO) -> Outcome:
                 **server,
             )
         )
+    behaviour = None
+    if job.behaviour is not None:
+        _send(events, Progress(fraction=len(scores) / parts, message="behaviour"))
+        behaviour = run_behaviour(
+            job.behaviour,
+            model_dir=model_dir,
+            assets_dir=Path(job.assets_dir),
+            max_model_len=job.max_model_len,
+            **server,
+        )
     for level in job.levels:
-        done = len(scores) + len(levels)
+        done = len(scores) + len(levels) + (behaviour is not None)
         _send(events, Progress(fraction=done / parts, message=f"latency: level {level.name}"))
         levels.append(run_level(level, model_dir=model_dir, **server))
-    return Outcome(accuracy=tuple(scores), latency=tuple(levels))
+    return Outcome(accuracy=tuple(scores), latency=tuple(levels), behaviour=behaviour)
 
 
 def _prepare() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from pydantic import ValidationError
 
 from trainyard.documents.channel import Channel, RolloutPlan, Track
 from trainyard.documents.evidence import Covariance, JudgeSpec, MetricSpec, default_metrics
 from trainyard.documents.release import Release
-from trainyard.errors import BadInput, Busy, NotFound, Refused
+from trainyard.errors import BadInput, Busy, Closed, NotFound, Refused
 from trainyard.rollout.slices import LOAD_PARITY
 from trainyard.rollout.state_machine import candidate_target
 from trainyard.spec.environments import Environment
@@ -52,7 +53,8 @@ def plan_rollout(
         environment: where.
         now: for the soak time in the required environments.
         drain_timeout_s: seconds that running requests may take when servers go.
-        force: promote although the release was rejected; needs a reason.
+        force: promote although the release was rejected or the environment takes no promotions
+            now; needs a reason.
         reason: why.
         required: the channels of the environments that `environment` requires, by name.
         same_checkpoint: tells whether a release id of a required environment stands for the same
@@ -64,8 +66,9 @@ def plan_rollout(
     Raises:
         Busy: another rollout is under way.
         BadInput: the release is for another target, its settings make no sense, the environment
-            has too few devices, or a rejected release was forced without a reason.
+            has too few devices, or a promotion was forced without a reason.
         Refused: it was rejected here, or has not been proven where it must have been.
+        Closed: the environment takes no promotions now.
     """
     _refuse_if_busy(channel)
     name = channel.environment
@@ -86,8 +89,39 @@ def plan_rollout(
     _refuse_unproven_target(
         release, name, environment, proven, accepted=force and bool(reason.strip())
     )
-    spec = release.spec.rollout
-    kind = "canary" if channel.stable else "bootstrap"
+    # Last: what is refused for good is not worth waiting for.
+    _refuse_closed(release, name, environment, now, force=force, reason=reason)
+    return promotion_plan(
+        channel,
+        release.spec.rollout,
+        environment,
+        drain_timeout_s=drain_timeout_s,
+        stable_servers=stable_servers,
+    )
+
+
+def promotion_plan(
+    channel: Channel,
+    spec: RolloutSpec,
+    environment: Environment,
+    *,
+    drain_timeout_s: float,
+    stable_servers: int = 0,
+) -> RolloutPlan:
+    """Return what promoting a release with these settings would do, pinned.
+
+    Args:
+        channel: as it is now, or as it would be.
+        spec: the release's settings.
+        environment: where.
+        drain_timeout_s: seconds that running requests may take when servers go.
+        stable_servers: as for `plan_rollout`.
+
+    Raises:
+        BadInput: the settings make no sense, or the environment has too few devices.
+    """
+    kind: Literal["canary", "bootstrap"] = "canary" if channel.stable else "bootstrap"
+    name = channel.environment
     spec, stable_replicas = _sizes(channel, spec, stable_servers)
     capacity = _capacity(spec, environment, name, stable_replicas)
     plan = RolloutPlan(
@@ -313,6 +347,38 @@ def _refuse_rejected(channel: Channel, release: Release, *, force: bool, reason:
             f"{release.release_id} was rejected; forcing it needs a reason.",
             hint="Say why it is right to promote it now.",
         )
+
+
+def _refuse_closed(
+    release: Release,
+    name: str,
+    environment: Environment,
+    now: datetime,
+    *,
+    force: bool,
+    reason: str,
+) -> None:
+    """Refuse what would begin in a freeze or in quiet hours."""
+    closure = environment.closure(now)
+    if closure is None:
+        return
+    if not force:
+        raise Closed(
+            f"{release.release_id} cannot be promoted to {name} now: {closure.reason}.",
+            until=closure.until,
+            hint=f"Promote it after {closure.until:%Y-%m-%d %H:%M} UTC, or force it and say why.",
+        )
+    if not reason.strip():
+        raise BadInput(
+            f"{name} takes no promotions now: {closure.reason}; forcing one needs a reason.",
+            hint="Say why it cannot wait.",
+        )
+
+
+def recorded_reason(environment: Environment, now: datetime, *, force: bool, reason: str) -> str:
+    """Return the reason that the channel's history keeps: also what was overridden by force."""
+    closure = environment.closure(now) if force else None
+    return f"{reason} (Forced although {closure.reason}.)" if closure else reason
 
 
 def _refuse_unproven(

@@ -21,6 +21,7 @@ import uvicorn
 from trainyard.errors import BadInput, TrainyardError
 from trainyard.serving import status_socket
 from trainyard.serving.guard_loop import Guard
+from trainyard.serving.process_log import log_to_stderr
 from trainyard.serving.proxy_app import ProxyApp
 from trainyard.serving.proxy_metrics import ProxyMetrics
 from trainyard.serving.records import (
@@ -51,7 +52,7 @@ def run_proxy(settings: Settings, store: Store | None = None) -> None:
         Busy: another proxy runs for this home.
         BadInput: the port that the settings name is taken.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     paths = ServingPaths.of(settings)
     with only_one(paths.proxy_lock, "proxy"):
         earlier = read_record(paths.proxy, ProxyRecord)
@@ -138,20 +139,21 @@ def _listen(settings: Settings, earlier: ProxyRecord | None) -> socket.socket:
         BadInput: the port that the settings name is taken.
     """
     wanted = settings.proxy_port or (earlier.port if earlier else 0)
+    host = settings.listen_host or LOOPBACK
     if not wanted:
-        return bind_port(choose_port())
+        return bind_port(choose_port(), host)
     deadline = time.monotonic() + PORT_WAIT_S
     while True:
         try:
-            return bind_port(wanted)
+            return bind_port(wanted, host)
         except OSError as error:
             if time.monotonic() < deadline:
                 time.sleep(0.1)
                 continue
             if settings.proxy_port:
                 raise BadInput(
-                    f"Port {wanted} of {LOOPBACK} is taken: {error.strerror}.",
+                    f"Port {wanted} of {host} is taken: {error.strerror}.",
                     hint="Stop what listens there, or set TRAINYARD_PROXY_PORT to another port.",
                 ) from error
             log.warning("Port %s was taken by somebody else: clients need the new URL", wanted)
-            return bind_port(choose_port())
+            return bind_port(choose_port(), host)

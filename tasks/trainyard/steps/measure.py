@@ -21,6 +21,7 @@ from trainyard.lanes.neuron_device import driver_version
 from trainyard.lanes.protocol import Lane, StartProof
 from trainyard.lanes.registry import get_lane
 from trainyard.materialize import materialize_bundle, materialize_checkpoint
+from trainyard.measure.behaviour.run import BehaviourJob
 from trainyard.measure.handle import MeasuringProcess
 from trainyard.measure.job import Job
 from trainyard.measure.machine import describe_machine
@@ -125,6 +126,7 @@ def _measure(
                     assets_dir=str(assets_dir.absolute()),
                     tasks=plan.spec.gates.accuracy.tasks,
                     levels=plan.spec.gates.latency.levels,
+                    behaviour=_behaviour_job(plan, planned, lane),
                 ),
                 on_progress=context.progress.fraction,
                 check_server=server.check,
@@ -150,8 +152,26 @@ def _measure(
         ),
         accuracy=outcome.accuracy,
         latency=outcome.latency,
+        behaviour=outcome.behaviour,
         machine=machine,
         toolchain=toolchain,
+    )
+
+
+def _behaviour_job(plan: Plan, planned: PlannedTarget, lane: Lane) -> BehaviourJob | None:
+    """Return the checks that the spec does not skip, None if there are none."""
+    target, gate = planned.target, plan.spec.gates.behaviour
+    checks = gate.checks
+    if not checks:
+        return None
+    copies = target.neuron.data_parallel_size if target.neuron else 1
+    return BehaviourJob(
+        capabilities={name: lane.capability(target, name) for name in checks},
+        dtype=target.dtype,
+        max_num_seqs=target.max_num_seqs * copies,
+        block_size=target.block_size,
+        prefix_caching=target.enable_prefix_caching,
+        prompts=plan.spec.prompts if plan.assets else None,
     )
 
 
@@ -238,4 +258,9 @@ def _summary(measurement: Measurement) -> str:
         f"{level.figures.get('output_tokens_per_s', math.nan):.0f} tokens/s"
         for level in measurement.latency
     ]
-    return "; ".join([*scores, *levels]) + "."
+    behaviour = []
+    if measurement.behaviour is not None:
+        records = measurement.behaviour.records
+        good = sum(not record.count("broken") for record in records)
+        behaviour = [f"{good} of {len(records)} behaviour checks held"]
+    return "; ".join([*scores, *behaviour, *levels]) + "."
