@@ -26,7 +26,7 @@ from trainyard.care.facts import channel_facts
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import Document, FileEntry
 from trainyard.documents.channel import Channel
-from trainyard.documents.look import Look
+from trainyard.documents.look import History, Look
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import Plan
 from trainyard.documents.refresh import RefreshRecord
@@ -441,6 +441,8 @@ def _called(key: str, called: str) -> list[Problem]:
 
 
 def _kind_in_rollout(key: str) -> type[Document]:
+    if key.endswith("/history.json"):
+        return History
     folder, name = key.split("/")[4:6] if key.count("/") == 5 else ("", "")
     if folder == "looks":
         return Look

@@ -289,6 +289,12 @@ class JudgeSettings(SpecPart):
     block_noise: float = Field(default=0.0, ge=0, le=1)
     """Extra noise of one pod's block mean, in log units, on machines that are shared (0.1 is about
     10 %). Added to the judge's default covariance."""
+    prompt_drift: float = Field(default=0.1, ge=0, le=1)
+    """Relative difference between the prompts of the two releases, in tokens, beyond which their
+    latencies are not compared. 0: not looked at, for a checkpoint with another tokenizer."""
+    prefix_drift: float = Field(default=0.1, ge=0, le=1)
+    """Difference between the shares of prompt tokens that the two releases find in their prefix
+    caches beyond which times to the first token are not compared. 0: not looked at."""
     margins: dict[JudgedMetric, Margins] = Field(default_factory=dict)
     """Other margins than the documented ones, by metric."""
 
