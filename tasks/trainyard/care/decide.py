@@ -30,6 +30,8 @@ ORDER: tuple[Kind, ...] = (
     "verdicts",
     "reports",
     "measurement",
+    "samples",
+    "references",
     "checkpoint",
     "bundle",
     "evals",

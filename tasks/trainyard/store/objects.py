@@ -22,8 +22,10 @@ from trainyard.store.layout import (
     measurement_key,
     plan_key,
     proof_key,
+    reference_prefix,
     release_key,
     rollout_prefix,
+    samples_prefix,
     status_prefix,
 )
 from trainyard.store.protocol import Entry
@@ -35,6 +37,8 @@ Kind = Literal[
     "checkpoint",
     "bundle",
     "measurement",
+    "samples",
+    "references",
     "plan",
     "verdicts",
     "reports",
@@ -179,6 +183,8 @@ _SHAPES: dict[str, Callable[[list[str]], Place]] = {
     "checkpoints": _checkpoint,
     "bundles": lambda parts: Place("bundle", bundle_prefix(*_below(parts, 1))),
     "measurements": lambda parts: Place("measurement", measurement_key(*_one(parts, 1))),
+    "samples": lambda parts: Place("samples", samples_prefix(*_below(parts, 1))),
+    "references": lambda parts: Place("references", reference_prefix(*_below(parts, 1))),
     "verdicts": _of_plan("verdicts", "verdicts"),
     "reports": _of_plan("reports", "reports"),
     "status": _of_plan("status", "status"),

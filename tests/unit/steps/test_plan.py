@@ -22,6 +22,8 @@ from trainyard.documents.plan import Plan, ReleaseRequest
 from trainyard.documents.release import Release
 from trainyard.documents.toolchain import ToolchainRecord
 from trainyard.errors import BadInput, CorruptFile, NotFound, Transient
+from trainyard.lanes.cpu import CpuLane
+from trainyard.lanes.protocol import Returned
 from trainyard.releases import release_id_of, store_release
 from trainyard.settings import Settings
 from trainyard.signing.keys import signing_key
@@ -68,6 +70,9 @@ class SomeLane:
 
     def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
         return ()
+
+    def returned(self, target: Target) -> Returned:
+        return CpuLane().returned(target)
 
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         return ()
