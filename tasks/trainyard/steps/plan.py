@@ -42,6 +42,7 @@ from trainyard.spec.kubernetes import KubernetesSteps
 from trainyard.spec.loader import Catalogue, load_environments, load_spec
 from trainyard.spec.model import ModelSpec, Target
 from trainyard.steps.context import StepContext, StepResult
+from trainyard.steps.harness import harness_problems
 from trainyard.steps.place import pod_problems
 from trainyard.steps.planning import (
     Facts,
@@ -133,6 +134,11 @@ def plan(
         ),
     )
     toolchains = _toolchains(spec.model, targets, place, context)
+    if place is None:
+        silent = [target.name for target in targets if not prompt_logprobs(target)]
+        python = context.settings.serving_interpreter
+        found_wrong = list(harness_problems(spec.gates.accuracy.tasks, python, silent))
+        refuse("The request", found_wrong)
     proofs = _check_proven(request, targets, environments, context)
     assets, files = _assets(spec, path.parent)
     facts = Facts(
