@@ -7,6 +7,7 @@ start of vLLM, is in `test_cpu_lane.py`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -111,15 +112,13 @@ def measured(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def measured(lane: CpuLane, name: str) -> tuple[Measurement, GateVerdict]:
         monkeypatch.setattr(measure_step, "get_lane", lambda _: lane)
         key = measure(world.plan, "cpu", world.context(name)).key
-        try:
+        with contextlib.suppress(Refused):
             gate(world.plan, "cpu", "accuracy", world.context(name))
-        except Refused:
-            pass
         verdict = read_document(world.store, verdict_key("p1", "cpu", "accuracy"), GateVerdict)
         return read_document(world.store, key, Measurement), verdict
 
     yield measured
-    for folder in ("measurements", "samples", "verdicts"):
+    for folder in ("measurements", "samples", "verdicts", "reports"):
         for entry in list(world.store.list(folder)):
             world.store.delete(entry.key)
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainyard.errors import BadInput, Transient
 from trainyard.serving.process import base_environment
@@ -47,7 +48,7 @@ def harness_problems(
             yield f"{needs_logprobs(name, kinds)} (target {', '.join(silent)}) {GENERATE_INSTEAD}"
 
 
-def _ask(names: Sequence[str], python: Path) -> list[dict[str, object]]:
+def _ask(names: Sequence[str], python: Path) -> list[dict[str, Any]]:
     """Return what the harness says about its tasks."""
     own = {name: value for name, value in os.environ.items() if name.startswith("HF_")}
     try:
