@@ -19,9 +19,6 @@ import numpy as np
 
 NOISE = 0.05
 """Standard deviation of the noise, in those of each tensor."""
-SHARPNESS = 40.0
-"""Factor of the last layer of an untrained model: its logits lie as far apart as a trained one's,
-so that rounding does not decide between tokens."""
 SEED = 11
 
 Tensors = dict[str, np.ndarray]
@@ -40,11 +37,6 @@ def swapped_rows(tensors: Tensors, left: int = 4, right: int = 9) -> None:
         tensors[name][[left, right]] = tensors[name][[right, left]]
 
 
-def sharp(tensors: Tensors) -> None:
-    """Spread the logits of a model that was hardly trained."""
-    tensors["lm_head.weight"] = tensors["lm_head.weight"] * SHARPNESS
-
-
 def other_tokenizer(folder: Path, first: str = "2", second: str = "7") -> None:
     """Exchange two characters of the tokenizer's vocabulary."""
     path = folder / "tokenizer.json"
@@ -57,7 +49,6 @@ def other_tokenizer(folder: Path, first: str = "2", second: str = "7") -> None:
 WEIGHTS: Mapping[str, Callable[[Tensors], None]] = {
     "noisy": noisy,
     "swapped_rows": swapped_rows,
-    "sharp": sharp,
 }
 """Ways to change weights."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from trainyard.documents.base import Document, Frozen
+from trainyard.documents.behaviour import Behaviour
 from trainyard.documents.parity import ParityFigures
 
 
@@ -53,6 +54,8 @@ class Measurement(Document):
     start: StartFigures
     accuracy: tuple[TaskScore, ...]
     latency: tuple[LevelFigures, ...]
+    behaviour: Behaviour | None = None
+    """None: it was not measured."""
     machine: dict[str, Any]
     """CPU or device model, cores, memory, kernel, driver: what was seen."""
     toolchain: dict[str, str]

@@ -22,6 +22,7 @@ from typing import Annotated, Literal, TextIO
 from pydantic import Field, TypeAdapter
 
 from trainyard.documents.base import Frozen
+from trainyard.documents.behaviour import Behaviour
 from trainyard.documents.measurement import LevelFigures, TaskScore
 from trainyard.documents.parity import (
     AnswerFigures,
@@ -31,6 +32,7 @@ from trainyard.documents.parity import (
     TaskSamples,
 )
 from trainyard.errors import BadInput, TrainyardError
+from trainyard.measure.behaviour.run import BehaviourJob, run_behaviour
 from trainyard.measure.parity import Comparison, collect, compare
 from trainyard.spec.model import AccuracyTask, LoadLevel
 
@@ -67,6 +69,8 @@ class Job(Frozen):
     prompt_logprobs: bool = True
     """Does the lane return log-probs of prompts? Without them only generating tasks can run."""
     parity: ParityJob | None = None
+    behaviour: BehaviourJob | None = None
+    """None: no check of the behaviour is to be made."""
 
 
 class Ready(Frozen):
@@ -101,6 +105,7 @@ class Outcome(Frozen):
     parity: ParityFigures | None = None
     answers: tuple[AnswerFigures, ...] = ()
     """Of the parity check."""
+    behaviour: Behaviour | None = None
 
 
 class Failure(Frozen):
@@ -140,14 +145,16 @@ def main() -> int:
 def measure(job: Job, events: TextIO) -> Outcome:
     """Measure everything of `job`, reporting progress to `events`.
 
-    Accuracy comes first: its requests also warm the server up.
+    Accuracy comes first: its requests also warm the server up. Latency comes last, so that a
+    server that loses its breath in a behaviour check shows it.
     """
     from pathlib import Path
 
     from trainyard.measure.accuracy import evaluate
     from trainyard.measure.latency import run_level
 
-    parts = len(job.tasks) + len(job.levels) + (job.parity is not None)
+    checks = (job.parity is not None) + (job.behaviour is not None)
+    parts = len(job.tasks) + len(job.levels) + checks
     server = {"base_url": job.base_url, "served_model_name": job.served_model_name}
     model_dir = Path(job.model_dir)
     done = 0
@@ -174,6 +181,17 @@ def measure(job: Job, events: TextIO) -> Outcome:
     if job.parity is not None:
         parity = _parity(job.parity, job, events, lambda share, what: tell(what, share))
         done += 1
+    behaviour = None
+    if job.behaviour is not None:
+        tell("behaviour")
+        behaviour = run_behaviour(
+            job.behaviour,
+            model_dir=model_dir,
+            assets_dir=Path(job.assets_dir),
+            max_model_len=job.max_model_len,
+            **server,
+        )
+        done += 1
     levels: list[LevelFigures] = []
     for level in job.levels:
         tell(f"latency: level {level.name}")
@@ -185,6 +203,7 @@ def measure(job: Job, events: TextIO) -> Outcome:
         samples=tuple(samples),
         parity=None if parity is None else parity.figures,
         answers=() if parity is None else parity.answers,
+        behaviour=behaviour,
     )
 
 

@@ -26,6 +26,7 @@ from trainyard.lanes.neuron_device import driver_version
 from trainyard.lanes.protocol import Lane, StartProof
 from trainyard.lanes.registry import get_lane
 from trainyard.materialize import materialize_bundle, materialize_checkpoint
+from trainyard.measure.behaviour.run import BehaviourJob
 from trainyard.measure.handle import MeasuringProcess
 from trainyard.measure.job import Job, Outcome, ParityJob
 from trainyard.measure.machine import describe_machine
@@ -135,6 +136,7 @@ def _measure(
                     levels=plan.spec.gates.latency.levels,
                     prompt_logprobs=lane.returned(planned.target).prompt_logprobs,
                     parity=parity,
+                    behaviour=_behaviour_job(plan, planned, lane),
                 ),
                 on_progress=context.progress.fraction,
                 check_server=server.check,
@@ -162,6 +164,7 @@ def _measure(
         ),
         accuracy=outcome.accuracy,
         latency=outcome.latency,
+        behaviour=outcome.behaviour,
         machine=machine,
         toolchain=toolchain,
         parity=outcome.parity,
@@ -249,6 +252,23 @@ def _keep_samples(measurement_id: str, outcome: Outcome, context: StepContext) -
     return key
 
 
+def _behaviour_job(plan: Plan, planned: PlannedTarget, lane: Lane) -> BehaviourJob | None:
+    """Return the checks that the spec does not skip, None if there are none."""
+    target, gate = planned.target, plan.spec.gates.behaviour
+    checks = gate.checks
+    if not checks:
+        return None
+    copies = target.neuron.data_parallel_size if target.neuron else 1
+    return BehaviourJob(
+        capabilities={name: lane.capability(target, name) for name in checks},
+        dtype=target.dtype,
+        max_num_seqs=target.max_num_seqs * copies,
+        block_size=target.block_size,
+        prefix_caching=target.enable_prefix_caching,
+        prompts=plan.spec.prompts if plan.assets else None,
+    )
+
+
 def _prove(
     lane: Lane,
     server: RunningServer,
@@ -332,4 +352,9 @@ def _summary(measurement: Measurement) -> str:
         f"{level.figures.get('output_tokens_per_s', math.nan):.0f} tokens/s"
         for level in measurement.latency
     ]
-    return "; ".join([*scores, *levels]) + "."
+    behaviour = []
+    if measurement.behaviour is not None:
+        records = measurement.behaviour.records
+        good = sum(not record.count("broken") for record in records)
+        behaviour = [f"{good} of {len(records)} behaviour checks held"]
+    return "; ".join([*scores, *behaviour, *levels]) + "."

@@ -317,6 +317,7 @@ def _measured(gates: Gates) -> dict[str, Any]:
             level.model_dump(mode="json", exclude={"bounds", "max_regression"})
             for level in gates.latency.levels
         ],
+        "behaviour": list(gates.behaviour.checks),
     }
 
 
