@@ -344,6 +344,27 @@ def import_bundle(
     )
 
 
+@app.command("import-reference", rich_help_panel=STEPS)
+def import_reference(
+    plan_id: PlanOption,
+    target: TargetOption,
+    file: Annotated[
+        Path | None, typer.Argument(help="A reference that was made elsewhere; else made here.")
+    ] = None,
+    die_with_parent: DieWithParentOption = False,
+) -> None:
+    """Store what the parity check of a target compares with, apart from the measurement."""
+    from trainyard.steps.reference import import_reference as step
+
+    _run(
+        "import-reference",
+        plan_id,
+        target,
+        die_with_parent,
+        lambda c: step(_plan_of(plan_id, c), target, c, file=file),
+    )
+
+
 # --- Look -------------------------------------------------------------------------------------
 
 

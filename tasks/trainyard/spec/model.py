@@ -120,6 +120,10 @@ class Target(SpecPart):
     """More settings of lane `neuron-nxdi`; only there."""
 
 
+Severity = Literal["critical", "warning", "info"]
+"""What a figure outside its bound means."""
+
+
 class AccuracyTask(SpecPart):
     """One task of lm-evaluation-harness with its bounds."""
 
@@ -138,6 +142,8 @@ class AccuracyTask(SpecPart):
     """The score a release must reach, as a share of 1."""
     max_drop: float | None = Field(default=None, ge=0, le=1)
     """How much lower than the stable release's score it may be, as a share of 1."""
+    on_undecided: Literal["warn", "fail"] = "warn"
+    """What follows when the samples are too few to prove that `max_drop` is kept."""
 
 
 class Bound(SpecPart):
@@ -147,8 +153,9 @@ class Bound(SpecPart):
     """The least that passes."""
     max: float | None = None
     """The most that passes."""
-    severity: Literal["critical", "warning"] = "critical"
-    """`critical`: a figure outside stops the release. `warning`: it is reported only."""
+    severity: Severity = "critical"
+    """`critical`: a figure outside stops the release. `warning`: the release carries a warning.
+    `info`: it is shown only."""
 
 
 LatencyMetric = Literal[
@@ -189,11 +196,50 @@ class LoadLevel(SpecPart):
     """How much worse than the stable release's figure it may be, as a share (0.2 is 20 %)."""
 
 
+ParityMetric = Literal[
+    "agreement",
+    "excused",
+    "exact_answers",
+    "first_divergence",
+    "logprob_error",
+    "error_ratio",
+]
+"""Figures of the parity check: shares, a number of tokens, an error in nats, a ratio of errors."""
+PARITY_SHARES: frozenset[str] = frozenset({"agreement", "excused", "exact_answers"})
+PARITY_LOGPROBS: frozenset[str] = frozenset({"logprob_error", "error_ratio"})
+MAX_PARITY_POSITIONS = 20_000
+"""Tokens of all answers of a parity check."""
+
+
+class ParityCheck(SpecPart):
+    """The server's greedy answers against a forward pass of the same checkpoint on a CPU."""
+
+    prompts: str | None = None
+    """JSONL file (`{"prompt": …}` a line), relative to the spec file. Empty: the spec's prompts."""
+    num_prompts: int = Field(default=32, ge=1, le=2000)
+    """How many of them, from the first; all if there are fewer."""
+    max_tokens: int = Field(default=32, ge=1, le=1024)
+    """Longest answer, in tokens."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the reference; `bfloat16` needs half the memory and tells less."""
+    reference: Literal["made", "imported"] = "made"
+    """`made`: where the release is measured, unless the store has it. `imported`: with `trainyard
+    import-reference`, because the model is too large for the machine that measures."""
+    near_tie: float = Field(default=0.25, ge=0, le=5)
+    """Nats between the reference's two best tokens below which either of them is right."""
+    top_logprobs: int = Field(default=5, ge=1, le=10)
+    """Tokens whose log-probs are compared at each position, where the lane returns any."""
+    bounds: dict[ParityMetric, Bound] = Field(min_length=1)
+    """Limits by figure."""
+
+
 class AccuracyGate(SpecPart):
     """The answers that a release must get right."""
 
     tasks: tuple[AccuracyTask, ...] = Field(min_length=1)
     """Tasks of lm-evaluation-harness."""
+    parity: ParityCheck | None = None
+    """Does the compiled code answer as the checkpoint does? Empty: it is not asked."""
 
 
 class LatencyGate(SpecPart):
