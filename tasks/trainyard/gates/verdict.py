@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainyard.documents.measurement import Check, GateVerdict, Measurement
-from trainyard.documents.plan import GateName
+from trainyard.documents.plan import GateName, Price
 from trainyard.gates.accuracy import accuracy_expectations
+from trainyard.gates.cost import cost_expectations
 from trainyard.gates.expectations import evaluate
 from trainyard.gates.latency import latency_expectations
 from trainyard.gates.words import number
@@ -35,8 +36,9 @@ def derive_verdict(
     target: str,
     measurement: Measurement,
     baseline: Measurement | None,
+    price: Price | None = None,
 ) -> Derived:
-    """Return what `gate` makes of `measurement`.
+    """Return what `gate` makes of `measurement`; the latency gate also looks at the cost.
 
     The same arguments always give a verdict of the same substance.
 
@@ -46,7 +48,10 @@ def derive_verdict(
     if gate == "accuracy":
         expectations = accuracy_expectations(gates.accuracy, measurement, baseline)
     else:
-        expectations = latency_expectations(gates.latency, measurement, baseline)
+        expectations = (
+            *latency_expectations(gates.latency, measurement, baseline),
+            *cost_expectations(gates, measurement, price),
+        )
     evaluation = evaluate(gate, expectations)
     outcome = _outcome(evaluation.checks)
     verdict = GateVerdict(

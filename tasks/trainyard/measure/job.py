@@ -16,14 +16,20 @@ import logging
 import os
 import sys
 import threading
-from typing import Annotated, Literal, TextIO
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 from pydantic import Field, TypeAdapter
 
 from trainyard.documents.base import Frozen
-from trainyard.documents.measurement import LevelFigures, TaskScore
+from trainyard.documents.measurement import LevelFigures, RateFound, RateProbe, TaskScore
 from trainyard.errors import BadInput, TrainyardError
-from trainyard.spec.model import AccuracyTask, LoadLevel
+from trainyard.spec.model import AccuracyTask, LoadLevel, RateSearch, Slo
+
+if TYPE_CHECKING:
+    from trainyard.measure.latency import Server
 
 
 class Job(Frozen):
@@ -37,6 +43,9 @@ class Job(Frozen):
     """The task files of the plan."""
     tasks: tuple[AccuracyTask, ...]
     levels: tuple[LoadLevel, ...]
+    slo: Slo | None = None
+    search: RateSearch | None = None
+    """Only with an SLO."""
 
 
 class Ready(Frozen):
@@ -59,6 +68,7 @@ class Outcome(Frozen):
     event: Literal["outcome"] = "outcome"
     accuracy: tuple[TaskScore, ...]
     latency: tuple[LevelFigures, ...]
+    search: RateFound | None = None
 
 
 class Failure(Frozen):
@@ -103,11 +113,12 @@ def measure(job: Job, events: TextIO) -> Outcome:
     from pathlib import Path
 
     from trainyard.measure.accuracy import evaluate
-    from trainyard.measure.latency import run_level
+    from trainyard.measure.latency import Server, run_level
 
-    parts = len(job.tasks) + len(job.levels)
+    parts = len(job.tasks) + len(job.levels) + (job.search is not None)
     server = {"base_url": job.base_url, "served_model_name": job.served_model_name}
     model_dir = Path(job.model_dir)
+    target = Server(job.base_url, job.served_model_name, model_dir, assets_dir=Path(job.assets_dir))
     scores: list[TaskScore] = []
     levels: list[LevelFigures] = []
     for task in job.tasks:
@@ -124,8 +135,32 @@ def measure(job: Job, events: TextIO) -> Outcome:
     for level in job.levels:
         done = len(scores) + len(levels)
         _send(events, Progress(fraction=done / parts, message=f"latency: level {level.name}"))
-        levels.append(run_level(level, model_dir=model_dir, **server))
-    return Outcome(accuracy=tuple(scores), latency=tuple(levels))
+        levels.append(run_level(level, target, job.slo))
+    found = None
+    if job.search is not None and job.slo is not None:
+        fraction = (len(scores) + len(levels)) / parts
+        found = _find_rate(job, job.search, job.slo, target, partial(_say, events, fraction))
+    return Outcome(accuracy=tuple(scores), latency=tuple(levels), search=found)
+
+
+def _find_rate(
+    job: Job, search: RateSearch, slo: Slo, server: Server, say: Callable[[str], None]
+) -> RateFound:
+    """Look for the highest rate that meets the SLO."""
+    from trainyard.measure.latency import Load, run_probe
+    from trainyard.measure.rate_search import find_rate
+
+    level = next(each for each in job.levels if each.name == search.level)
+
+    def attempt(rate: float, number: int) -> RateProbe:
+        say(f"latency: {rate:g} requests a second")
+        return run_probe(Load.probe(level, rate, search.probe_s, number), server, slo)
+
+    return find_rate(search, attempt, clock=time.monotonic)
+
+
+def _say(events: TextIO, fraction: float, message: str) -> None:
+    _send(events, Progress(fraction=fraction, message=message))
 
 
 def _prepare() -> None:

@@ -112,6 +112,7 @@ def derive(plan: Plan, gate_name: GateName, inputs: GateInputs) -> Derived:
         target=inputs.planned.target.name,
         measurement=inputs.measurement,
         baseline=inputs.baseline,
+        price=inputs.planned.price,
     )
 
 

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry, Provenance
-from trainyard.documents.measurement import Measurement, StartFigures
+from trainyard.documents.measurement import (
+    Envelope,
+    LevelFigures,
+    Measurement,
+    StartFigures,
+    machine_kind,
+)
 from trainyard.documents.plan import Plan, PlannedTarget
 from trainyard.errors import BadInput, CacheMiss, CorruptFile, NotFound
 from trainyard.lanes.neuron_common import compiled_off_device
@@ -65,7 +73,11 @@ def measure(plan: Plan, target_name: str, context: StepContext) -> StepResult:
     except NotFound:
         pass
     else:
+        _refuse_other_machine(planned, stored.kind, f"The stored measurement {key} was made")
+        _refuse_other_driver(stored, driver_version())
         return _result(key, stored, reused=True)
+    seen = machine_kind(describe_machine(), planned.target.instance)
+    _refuse_other_machine(planned, seen, "This step would measure")
     lane = get_lane(planned.target.lane)
     toolchain = check_toolchain(lane, planned, context)
     if compiled_off_device(planned.target) and not driver_version():
@@ -125,6 +137,8 @@ def _measure(
                     assets_dir=str(assets_dir.absolute()),
                     tasks=plan.spec.gates.accuracy.tasks,
                     levels=plan.spec.gates.latency.levels,
+                    slo=plan.spec.gates.latency.slo,
+                    search=plan.spec.gates.latency.search,
                 ),
                 on_progress=context.progress.fraction,
                 check_server=server.check,
@@ -147,12 +161,59 @@ def _measure(
             ready_s=round(server.ready_s, 2),
             engine_init_s=proof.engine_init_s,
             new_cache_files=proof.new_files,
+            cold_s=bundle.compile_s,
         ),
         accuracy=outcome.accuracy,
         latency=outcome.latency,
         machine=machine,
         toolchain=toolchain,
+        instance=planned.target.instance,
+        search=outcome.search,
+        envelope=envelope_of(outcome.latency),
     )
+
+
+def envelope_of(levels: Sequence[LevelFigures]) -> Envelope | None:
+    """Return the loads that these levels cover together; None if none of them was served."""
+    served = [each for each in levels if each.input_tokens and each.output_tokens]
+    if not served:
+        return None
+
+    def both(ranges: Iterable[tuple[int, int] | None]) -> tuple[int, int]:
+        known = [each for each in ranges if each]
+        return min(low for low, _ in known), max(high for _, high in known)
+
+    return Envelope(
+        input_tokens=both(each.input_tokens for each in served),
+        output_tokens=both(each.output_tokens for each in served),
+        max_concurrency=max(each.peak_concurrency or 1 for each in served),
+        max_requests_per_s=max(each.figures.get("requests_per_s", 0.0) for each in served),
+    )
+
+
+def _refuse_other_machine(planned: PlannedTarget, kind: Mapping[str, Any], what: str) -> None:
+    """Refuse figures of another kind of machine or driver than the plan's id stands for."""
+    differing = [name for name, value in planned.machine.items() if kind.get(name) != value]
+    if differing:
+        there = ", ".join(f"{name} {kind.get(name) or 'unknown'}" for name in differing)
+        wanted = ", ".join(f"{name} {planned.machine[name]}" for name in differing)
+        raise BadInput(
+            f"{what} on {there}, and the plan of target {planned.target.name} is for {wanted}.",
+            hint="Figures of two kinds of machines are two measurements: plan again where it is "
+            "measured, or correct steps.neuron_driver of the environments file.",
+        )
+
+
+def _refuse_other_driver(stored: Measurement, driver: str) -> None:
+    """Refuse figures of another driver than this node's, where the plan knew of none."""
+    then = stored.kind.get("neuron_driver", "")
+    if driver and driver != then:
+        raise BadInput(
+            f"Measurement {stored.measurement_id} was made with Neuron driver {then or 'unknown'}, "
+            f"and this node has {driver}.",
+            hint=f"Write `neuron_driver: {driver}` below `steps` in the environments file, so that "
+            "plans tell the two apart, and start a new release.",
+        )
 
 
 def _prove(

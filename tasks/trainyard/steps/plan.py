@@ -11,18 +11,22 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from trainyard.canonical import digest
 from trainyard.documents.artifacts import CheckpointManifest
 from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.channel import Channel
-from trainyard.documents.plan import EvalAssets, Plan, ReleaseRequest
+from trainyard.documents.measurement import machine_kind
+from trainyard.documents.plan import EvalAssets, Plan, Price, ReleaseRequest
 from trainyard.documents.proof import Proof
 from trainyard.errors import BadInput, Conflict, NotFound
 from trainyard.kubernetes.step_pod import StepWork, place_warnings
 from trainyard.lanes.neuron_common import UNPROVEN_PAIR
 from trainyard.lanes.neuron_memory import memory_problems, memory_warnings
 from trainyard.lanes.registry import get_lane
+from trainyard.measure.machine import describe_machine
+from trainyard.prices import price_of
 from trainyard.proofs import Proofs, read_proofs
 from trainyard.releases import load_release
 from trainyard.settings import Settings
@@ -47,6 +51,7 @@ from trainyard.steps.planning import (
     destination_problems,
     explain,
     make_plan,
+    price_problems,
     refuse,
     unproven_problems,
 )
@@ -131,11 +136,13 @@ def plan(
                 baselines=_baselines(request, spec.model, target, environments, context),
                 place=place,
                 proof=proofs.of(target),
+                price=price_of(target.instance, settings),
             )
             for target in targets
         ),
         checkpoint_digest=checkpoint_digest,
     )
+    refuse("The request", price_problems(spec, facts.targets))
     if environments is not None:
         _refuse_skipped_environments(facts, environments, context)
     made = make_plan(
@@ -222,6 +229,7 @@ def _target_facts(
     baselines: Mapping[str, str],
     place: KubernetesSteps | None,
     proof: Proof | None,
+    price: Price | None,
 ) -> TargetFacts:
     lane, config = get_lane(target.lane), architecture.config
     size = loaded_bytes(architecture.tensors, target.dtype)
@@ -239,8 +247,16 @@ def _target_facts(
         toolchain=toolchain.versions,
         serving=lane.serving_settings(target, served_model_name=spec.client_model_name),
         baselines=baselines,
+        machine=_machine(target, place),
+        price=price,
         warnings=tuple(warnings),
     )
+
+
+def _machine(target: Target, place: KubernetesSteps | None) -> dict[str, Any]:
+    """Return what is known of the machine that will measure: this one, unless pods do."""
+    seen = describe_machine() if place is None else {"neuron_driver": place.neuron_driver}
+    return machine_kind(seen, target.instance)
 
 
 def _environments(settings: Settings, *, needed: bool) -> Environments | None:
