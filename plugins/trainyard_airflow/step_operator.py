@@ -16,6 +16,7 @@ from airflow.sdk import BaseOperator, Context
 from trainyard_airflow.exceptions import outcome_exception
 from trainyard_airflow.hub_credentials import SOURCE_STEPS, hub_credentials
 from trainyard_airflow.identity import requested_by
+from trainyard_airflow.report_link import LINKED_STEPS, ReportLink
 
 Interpreter = Literal["control", "serve"]
 
@@ -59,6 +60,8 @@ class StepOperator(BaseOperator):
         self.interpreter = interpreter
         self.status_name = status_name or step
         self._process: subprocess.Popen[str] | None = None
+        if step in LINKED_STEPS:
+            self.operator_extra_links = (ReportLink(),)
 
     def execute(self, context: Context) -> str:
         """Run the step, log what it prints, and raise what its exit code means."""

@@ -198,7 +198,11 @@ def _comparison(
         note=observed.note,
         spread=observed.spread,
     )
-    return _doubted(expectation, _spread_of_difference(observed, stable, factor))
+    return _doubted(
+        expectation,
+        _spread_of_difference(observed, stable, factor),
+        "With the repeats of both releases it may be",
+    )
 
 
 def _spread_of_difference(

@@ -102,7 +102,18 @@ def _kept(check: Check) -> str:
 def _broken(check: Check) -> str:
     if check.observed is None:
         return f"{check.what} has no figure ({check.bound} is needed)"
+    if check.outcome == "warn" and _is_kept(check):
+        return f"{check.what} is {_figure(check)}, and {check.bound} lies inside its spread"
     return f"{check.what} is {_figure(check)} ({check.bound} is needed)"
+
+
+def _is_kept(check: Check) -> bool:
+    """Tell whether the figure itself is inside its bounds."""
+    low, high = check.minimum, check.maximum
+    observed = check.observed
+    return observed is not None and not (
+        (low is not None and observed < low) or (high is not None and observed > high)
+    )
 
 
 def _figure(check: Check) -> str:
