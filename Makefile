@@ -51,8 +51,7 @@ demo: setup ## Run a whole release on this machine: train, compile, gate, canary
 
 .PHONY: test
 test: test-packages setup check ## Run the checks, then the unit, integration and end-to-end tests
-	@$(RUN)/pytest --numprocesses 2 --dist worksteal tests/integration tests/unit
-	@$(RUN)/pytest tests/e2e
+	@.ci/tests $(RUN)/pytest
 
 .PHONY: soak
 soak: test-packages setup ## Run the long tests and the benchmarks, and print their figures

@@ -47,9 +47,10 @@ node_cache = typer.Typer(
 STEPS = "Steps of a release"
 LOOK = "Look at things"
 ASK = "Ask an Airflow"
+SERVE = "Serve releases"
 PLATFORM = "The platform on this machine"
 
-app.add_typer(node_cache, name="node-cache", rich_help_panel=PLATFORM)
+app.add_typer(node_cache, name="node-cache", rich_help_panel=SERVE)
 app.add_typer(store_app, name="store", rich_help_panel=LOOK)
 app.add_typer(render_app, name="render", rich_help_panel=LOOK)
 app.add_typer(presets_app, name="presets", rich_help_panel=LOOK)
@@ -575,7 +576,7 @@ channel_app = typer.Typer(
     help="Show a channel, or make its route in a cluster.",
     no_args_is_help=True,
 )
-app.add_typer(channel_app, name="channel", rich_help_panel=LOOK)
+app.add_typer(channel_app, name="channel", rich_help_panel=SERVE)
 
 
 @channel_app.command("show")
@@ -1067,7 +1068,7 @@ def demo() -> None:
     raise typer.Exit(code)
 
 
-@app.command(rich_help_panel=PLATFORM)
+@app.command(rich_help_panel=SERVE)
 def materialize(
     release: Annotated[str, typer.Argument(help="Id of the release.", show_default=False)],
     folder: Annotated[
@@ -1106,7 +1107,7 @@ def materialize(
         _fail(error)
 
 
-@app.command(rich_help_panel=PLATFORM)
+@app.command(rich_help_panel=SERVE)
 def adopt(
     model: ModelArgument,
     environment: EnvironmentArgument,

@@ -60,8 +60,8 @@ def environment(
     identity: Annotated[
         str,
         typer.Option(
-            help="Whose rights on the store to compare: plan, download, compile, measure, gate, "
-            "publish, rollout, serving or doctor. Empty: none.",
+            help="Whose rights on the store to compare: the name of a role of docs/rights.md "
+            "without `trainyard-`, such as compile or guard. Empty: none.",
             show_default=False,
         ),
     ] = "",

@@ -28,6 +28,7 @@ from trainyard.kubernetes.labels import PREFIX, route_name
 from trainyard.lanes.neuron_common import chips_needed
 from trainyard.lanes.neuron_support import driver_problem, parse_image
 from trainyard.proofs import Proofs
+from trainyard.serving.kubernetes.guard import ELECTION
 from trainyard.spec.environments import Environment
 from trainyard.spec.kubernetes import KubernetesServing
 from trainyard.spec.model import Target
@@ -41,25 +42,37 @@ does."""
 HEALTH = "NeuronHealth"
 """Condition that AWS's node problem detector sets; False: a device is broken."""
 
-_NEEDED: Mapping[str, tuple[tuple[Kind, tuple[str, ...]], ...]] = {
+
+@dataclass(frozen=True)
+class Need:
+    """What an identity must be able to do with one kind of object."""
+
+    kind: Kind
+    verbs: tuple[str, ...]
+    name: str = ""
+    """Only to the object of this name; empty: to all."""
+
+
+NEEDS: Mapping[str, tuple[Need, ...]] = {
     "rollout": (
-        (DEPLOYMENT, ("get", "list", "create", "patch", "delete")),
-        (SERVICE, ("get", "list", "create", "patch", "delete")),
-        (DISRUPTION_BUDGET, ("create", "patch", "delete")),
-        (AUTOSCALER, ("get", "list", "patch")),
-        (POD, ("get", "list")),
-        (EVENT, ("list",)),
-        (HTTP_ROUTE, ("get", "list")),
-        (LEASE, ("get", "create", "patch")),
+        Need(DEPLOYMENT, ("get", "list", "create", "patch", "delete")),
+        Need(SERVICE, ("get", "list", "create", "patch", "delete")),
+        Need(DISRUPTION_BUDGET, ("create", "patch", "delete")),
+        Need(AUTOSCALER, ("get", "list", "patch")),
+        Need(POD, ("get", "list", "patch")),
+        Need(EVENT, ("list",)),
+        Need(HTTP_ROUTE, ("get", "list")),
+        Need(LEASE, ("get", "create", "patch")),
     ),
     "guard": (
-        (HTTP_ROUTE, ("get", "list", "watch", "patch")),
-        (LEASE, ("get", "list", "watch", "create", "update")),
-        (POD, ("get", "list", "watch")),
+        Need(HTTP_ROUTE, ("get", "list", "watch", "patch")),
+        Need(LEASE, ("get", "list", "watch", "create")),
+        Need(LEASE, ("update",), ELECTION),
+        Need(POD, ("get", "list", "watch")),
     ),
 }
-"""Rights by identity, as `k8s/` gives them; guard and rollout are different identities on purpose:
-only the guard moves traffic."""
+"""Rights by identity, no more than `k8s/` gives; guard and rollout are different identities on
+purpose: only the guard moves traffic."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +132,14 @@ def _one_by_one(*looks: tuple[str, Any]) -> Iterator[Check]:
 
 def _rights(cluster: Cluster, place: KubernetesServing, identity: str) -> Iterator[Check]:
     lacking = []
-    for kind, verbs in _NEEDED[identity]:
-        refused = [verb for verb in verbs if not _may(cluster, place.namespace, kind, verb)]
+    for need in NEEDS[identity]:
+        refused = [
+            verb
+            for verb in need.verbs
+            if not _may(cluster, place.namespace, need.kind, verb, need.name)
+        ]
         if refused:
-            lacking.append(f"{'/'.join(refused)} {kind.plural}")
+            lacking.append(f"{'/'.join(refused)} {need.kind.plural}")
     if lacking:
         yield fail(
             "cluster: rights",
@@ -140,9 +157,14 @@ def _rights(cluster: Cluster, place: KubernetesServing, identity: str) -> Iterat
         )
 
 
-def _may(cluster: Cluster, namespace: str, kind: Kind, verb: str) -> bool:
-    group = "" if "/" not in kind.api_version else kind.api_version.split("/", 1)[0]
-    attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": kind.plural}
+def _may(cluster: Cluster, namespace: str, kind: Kind, verb: str, name: str = "") -> bool:
+    attributes = {
+        "namespace": namespace,
+        "verb": verb,
+        "group": kind.group,
+        "resource": kind.plural,
+        "name": name,
+    }
     answer = cluster.create(
         SELF_REVIEW,
         {

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 
+from trainyard.deploy.rights import COMPARED, ROLES
 from trainyard.doctor.report import Check, failed, ok, warn
 from trainyard.doctor.report import fail as wrong
 from trainyard.errors import BadInput, Conflict, TrainyardError
 from trainyard.store.protocol import Store
 
-WRITERS: Mapping[str, tuple[str, ...]] = {
-    "plan": ("plans", "evals", "status", "locks"),
-    "download": ("checkpoints", "status", "locks"),
-    "compile": ("bundles", "status", "locks"),
-    "measure": ("measurements", "status", "locks"),
-    "gate": ("verdicts", "reports", "status", "locks"),
-    "publish": ("releases", "attestations", "status", "locks"),
-    "rollout": ("channels", "rollouts", "attestations", "status", "locks"),
-    "serving": (),
-    "doctor": ("proofs",),
-}
-"""Folders that each identity writes; all others it only reads."""
+_PROBE = ".trainyard/*"
+"""Where every store is probed when it is opened; so it needs no trial here."""
 
-MUTABLE = "locks"
-"""Folder whose documents change; most others are written once, and policies say so."""
-EVERY = tuple(sorted({folder for folders in WRITERS.values() for folder in folders}))
+WRITERS: Mapping[str, tuple[str, ...]] = {
+    role.account.removeprefix("trainyard-"): tuple(key for key in role.writes if key != _PROBE)
+    for role in ROLES
+}
+"""Patterns of keys that each identity writes, as its policy says; all others it only reads."""
+
+EVERY = tuple(sorted({pattern for patterns in WRITERS.values() for pattern in patterns}))
 
 
 def store_checks(store: Store, identity: str = "") -> Iterator[Check]:
@@ -36,39 +32,46 @@ def store_checks(store: Store, identity: str = "") -> Iterator[Check]:
         identity: whose rights these should be, a key of `WRITERS`; empty: not compared.
     """
     yield ok("store", f"{store.url} answers.")
-    may: list[str] = []
+    may: dict[str, str] = {}
     may_not: dict[str, TrainyardError] = {}
-    left: list[str] = []
-    for folder in EVERY:
-        key = f"{folder}/doctor-{secrets.token_hex(6)}"
+    for pattern in EVERY:
+        # Names of their own: in a folder, one key cannot lie below another.
+        key = pattern.replace("*", f"doctor-{secrets.token_hex(6)}")
         try:
             store.create(key, b"written by trainyard doctor\n")
         except BadInput as error:
-            may_not[folder] = error
+            may_not[pattern] = error
         except TrainyardError as error:
-            yield failed(f"store: {folder}", error)
-            return
+            yield failed(f"store: {pattern}", error)
+            break
         else:
-            may.append(folder)
-            if folder == MUTABLE:
-                yield _conditional(store, key)
-            left += _remove(store, key)
+            may[pattern] = key
+    else:
+        compared = [key for key in may.values() if _fits(key, COMPARED)]
+        if compared:
+            yield _conditional(store, compared[0])
+        yield from _rights(may, may_not, identity)
+    left = [key for key in may.values() if not _remove(store, key)]
     if left:
         yield warn(
             "store: left behind",
             f"This identity may not remove what it writes; left are {', '.join(left)}.",
             "As it should be for most. Remove them as somebody who may: nothing needs them.",
         )
-    yield from _rights(may, may_not, identity)
 
 
-def _remove(store: Store, key: str) -> list[str]:
-    """Remove a key of ours; return it if that is not allowed."""
+def _fits(key: str, patterns: tuple[str, ...]) -> bool:
+    """Is a key named by one of the patterns? As in a policy, a star stands for slashes too."""
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _remove(store: Store, key: str) -> bool:
+    """Remove a key of ours, if that is allowed and can be done now."""
     try:
         store.delete(key)
-    except BadInput:
-        return [key]
-    return []
+    except TrainyardError:
+        return False
+    return True
 
 
 def _conditional(store: Store, key: str) -> Check:
@@ -99,7 +102,7 @@ _NO_PROMISES = (
 
 
 def _rights(
-    may: list[str], may_not: Mapping[str, TrainyardError], identity: str
+    may: Mapping[str, str], may_not: Mapping[str, TrainyardError], identity: str
 ) -> Iterator[Check]:
     name = "store: rights"
     if not identity:
@@ -116,8 +119,8 @@ def _rights(
             yield ok(name, f"This identity writes all of {', '.join(may)}.")
         return
     wanted = WRITERS[identity]
-    lacking = [folder for folder in wanted if folder in may_not]
-    beyond = [folder for folder in may if folder not in wanted]
+    lacking = [pattern for pattern in wanted if pattern in may_not]
+    beyond = [pattern for pattern, key in may.items() if not _fits(key, wanted)]
     if lacking:
         yield wrong(
             name,

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from trainyard.canonical import digest, short
 from trainyard.documents.base import Document, Frozen
+from trainyard.documents.forecast import RolloutForecast
 from trainyard.spec.model import ModelSpec, Target
 
 
@@ -105,6 +106,8 @@ class Plan(Document):
     """Task files and prompts of the spec, frozen with the plan."""
     targets: tuple[PlannedTarget, ...]
     steps: tuple[PlannedStep, ...]
+    rollouts: tuple[RolloutForecast, ...] = ()
+    """What the way into each environment asked for will take, in their order."""
 
     def target(self, name: str) -> PlannedTarget:
         """Return the planned target of that name; KeyError if there is none."""

@@ -18,6 +18,11 @@ class Kind:
     """As in the API's path."""
     namespaced: bool = True
 
+    @property
+    def group(self) -> str:
+        """Group of the API, as in a role; empty for the core group."""
+        return self.api_version.rpartition("/")[0]
+
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         """Return the path of an object, or of the collection if `name` is empty."""
         root = "/api/v1" if self.api_version == "v1" else f"/apis/{self.api_version}"

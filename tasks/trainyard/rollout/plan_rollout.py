@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -86,8 +87,37 @@ def plan_rollout(
     _refuse_unproven_target(
         release, name, environment, proven, accepted=force and bool(reason.strip())
     )
-    spec = release.spec.rollout
-    kind = "canary" if channel.stable else "bootstrap"
+    return promotion_plan(
+        channel,
+        release.spec.rollout,
+        environment,
+        drain_timeout_s=drain_timeout_s,
+        stable_servers=stable_servers,
+    )
+
+
+def promotion_plan(
+    channel: Channel,
+    spec: RolloutSpec,
+    environment: Environment,
+    *,
+    drain_timeout_s: float,
+    stable_servers: int = 0,
+) -> RolloutPlan:
+    """Return what promoting a release with these settings would do, pinned.
+
+    Args:
+        channel: as it is now, or as it would be.
+        spec: the release's settings.
+        environment: where.
+        drain_timeout_s: seconds that running requests may take when servers go.
+        stable_servers: as for `plan_rollout`.
+
+    Raises:
+        BadInput: the settings make no sense, or the environment has too few devices.
+    """
+    kind: Literal["canary", "bootstrap"] = "canary" if channel.stable else "bootstrap"
+    name = channel.environment
     spec, stable_replicas = _sizes(channel, spec, stable_servers)
     capacity = _capacity(spec, environment, name, stable_replicas)
     plan = RolloutPlan(

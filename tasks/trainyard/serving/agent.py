@@ -30,6 +30,7 @@ from trainyard.serving.keeper import (
 )
 from trainyard.serving.local_host import LocalHost, slots
 from trainyard.serving.process import ServerProcess
+from trainyard.serving.process_log import log_to_stderr
 from trainyard.serving.records import (
     DesiredServers,
     ObservedServer,
@@ -155,9 +156,7 @@ def run_agent(settings: Settings, means: Means | None = None) -> None:
     Raises:
         Busy: another agent runs for this home.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # One line for each health check would bury everything else.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_stderr()
     stop = threading.Event()
     with only_one(ServingPaths.of(settings).agent_lock, "agent"):
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -21,6 +21,7 @@ import uvicorn
 from trainyard.errors import BadInput, TrainyardError
 from trainyard.serving import status_socket
 from trainyard.serving.guard_loop import Guard
+from trainyard.serving.process_log import log_to_stderr
 from trainyard.serving.proxy_app import ProxyApp
 from trainyard.serving.proxy_metrics import ProxyMetrics
 from trainyard.serving.records import (
@@ -51,7 +52,7 @@ def run_proxy(settings: Settings, store: Store | None = None) -> None:
         Busy: another proxy runs for this home.
         BadInput: the port that the settings name is taken.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     paths = ServingPaths.of(settings)
     with only_one(paths.proxy_lock, "proxy"):
         earlier = read_record(paths.proxy, ProxyRecord)

@@ -365,6 +365,12 @@ class RolloutSpec(SpecPart):
     """Seconds that a candidate may take to become ready."""
     judge: JudgeSettings = JudgeSettings()
     """How the candidate is compared with the stable release."""
+    expected_rps: float | None = Field(default=None, gt=0)
+    """Requests a second that a channel is expected to get, for the plan's forecast. Empty: what the
+    channel's last rollout saw."""
+    on_scarce_evidence: Literal["refuse", "warn"] = "refuse"
+    """What the plan does with a release that could hardly be proven in `max_duration_s`, however
+    good it is: `refuse` it, before anything is compiled, or `warn`."""
 
 
 class Refresh(SpecPart):

@@ -40,6 +40,7 @@ from trainyard.spec.environments import Environments
 from trainyard.spec.kubernetes import KubernetesSteps
 from trainyard.spec.loader import Catalogue, load_environments, load_spec
 from trainyard.spec.model import ModelSpec, Target
+from trainyard.steps import forecasting
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.place import pod_problems
 from trainyard.steps.planning import (
@@ -150,6 +151,7 @@ def plan(
     )
     if place is not None:
         refuse("The request", list(pod_problems(made, place, settings, now=datetime.now(UTC))))
+    made = _with_forecasts(made, environments, context)
     _store_assets(store, assets, files)
     return _store_plan(made, context)
 
@@ -403,6 +405,26 @@ def _refuse_skipped_environments(
     refuse("The request", problems)
 
 
+def _with_forecasts(made: Plan, environments: Environments | None, context: StepContext) -> Plan:
+    """Return the plan with what its rollouts will take; raise BadInput if one is in vain."""
+    if environments is None:
+        return made
+    rollout = made.spec.rollout
+    found = tuple(
+        forecasting.forecast(
+            context.store,
+            made.spec.model,
+            name,
+            environments.environments[name],
+            rollout,
+            drain_timeout_s=context.settings.drain_timeout_s,
+        )
+        for name in dict.fromkeys(made.request.environments)
+    )
+    refuse("The request", [each for one in found for each in forecasting.problems(one, rollout)])
+    return made.model_copy(update={"rollouts": found})
+
+
 def _assets(
     spec: ModelSpec, folder: Path
 ) -> tuple[EvalAssets | None, dict[str, tuple[Path, FileEntry]]]:
@@ -452,7 +474,17 @@ def _result(stored: Plan, newest: Plan, context: StepContext, *, reused: bool) -
         for planned in newest.targets
         for warning in planned.warnings
     ]
-    for text in (*(f"Warning for {warning}" for warning in warnings), *map(str, lines)):
+    warnings += [
+        f"{one.environment}: {warning}"
+        for one in newest.rollouts
+        for warning in forecasting.warnings(one, newest.spec.rollout)
+    ]
+    rollouts = [line for one in newest.rollouts for line in forecasting.sentences(one)]
+    for text in (
+        *(f"Warning for {warning}" for warning in warnings),
+        *map(str, lines),
+        *(f"rollout {line}" for line in rollouts),
+    ):
         context.progress.say(text)
     running = [f"{line.step} {line.target}".strip() for line in lines if line.will_run]
     what = f"Will run: {', '.join(running)}." if running else "Everything exists already."
@@ -464,6 +496,7 @@ def _result(stored: Plan, newest: Plan, context: StepContext, *, reused: bool) -
             "plan_id": stored.plan_id,
             "revision": stored.revision,
             "warnings": warnings,
+            "rollouts": rollouts,
             "steps": [
                 {
                     "step": line.step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ from tests.fake_cluster import FakeCluster
 from tests.unit.lanes.neuron_targets import CPU, NATIVE, changed
 from tests.unit.proof_files import IMAGE, proof
 
+from trainyard.deploy.manifests import AIRFLOW_NAMESPACE, load_overlay
+from trainyard.deploy.rbac import rights
 from trainyard.doctor.cluster_checks import (
     DEVICE,
     DRIVER_LABEL,
     HEALTH,
     INSTANCE_LABEL,
+    NEEDS,
     Served,
     cluster_checks,
 )
@@ -123,6 +127,30 @@ def test_rights_that_are_missing_are_named(fake: FakeCluster) -> None:
     found = examined(fake)["cluster: rights"]
     assert found.state == "fail"
     assert "create/delete deployments" in found.found
+
+
+@pytest.mark.parametrize(
+    ("identity", "account"),
+    [
+        ("rollout", f"{AIRFLOW_NAMESPACE}/trainyard-airflow-triggerer"),
+        ("guard", "{serving}/trainyard-guard"),
+    ],
+)
+def test_nothing_is_asked_for_that_the_roles_do_not_give(identity: str, account: str) -> None:
+    overlay = load_overlay(Path(__file__).parents[3] / "k8s", "production")
+    account = account.format(serving=overlay.parameter("namespace"))
+    given = {
+        (right.resource, right.verb, right.name)
+        for right in rights(overlay.objects)
+        if right.account == account
+    }
+    asked = {
+        (f"{need.kind.plural}.{need.kind.group}".rstrip("."), verb, need.name)
+        for need in NEEDS[identity]
+        for verb in need.verbs
+    }
+    assert asked
+    assert asked <= given
 
 
 def test_only_the_guard_should_be_able_to_move_traffic(fake: FakeCluster) -> None:

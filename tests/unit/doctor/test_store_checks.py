@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,13 @@ from trainyard.store.folder import FolderStore
 
 
 class Narrow(FolderStore):
-    """A store whose identity may write some folders only."""
+    """A store whose identity may write some keys only."""
 
-    folders: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
 
     def create(self, key: str, data: bytes) -> str:
         """Write where it may."""
-        if not key.startswith(tuple(f"{folder}/" for folder in self.folders)):
+        if not any(fnmatchcase(key, pattern) for pattern in self.patterns):
             raise BadInput(f"AccessDenied: {key}")
         return super().create(key, data)
 
@@ -44,9 +45,9 @@ def states(checks: list[Check]) -> dict[str, str]:
     return {check.name: check.state for check in checks}
 
 
-def narrow(folder: Path, *folders: str) -> Narrow:
+def narrow(folder: Path, *patterns: str) -> Narrow:
     store = Narrow(folder)
-    store.folders = folders
+    store.patterns = patterns
     return store
 
 
@@ -72,7 +73,7 @@ def test_who_may_remove_nothing_is_told_what_is_left(tmp_path: Path) -> None:
 def test_each_identity_has_rights_of_its_own(tmp_path: Path, identity: str) -> None:
     exact = list(store_checks(narrow(tmp_path, *WRITERS[identity]), identity))
     assert states(exact)["store: rights"] == "ok"
-    if identity != "serving":
+    if WRITERS[identity]:
         nothing = list(store_checks(narrow(tmp_path), identity))
         assert states(nothing)["store: rights"] == "fail"
     everything = list(store_checks(narrow(tmp_path, *EVERY), identity))
@@ -81,11 +82,21 @@ def test_each_identity_has_rights_of_its_own(tmp_path: Path, identity: str) -> N
     assert "no need of" in rights.found
 
 
+def test_a_step_that_writes_its_part_of_a_folder_is_not_told_it_lacks_the_rest(
+    tmp_path: Path,
+) -> None:
+    """Verdicts lie beside promotions and rejections, which are not `publish`'s to write."""
+    store = narrow(tmp_path, *WRITERS["publish"])
+    assert states(list(store_checks(store, "publish")))["store: rights"] == "ok"
+    store.patterns = (*WRITERS["publish"], "attestations/*")
+    assert states(list(store_checks(store, "publish")))["store: rights"] == "warn"
+
+
 def test_without_an_identity_rights_are_only_told(tmp_path: Path) -> None:
-    for folders in ((), ("plans",)):
+    for patterns in ((), ("plans/*",)):
         (rights,) = [
             check
-            for check in store_checks(narrow(tmp_path, *folders))
+            for check in store_checks(narrow(tmp_path, *patterns))
             if check.name == "store: rights"
         ]
         assert rights.state == "warn"

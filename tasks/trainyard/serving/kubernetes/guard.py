@@ -55,6 +55,7 @@ from trainyard.serving.kubernetes.route import (
     wanted_route,
 )
 from trainyard.serving.lease import LeaseState
+from trainyard.serving.process_log import log_to_stderr
 from trainyard.settings import Settings
 from trainyard.store.factory import open_store
 
@@ -334,7 +335,7 @@ def run_guard(settings: Settings, names: Sequence[str] = ()) -> None:
     Raises:
         BadInput: there is no such environment, or no cluster.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     places = ServingPlaces.load(settings, names)
     # A request must not outlast the leadership that it relies on.
     timeout_s = min(settings.kube_timeout_s, Election.RENEW_WITHIN_S / 2)

@@ -38,6 +38,7 @@ from trainyard.serving.kubernetes.route import (
     record_of,
     split_weights,
 )
+from trainyard.serving.process_log import log_to_stderr
 from trainyard.serving.proxy_app import ProxyApp
 from trainyard.serving.proxy_metrics import ProxyMetrics
 from trainyard.serving.route import Endpoint, Route, Upstream, take_idle
@@ -107,7 +108,7 @@ def run_follower(settings: Settings, names: Sequence[str] = ()) -> None:
     Raises:
         BadInput: there is no such environment, or no cluster.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     places = ServingPlaces.load(settings, names)
     cluster = places.connect(settings)
     sockets = [

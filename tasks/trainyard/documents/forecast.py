@@ -1,0 +1,59 @@
+"""What a release's way into an environment will take, as the plan sees it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import Field
+
+from trainyard.documents.base import Frozen
+
+
+class Traffic(Frozen):
+    """The requests that a channel gets."""
+
+    requests_per_s: float = Field(gt=0)
+    error_share: float = Field(default=0.001, ge=0, le=1)
+    seen_at: datetime | None = None
+    """When it was seen last; None: the spec says so (`rollout.expected_rps`)."""
+    seen_for_s: float = 0.0
+    """Over how many seconds."""
+
+
+class StepForecast(Frozen):
+    """One step of a canary."""
+
+    weight: int
+    """Percent of the traffic that the candidate has."""
+    hold_s: float
+    """Seconds that it lasts at least."""
+    servers: int
+    """Servers of the candidate."""
+    candidate_requests: int | None
+    """Requests that the candidate gets in them; None where the traffic is not known."""
+
+
+class RolloutForecast(Frozen):
+    """One environment that was asked for."""
+
+    environment: str
+    kind: str
+    """`canary`, or `bootstrap` where nothing serves yet."""
+    steps: tuple[StepForecast, ...]
+    bake_s: float
+    max_duration_s: float
+    servers_needed: int
+    """Most servers of the model that run at the same time."""
+    servers_free: int
+    """Servers that the environment has room for beside those of other models."""
+    traffic: Traffic | None = None
+    """None: nobody knows it."""
+    promoted_share: float | None = None
+    """Share of good releases that the judge would promote within `max_duration_s`; None where the
+    traffic is not known or nothing is compared."""
+    verdict_median_s: float | None = None
+    """Seconds of exposure until half of them would be promoted; None: fewer would."""
+    verdict_most_s: float | None = None
+    """As `verdict_median_s`, nine in ten."""
+    verdict_requests: int | None = None
+    """Requests to the candidate until `verdict_median_s`."""

@@ -1,0 +1,291 @@
+"""What a canary will take, said before anything is done: rehearsed with the judge itself. Pure.
+
+A release that is no different from the stable one is simulated at the traffic that the channel has,
+many times, under the plan and the judge that the rollout would have; requests, latencies and errors
+vary as the judge's covariance says they do. When the judge would promote it is when the rollout
+will, and how many of these good releases it would not promote in time is what nobody wants to find
+out after an hour of compiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.documents.channel import RolloutPlan
+from trainyard.documents.evidence import Block, Covariance, Track
+from trainyard.documents.forecast import StepForecast, Traffic
+from trainyard.documents.look import RouteCounters, Snapshot
+from trainyard.rollout.judge.blocks import PairedBlock, closed_blocks
+from trainyard.rollout.judge.combine import path_of
+from trainyard.rollout.state_machine import candidate_target
+
+RUNS = 40
+"""Rehearsals: enough to tell a half from nearly all, and over in a few seconds."""
+
+MOST_SLICES = 120
+"""A longer rollout is rehearsed in longer slices."""
+
+MOST_PODS = 16
+"""A larger fleet is rehearsed as one of so many pods a side: with more, noise is less still."""
+
+LATE_SHARE = 0.005
+"""Share of a good release's requests beyond the edge of the tail: the edge leaves at most 1 %."""
+
+ERROR_SHARE = 0.001
+"""Share of failed requests where nobody has seen any traffic."""
+
+_SEED = 20
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What became of a good release."""
+
+    promoted_share: float
+    """Share of the rehearsals in which it was promoted within `max_duration_s`."""
+    median_s: float | None
+    """Seconds of exposure after which half of all rehearsals were; None if fewer ever were."""
+    most_s: float | None
+    """As `median_s`, of nine in ten."""
+    candidate_requests: int | None
+    """Requests that the candidate answers until `median_s`."""
+
+
+def traffic_of(snapshots: Sequence[Snapshot]) -> Traffic | None:
+    """Return the traffic between the oldest and the newest snapshot that can be compared.
+
+    None: there are no two, or nothing arrived between them.
+    """
+    asked = [(each.at, each.route) for each in snapshots if each.route is not None]
+    if not asked:
+        return None
+    newest_at, newest = asked[-1]
+    for at, oldest in asked:
+        seconds = (newest_at - at).total_seconds()
+        if oldest.epoch == newest.epoch and seconds > 0:
+            arrivals = _sum(newest, "arrivals") - _sum(oldest, "arrivals")
+            errors = _sum(newest, "errors") - _sum(oldest, "errors")
+            if arrivals <= 0 or errors < 0:
+                return None
+            return Traffic(
+                requests_per_s=arrivals / seconds,
+                error_share=min(1.0, errors / arrivals),
+                seen_at=newest_at,
+                seen_for_s=seconds,
+            )
+    return None
+
+
+def _sum(counters: RouteCounters, name: str) -> int:
+    return sum(int(getattr(one, name)) for one in counters.releases.values())
+
+
+def steps_of(plan: RolloutPlan, requests_per_s: float | None) -> tuple[StepForecast, ...]:
+    """Return how long each step lasts at least and how many requests the candidate gets in it."""
+    return tuple(
+        StepForecast(
+            weight=step.weight,
+            hold_s=step.hold_s,
+            servers=candidate_target(plan, index),
+            candidate_requests=None
+            if requests_per_s is None
+            else round(requests_per_s * step.hold_s * step.weight / 100),
+        )
+        for index, step in enumerate(plan.steps)
+    )
+
+
+def rehearse(plan: RolloutPlan, traffic: Traffic, *, runs: int = RUNS) -> Rehearsal:
+    """Rehearse a canary of a good release.
+
+    Args:
+        plan: of a canary with steps; latencies are compared from the first step on.
+        traffic: of the channel.
+        runs: rehearsals; the seed is fixed, so the same question has the same answer.
+    """
+    generator = np.random.default_rng(_SEED)
+    slices = _slices(plan)
+    ends = [_promoted_at(list(_rows(plan, slices, traffic, generator)), plan) for _ in range(runs)]
+    found = sorted(end for end in ends if end is not None)
+
+    def reached(share: float) -> float | None:
+        needed = ceil(share * runs)
+        return found[needed - 1] if len(found) >= needed else None
+
+    median_s = reached(0.5)
+    return Rehearsal(
+        promoted_share=len(found) / runs,
+        median_s=median_s,
+        most_s=reached(0.9),
+        candidate_requests=None
+        if median_s is None
+        else round(
+            sum(
+                traffic.requests_per_s * one.length_s * one.weight / 100
+                for one in slices
+                if one.end_s <= median_s
+            )
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Slice:
+    end_s: float
+    length_s: float
+    weight: int
+    stable_pods: int
+    candidate_pods: int
+
+
+def _slices(plan: RolloutPlan) -> list[_Slice]:
+    """Cut the rollout: the steps one after the other, the last one until `max_duration_s`."""
+    length_s = max(plan.judge.block_s, plan.max_duration_s / MOST_SLICES)
+    ends = np.cumsum([step.hold_s for step in plan.steps])
+    slices = []
+    for number in range(max(1, int(plan.max_duration_s / length_s))):
+        start_s = number * length_s
+        index = min(int(np.searchsorted(ends, start_s, side="right")), len(plan.steps) - 1)
+        candidates = candidate_target(plan, index)
+        stables = plan.stable_replicas
+        if plan.capacity == "replace":
+            stables = plan.stable_replicas + 1 - candidates
+        slices.append(
+            _Slice(
+                end_s=start_s + length_s,
+                length_s=length_s,
+                weight=plan.steps[index].weight,
+                stable_pods=min(MOST_PODS, max(1, stables)),
+                candidate_pods=min(MOST_PODS, candidates),
+            )
+        )
+    return slices
+
+
+def _rows(
+    plan: RolloutPlan, slices: Sequence[_Slice], traffic: Traffic, generator: np.random.Generator
+) -> Iterator[Block]:
+    """Yield the rows of one rehearsal, as the driver would have read them."""
+    model = plan.judge.covariance
+    tracks: tuple[tuple[Track, int], ...] = (
+        ("stable", max(one.stable_pods for one in slices)),
+        ("candidate", max(one.candidate_pods for one in slices)),
+    )
+    for track, most_pods in tracks:
+        for pod in range(most_pods):
+            noise = {name: _pod_noise(model, slices, generator) for name in ("ttft", "tpot")}
+            for number, one in enumerate(slices):
+                pods = one.stable_pods if track == "stable" else one.candidate_pods
+                share = one.weight if track == "candidate" else 100 - one.weight
+                if pod >= pods:
+                    continue
+                expected = traffic.requests_per_s * one.length_s * share / 100 / pods
+                requests = int(generator.poisson(expected))
+                at = _Place(one, track, f"{track}-{pod}", requests)
+                yield at.count("errors", generator.binomial(requests, traffic.error_share))
+                yield at.count("ttft_tail", generator.binomial(requests, LATE_SHARE))
+                for name, of_pod in noise.items():
+                    sampling = np.sqrt(model.se2 / max(1, requests))
+                    average = np.exp(of_pod[number] + sampling * generator.standard_normal())
+                    yield at.mean(name, requests * float(average))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What all rows of one pod in one slice have in common."""
+
+    slice: _Slice
+    track: Track
+    pod: str
+    requests: int
+
+    def count(self, metric: str, bad: int) -> Block:
+        return self._row(metric, kind="count", bad=int(bad))
+
+    def mean(self, metric: str, total: float) -> Block:
+        return self._row(metric, kind="mean", total=total)
+
+    def _row(self, metric: str, **figures: Any) -> Block:
+        # Without validation: there are a hundred thousand of them, and all are of our own making.
+        return Block.model_construct(
+            t=self.slice.end_s,
+            duration_s=self.slice.length_s,
+            release=self.track,
+            track=self.track,
+            pod=self.pod,
+            metric=metric,
+            requests=self.requests,
+            weight_candidate=self.slice.weight,
+            **figures,
+        )
+
+
+def _pod_noise(
+    model: Covariance, slices: Sequence[_Slice], generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Return by how much one pod is slower than another of its kind, in log units, a slice each."""
+    lasting = max(model.sb2, model.pod_floor**2)
+    keep = model.rho ** (slices[0].length_s / model.rho_lag_s)
+    drawn = generator.standard_normal((3, len(slices)))
+    slow = np.empty(len(slices))
+    slow[0] = drawn[0, 0]
+    for number in range(1, len(slices)):
+        slow[number] = keep * slow[number - 1] + np.sqrt(1 - keep**2) * drawn[0, number]
+    return np.asarray(
+        np.sqrt(lasting) * drawn[1, 0] + np.sqrt(model.sa2) * slow + np.sqrt(model.nug) * drawn[2]
+    )
+
+
+def _promoted_at(rows: Sequence[Block], plan: RolloutPlan) -> float | None:
+    """Return after how many seconds the judge would promote; None if not, or if it says HARM."""
+    spec = plan.judge
+    proven: list[list[tuple[float, bool]]] = []
+    for metric in spec.metrics:
+        blocks = closed_blocks(rows, metric, spec)
+        path = path_of(blocks, metric, spec)
+        if not blocks or path.first_harm() is not None:
+            return None
+        enough = _enough_at_last_step(blocks, spec.last_weight, spec.min_blocks_last_step)
+        proven.append(
+            [
+                (block.end_s, bool(good) and index >= enough)
+                for index, (block, good) in enumerate(
+                    zip(blocks, path.is_non_inferior(), strict=True)
+                )
+            ]
+        )
+    return _first_moment_of_all(proven, earliest_s=sum(step.hold_s for step in plan.steps))
+
+
+def _enough_at_last_step(blocks: Sequence[PairedBlock], last_weight: int, least: int) -> int:
+    """Return the index of the block from which on enough blocks of the last step are there."""
+    seen = 0
+    for index, block in enumerate(blocks):
+        seen += block.weight >= last_weight
+        if seen >= least:
+            return index
+    return len(blocks)
+
+
+def _first_moment_of_all(
+    proven: Sequence[Sequence[tuple[float, bool]]], *, earliest_s: float
+) -> float | None:
+    """Return the first moment at which the newest block of every metric is proven."""
+    moments = sorted({end_s for path in proven for end_s, _ in path})
+    positions = [-1] * len(proven)
+    for moment in moments:
+        for number, path in enumerate(proven):
+            while positions[number] + 1 < len(path) and path[positions[number] + 1][0] <= moment:
+                positions[number] += 1
+        if moment >= earliest_s and all(
+            position >= 0 and path[position][1]
+            for path, position in zip(proven, positions, strict=True)
+        ):
+            return moment
+    return None

@@ -1,0 +1,126 @@
+"""What a plan says of its rollouts, and when it refuses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from tests.rollout_world import MODEL, QUICK_ROLLOUT
+from tests.unit.rollout.machine import NOW, make_plan, requested, used_channel
+
+from trainyard.documents.channel import Channel
+from trainyard.documents.forecast import RolloutForecast
+from trainyard.documents.look import Look, ReleaseCounters, RouteCounters, Snapshot
+from trainyard.spec.environments import Environment
+from trainyard.spec.model import RolloutSpec
+from trainyard.steps.forecasting import forecast, problems, sentences, warnings
+from trainyard.store.documents import create_document
+from trainyard.store.folder import FolderStore
+from trainyard.store.layout import channel_key
+
+NAME = "production"
+SPEC = RolloutSpec.model_validate(QUICK_ROLLOUT)
+
+
+def spec_with(**changes: object) -> RolloutSpec:
+    return RolloutSpec.model_validate({**QUICK_ROLLOUT, **changes})
+
+
+def seen(
+    store: FolderStore, spec: RolloutSpec = SPEC, *, devices: int = 2
+) -> tuple[RolloutForecast, str]:
+    environment = Environment(target="cpu", devices=devices)
+    found = forecast(store, MODEL, NAME, environment, spec, drain_timeout_s=30.0)
+    return found, "\n".join(sentences(found))
+
+
+def write_channel(store: FolderStore, channel: Channel) -> None:
+    create_document(store, channel_key(channel.model, channel.environment), channel)
+
+
+def write_looks(store: FolderStore, arrivals: Sequence[int]) -> None:
+    """Store the looks of rollout 1, half a minute apart."""
+    for slot, count in enumerate(arrivals):
+        one = ReleaseCounters(arrivals=count, errors=0, in_flight=0)
+        snapshot = Snapshot(
+            at=NOW + timedelta(seconds=30 * slot),
+            phase="holding",
+            step_index=0,
+            pods=(),
+            route=RouteCounters(epoch="one", weights={}, releases={"old": one}),
+        )
+        look = Look(rollout=1, slot=slot, snapshot=snapshot)
+        create_document(store, f"rollouts/{MODEL}/{NAME}/1/looks/{slot:06d}.json", look)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path)
+
+
+def test_a_first_release_is_compared_with_nothing(store: FolderStore) -> None:
+    found, text = seen(store, spec_with(expected_rps=5.0))
+    assert (found.kind, found.promoted_share, found.servers_needed) == ("bootstrap", None, 1)
+    assert "nothing serves there yet" in text
+    assert not [*problems(found, SPEC), *warnings(found, SPEC)]
+
+
+def test_without_known_traffic_nobody_is_told_more_than_the_steps(store: FolderStore) -> None:
+    write_channel(store, used_channel())
+    found, text = seen(store)
+    assert (found.traffic, found.promoted_share) == (None, None)
+    assert "10 % for 30 s, 50 % for 60 s at least" in text
+    assert "rollout.expected_rps" in text
+    assert not [*problems(found, SPEC)]
+
+
+def test_the_last_rollout_tells_the_traffic(store: FolderStore) -> None:
+    write_channel(store, requested(used_channel(), make_plan()))
+    write_looks(store, [0, 100, 300, 600])
+    found, text = seen(store)
+    assert found.traffic is not None
+    assert round(found.traffic.requests_per_s, 1) == 6.7
+    assert found.promoted_share == 1.0
+    assert found.verdict_requests is not None
+    assert found.verdict_requests > 0
+    assert "as seen until 2026-11-22 12:01 UTC" in text
+    assert "100% are in 600 s." in text
+
+
+def test_what_the_spec_expects_counts_more(store: FolderStore) -> None:
+    write_channel(store, requested(used_channel(), make_plan()))
+    write_looks(store, [0, 600])
+    found, text = seen(store, spec_with(expected_rps=50.0))
+    assert found.traffic is not None
+    assert found.traffic.requests_per_s == 50.0
+    assert "as rollout.expected_rps says" in text
+
+
+@pytest.mark.parametrize("wanted", ["refuse", "warn"])
+def test_a_rollout_that_cannot_be_decided_is_refused_unless_the_spec_says_otherwise(
+    store: FolderStore, wanted: str
+) -> None:
+    write_channel(store, used_channel())
+    spec = spec_with(expected_rps=0.05, on_scarce_evidence=wanted)
+    found, text = seen(store, spec)
+    assert found.promoted_share == 0.0
+    assert "fewer than half" in text
+    refused, warned = [*problems(found, spec)], [*warnings(found, spec)]
+    (told,) = refused if wanted == "refuse" else warned
+    assert not (warned if wanted == "refuse" else refused)
+    assert "Only 0% of all releases" in told
+    assert "rollout.max_duration_s" in told
+
+
+def test_servers_of_other_models_take_their_room(store: FolderStore) -> None:
+    write_channel(store, used_channel())
+    other = used_channel().model_copy(update={"model": "other"})
+    write_channel(store, requested(other, make_plan()))
+    elsewhere = used_channel().model_copy(update={"model": "third", "environment": "staging"})
+    write_channel(store, elsewhere)
+    found, _ = seen(store, devices=3)
+    assert (found.servers_needed, found.servers_free) == (2, 1)
+    (told,) = warnings(found, SPEC)
+    assert "room for 1 servers beside those of other models" in told
