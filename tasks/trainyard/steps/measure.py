@@ -287,6 +287,7 @@ def _result(key: str, measurement: Measurement, *, reused: bool) -> StepResult:
                 for level in measurement.latency
                 for figure, value in level.figures.items()
             },
+            **({"search/rate_per_s": measurement.search.rate_per_s} if measurement.search else {}),
         },
     )
 
@@ -299,4 +300,8 @@ def _summary(measurement: Measurement) -> str:
         f"{level.figures.get('output_tokens_per_s', math.nan):.0f} tokens/s"
         for level in measurement.latency
     ]
-    return "; ".join([*scores, *levels]) + "."
+    found = measurement.search
+    rates = (
+        [] if found is None else [f"{found.rate_per_s or 0:.4g} requests a second within the SLO"]
+    )
+    return "; ".join([*scores, *levels, *rates]) + "."
