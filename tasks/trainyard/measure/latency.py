@@ -327,9 +327,20 @@ def _range(values: Iterable[int]) -> tuple[int, int] | None:
 
 
 def _peak(results: Sequence[Mapping[str, Any]]) -> int | None:
-    peaks = [result.get("max_concurrent_requests") for result in results]
-    known = [int(peak) for peak in peaks if peak]
-    return max(known, default=None)
+    """Return the most requests of a run that were in flight at one moment.
+
+    From when each began and how long it took: the benchmark's own figure counts all requests of a
+    second together.
+    """
+    peaks = []
+    for result in results:
+        begins, lasts = result.get("start_times"), result.get("latencies")
+        if begins and lasts:
+            changes = [(begin, 1) for begin in begins]
+            changes += [(begin + last, -1) for begin, last in zip(begins, lasts, strict=True)]
+            # Of what happens at the same moment, ends come first.
+            peaks.append(max(itertools.accumulate(step for _, step in sorted(changes))))
+    return max(peaks, default=None)
 
 
 def _errors(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -45,7 +45,6 @@ def result(**changes: Any) -> dict[str, Any]:
         "output_throughput": 1700.0,
         "request_throughput": 26.5,
         "request_goodput": 24.0,
-        "max_concurrent_requests": 4,
     }
     for number, name in enumerate(("ttft", "tpot", "itl", "e2el"), start=1):
         values |= {f"p{percent}_{name}_ms": number * 100.0 + percent for percent in (50, 90, 99)}
@@ -140,7 +139,7 @@ def detailed() -> dict[str, Any]:
         input_lens=[16, 12, 20, 15],
         output_lens=[5, 9, 1, 0],
         errors=["", "", "", "Traceback (…)\nTimeoutError: too slow"],
-        max_concurrent_requests=3,
+        start_times=[10.0, 10.2, 10.5, 11.0],
     )
 
 
@@ -153,7 +152,8 @@ def test_single_requests_give_distributions_and_the_envelope() -> None:
     assert found.distributions["tpot_ms"] == (100.0,) * 21
     assert found.distributions["e2e_ms"][-1] == 1000.0
     assert (found.input_tokens, found.output_tokens) == ((12, 20), (1, 9))
-    assert found.peak_concurrency == 3
+    # The third begins as the first ends.
+    assert found.peak_concurrency == 2
     assert found.errors == ("TimeoutError: too slow",)
 
 
