@@ -33,12 +33,18 @@ from airflow.sdk import DAG, Param, TaskGroup, TriggerRule, task_group
 from trainyard.documents.plan import plan_id_of_run
 from trainyard_airflow.dag_defaults import (
     DEFAULT_ARGS,
+    RELEASE_STUCK_AFTER,
     START_DATE,
     Tag,
     environments,
+    may_release,
     model_param,
     revision_param,
+    stuck_alert,
+    wait_for_window_param,
 )
+from trainyard_airflow.notify import tell_gate_failed
+from trainyard_airflow.permits import access_control
 from trainyard_airflow.promote_operator import EnsurePromotionOperator
 from trainyard_airflow.release_tasks import collect_releases, plan_targets
 from trainyard_airflow.retries import STEP_RETRIES, STEP_RETRY_POLICY
@@ -61,9 +67,12 @@ with DAG(
     schedule=None,
     start_date=START_DATE,
     catchup=False,
-    max_active_runs=4,
+    # Devices are counted by pools. A run may wait for hours where it is to be promoted.
+    max_active_runs=16,
     default_args=DEFAULT_ARGS,
+    deadline=stuck_alert(RELEASE_STUCK_AFTER),
     tags=[Tag.TRAINYARD, Tag.RELEASE],
+    access_control=access_control([may_release()]),
     render_template_as_native_obj=False,
     user_defined_macros={"plan_id": plan_id_of_run},
     params={
@@ -95,6 +104,7 @@ with DAG(
             "environments file. Empty: publish only.",
             section="Where",
         ),
+        "wait_for_window": wait_for_window_param(),
         "accept_unproven": Param(
             False,
             type="boolean",
@@ -107,6 +117,7 @@ with DAG(
 ):
     plan = PlanOperator(
         task_id="plan",
+        task_display_name="Plan",
         plan_id=PLAN_ID,
         retries=STEP_RETRIES,
         retry_policy=STEP_RETRY_POLICY,
@@ -114,6 +125,7 @@ with DAG(
     )
     download = step_task(
         task_id="download",
+        task_display_name="Download",
         step="download",
         interpreter="serve",
         execution_timeout=timedelta(hours=12),
@@ -125,6 +137,7 @@ with DAG(
         """Everything that one target needs to become a release."""
         compile_bundle = step_task(
             task_id="compile",
+            task_display_name="Compile",
             step="compile",
             target=target,
             interpreter="serve",
@@ -136,6 +149,7 @@ with DAG(
         )
         measure = step_task(
             task_id="measure",
+            task_display_name="Measure",
             step="measure",
             target=target,
             interpreter="serve",
@@ -154,6 +168,8 @@ with DAG(
                 status_name=f"{gate}-gate",
                 target=target,
                 map_index_template="{{ task.target }}",
+                on_failure_callback=tell_gate_failed,
+                task_display_name=f"{gate.capitalize()} gate",
                 doc_md=f"Judge the {gate} figures by the spec's bounds and the stable release.",
                 **STEP_ARGS,
             )
@@ -161,6 +177,7 @@ with DAG(
         ]
         publish = step_task(
             task_id="publish",
+            task_display_name="Publish",
             step="publish",
             target=target,
             map_index_template="{{ task.target }}",
@@ -183,6 +200,7 @@ with DAG(
         for environment in environments():
             promotion = EnsurePromotionOperator(
                 task_id=environment,
+                task_display_name=f"Promote to {environment}",
                 environment=environment,
                 plan_id=PLAN_ID,
                 trigger_rule=TriggerRule.NONE_FAILED,

@@ -8,6 +8,7 @@ codes. Large files (LFS) are on a second origin, as on the Hub, to which no toke
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -15,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -88,6 +89,11 @@ class HubServer:
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.served_bytes = 0
+        self.latency_s = 0.0
+        """Seconds before every answer."""
+        self.most_at_once = 0
+        """Requests that were being answered at the same time."""
+        self._at_once = 0
         self._mutex = threading.Lock()
         self._ended = threading.Event()
         self._servers = [self._serve("hub"), self._serve("cdn")]
@@ -152,6 +158,20 @@ class HubServer:
                     return fault
         return None
 
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Count a request that is being answered, and let it take its time."""
+        with self._mutex:
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            if self.latency_s:
+                self.stall(self.latency_s)
+            yield
+        finally:
+            with self._mutex:
+                self._at_once -= 1
+
     def count(self, size: int) -> None:
         """Count bytes of file contents that were sent."""
         with self._mutex:
@@ -189,10 +209,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the tests' output readable."""
 
     def do_HEAD(self) -> None:
-        self._answer()
+        with self.hub.answering():
+            self._answer()
 
     def do_GET(self) -> None:
-        self._answer()
+        with self.hub.answering():
+            self._answer()
 
     def _answer(self) -> None:
         authorization = self.headers.get("Authorization")

@@ -3,16 +3,19 @@ that was rolled back, one under way; and a login that is told who asks."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import yaml
 from fastapi import FastAPI, HTTPException, Request
 from tests.rollout_world import ENVIRONMENT, MODEL, Behaviour, MemoryStore, World
 from tests.unit.yard import FIGURES, measurement, plan
 
+from trainyard.approvals import Answer, record_answer
 from trainyard.canonical import digest
 from trainyard.documents.base import Provenance
 from trainyard.documents.channel import Channel
@@ -90,12 +93,23 @@ class PageWorld:
     store: Store = field(default_factory=MemoryStore)
     summary: str = ""
     """What the gates say; empty: that they passed."""
+    warnings: tuple[str, ...] = ()
+    """What the verdicts warn of."""
+    policy: Mapping[str, Any] | None = None
+    """Changes to `production` in the environments file."""
 
     def __post_init__(self) -> None:
+        environments = REPOSITORY / "dags" / "environments.yaml"
+        if self.policy is not None:
+            file = yaml.safe_load(environments.read_text())
+            file["environments"][ENVIRONMENT] |= self.policy
+            self.home.mkdir(parents=True, exist_ok=True)
+            environments = self.home / "environments.yaml"
+            environments.write_text(yaml.safe_dump(file, sort_keys=False))
         self.settings = Settings(
             home=self.home,
             catalogue=REPOSITORY / "dags" / "models",
-            environments=REPOSITORY / "dags" / "environments.yaml",
+            environments=environments,
         )
         self.world = World(store=self.store, rate=60.0)
         self.ids: dict[str, str] = {}
@@ -165,6 +179,7 @@ class PageWorld:
                 "target": "cpu",
                 "summary": verdict.summary,
                 "key": key,
+                "warnings": list(self.warnings),
             }
             record_verdict(
                 self.store,
@@ -181,6 +196,33 @@ class PageWorld:
         run_id = f"{PROMOTE}/promote__{self.ids[name]}__g{self.channel.generation}"
         tick = self.world.promote(self.ids[name], run_id=run_id, requested_by="ada", **request)
         self.world.run(tick, until=until)
+
+    def ask_for_approval(self, name: str, *, needs: int = 1, requester: str = "ada") -> str:
+        """Have a promotion wait for people; return its run."""
+        run_id = f"{PROMOTE}/promote__{self.ids[name]}__g{self.channel.generation}"
+        now = datetime.now(UTC)
+        self.say(
+            name, "asked", at=now, run_id=run_id, needs=needs, requested_by=requester,
+            expires_at=(now + timedelta(hours=1)).isoformat(),
+        )  # fmt: skip
+        return run_id
+
+    def later(self, seconds: float) -> datetime:
+        """Return a moment after now, for an answer."""
+        return datetime.now(UTC) + timedelta(seconds=seconds)
+
+    def promote_on(self, name: str) -> None:
+        """Begin to promote a release that is approved, and leave it on its way."""
+        run_id = self.ask_for_approval(name)
+        self.say(name, "approved", at=self.later(1), run_id=run_id, who="bob")
+        self.promote(name, until=lambda channel: channel.weights.candidate > 0)
+
+    def say(self, name: str, answer: Answer, *, at: datetime, run_id: str, **said: Any) -> None:
+        """Have somebody ask or answer."""
+        record_answer(
+            self.store, MODEL, self.ids[name], answer,
+            environment=ENVIRONMENT, run_id=run_id, at=at, **said,
+        )  # fmt: skip
 
     def fill(self) -> None:
         """One release is stable, one was rolled back, and one is on its way."""

@@ -6,18 +6,23 @@ specs and the environments file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 from airflow.sdk import Param
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 from trainyard.names import NAME_PATTERN, RELEASE_ID_PATTERN, REVISION_PATTERN
 from trainyard.settings import get_settings
 from trainyard.spec.environments import Environment
 from trainyard.spec.kubernetes import KubernetesSteps
 from trainyard.spec.loader import Catalogue, load_environments
+from trainyard.spec.outline import RefreshOutline, refresh_outlines
+from trainyard.spec.ways import Allowed
 
 OWNER = "ml-platform"
 START_DATE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -33,6 +38,13 @@ DEFAULT_ARGS: dict[str, Any] = {
 """Tasks are not retried unless they say so: steps do, with a policy; rollouts must not."""
 
 
+OFFERED_RELEASES = 50
+"""Releases that forms suggest, newest first."""
+
+RELEASE_STUCK_AFTER = timedelta(days=2)
+"""When a release that has not ended counts as stuck: longer than its longest steps together."""
+
+
 class Tag(StrEnum):
     """Every tag a DAG of ours may carry."""
 
@@ -42,6 +54,7 @@ class Tag(StrEnum):
     ROLLBACK = "rollback"
     TRAFFIC = "traffic"
     """It moves production traffic."""
+    REFRESH = "refresh"
     STORE = "store"
     """It looks after the store."""
 
@@ -51,9 +64,19 @@ def catalogue_models() -> list[str]:
     return Catalogue(get_settings().catalogue).names()
 
 
+def refreshed_models() -> list[RefreshOutline]:
+    """Return the models of the catalogue that are refreshed."""
+    return refresh_outlines(get_settings().catalogue)
+
+
 def environments() -> Mapping[str, Environment]:
     """Return the environments, in the order in which releases pass through them."""
     return load_environments(get_settings().environments).environments
+
+
+def may_release() -> Allowed | None:
+    """Return who may make releases; None: whoever Airflow lets start the DAG."""
+    return load_environments(get_settings().environments).release
 
 
 def steps_place() -> KubernetesSteps | None:
@@ -76,8 +99,49 @@ def model_param() -> Param:
     )
 
 
+def known_releases() -> list[str]:
+    """Return the ids of the newest releases, where the store is a folder of this machine.
+
+    A store in S3 is not asked: DAG files are parsed all the time, and need no network.
+    """
+    settings = get_settings()
+    if "://" in settings.store:
+        return []
+    found = [
+        (file.stat().st_mtime_ns, file.stem)
+        for file in (settings.store_root / "releases").glob("*/*.json")
+        if re.fullmatch(RELEASE_ID_PATTERN, file.stem)
+    ]
+    return [name for _, name in sorted(found, reverse=True)[:OFFERED_RELEASES]]
+
+
+def stuck_alert(after: timedelta, environment: str = "") -> DeadlineAlert:
+    """Return the deadline of a DAG's runs: whoever wants to know is told when one is late.
+
+    Args:
+        after: counted from when a run was queued.
+        environment: that it is about.
+    """
+    return DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=after,
+        callback=AsyncCallback(
+            "trainyard_airflow.notify.tell_stuck", kwargs={"environment": environment}
+        ),
+        name="stuck",
+    )
+
+
+def promotion_stuck_after(environment: Environment) -> timedelta:
+    """Return how long a promotion may take: the time for an approval comes on top."""
+    approval_s = environment.approval.timeout_s if environment.approval is not None else 0.0
+    return timedelta(seconds=environment.stuck_after_s + approval_s)
+
+
 def release_param(default: str | None, *, optional: bool) -> Param:
-    """Return the form field for a release id."""
+    """Return the form field for a release id, with the newest ones as suggestions."""
+    releases = known_releases()
+    suggested: dict[str, Any] = {"examples": releases} if releases else {}
     return Param(
         default,
         type=["null", "string"] if optional else "string",
@@ -87,6 +151,7 @@ def release_param(default: str | None, *, optional: bool) -> Param:
         "`trainyard releases MODEL` prints it."
         + (" Empty: the release before the present one." if optional else ""),
         section="What",
+        **suggested,
     )
 
 
@@ -100,6 +165,18 @@ def revision_param() -> Param:
         description_md="A revision of the model's source. Empty: the one its spec names, or else "
         "the newest.",
         section="What",
+    )
+
+
+def wait_for_window_param() -> Param:
+    """Return the form field that says what a promotion does in a freeze or in quiet hours."""
+    return Param(
+        False,
+        type="boolean",
+        title="Wait for a window",
+        description_md="While the environment is frozen, or in its quiet hours: wait until that is "
+        "over. Otherwise the promotion is refused then.",
+        section="Where",
     )
 
 

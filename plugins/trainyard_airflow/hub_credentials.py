@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+
+if TYPE_CHECKING:
+    from trainyard.settings import Settings
+
 SOURCE_STEPS = frozenset({"plan", "download"})
 """Only these reach a model's source; no other step gets a token."""
+
+
+def hub_settings(settings: Settings) -> Settings:
+    """Return the settings with the token and endpoint of the Hub's connection, if one is named.
+
+    For tasks that ask a source themselves. Raises StepRefused as `hub_credentials`.
+    """
+    found = hub_credentials(settings.hub_connection)
+    if not found:
+        return settings
+    changes: dict[str, Any] = {"hub_token": SecretStr(found["TRAINYARD_HUB_TOKEN"])}
+    if "TRAINYARD_HUB_ENDPOINT" in found:
+        changes["hub_endpoint"] = found["TRAINYARD_HUB_ENDPOINT"]
+    return settings.model_copy(update=changes)
 
 
 def hub_credentials(connection_id: str) -> dict[str, str]:

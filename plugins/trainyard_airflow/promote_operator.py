@@ -11,6 +11,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow.utils.state import DagRunState
 
 from trainyard_airflow.exceptions import StepRefused
+from trainyard_airflow.results import reported
 
 if TYPE_CHECKING:
     from trainyard.documents.channel import Channel
@@ -47,7 +48,8 @@ class EnsurePromotionOperator(BaseOperator):
         """Start or find the run, and wait for it in the triggerer."""
         from trainyard_airflow.dag_runs import run_state, start_run
 
-        if self.environment not in (context["params"]["environments"] or ()):
+        params = context["params"]
+        if self.environment not in (params["environments"] or ()):
             raise AirflowSkipException(f"This release was not asked for {self.environment}.")
         release_id, channel = self._subject()
         memory = context["task_state_store"]
@@ -59,7 +61,11 @@ class EnsurePromotionOperator(BaseOperator):
             started = start_run(
                 self.promote_dag_id,
                 run_id,
-                {"model": channel.model, "release": release_id},
+                {
+                    "model": channel.model,
+                    "release": release_id,
+                    **({"wait_for_window": True} if params.get("wait_for_window") else {}),
+                },
                 note=f"Started by {context['dag'].dag_id} {context['run_id']}",
             )
             self.log.info("%s run %s", "Started" if started else "Found", run_id)
@@ -114,8 +120,15 @@ class EnsurePromotionOperator(BaseOperator):
 
         state = run_state(self.promote_dag_id, run_id)
         if state != DagRunState.SUCCESS:
-            raise StepRefused(
-                f"{release_id} was not promoted to {self.environment}: the run {run_id} of "
-                f"{self.promote_dag_id} is {state}. Its task `settle` says why."
-            )
+            with reported(
+                context,
+                outcome="not_promoted",
+                release=release_id,
+                environment=self.environment,
+                run_id=run_id,
+            ):
+                raise StepRefused(
+                    f"{release_id} was not promoted to {self.environment}: the run {run_id} of "
+                    f"{self.promote_dag_id} is {state}. Its task `settle` says why."
+                )
         return release_id

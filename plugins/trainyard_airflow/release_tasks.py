@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
-from airflow.sdk import task
+from airflow.sdk import result, task
 
+from trainyard_airflow.assets import PUBLISHED, published_asset, release_extra
 from trainyard_airflow.exceptions import StepRefused
 
 log = logging.getLogger(__name__)
@@ -35,11 +37,17 @@ def plan_targets(plan_id: str, kind: str = "") -> list[str]:
     ]
 
 
-@task(trigger_rule="all_done")
-def collect_releases(plan_id: str) -> dict[str, str]:
-    """Return the release of each target; fail if a required target has none.
+@result
+@task(trigger_rule="all_done", multiple_outputs=False, outlets=[PUBLISHED])
+def collect_releases(plan_id: str, outlet_events: Any = None) -> dict[str, str]:
+    """Return the release of each target, the run's result; fail if a required target has none.
 
-    Runs whatever became of the targets, because one that is not required may fail.
+    Runs whatever became of the targets, because one that is not required may fail. Each release
+    gets an event of its model's asset.
+
+    Args:
+        plan_id: the plan.
+        outlet_events: of the task; Airflow gives it.
     """
     from trainyard.documents.plan import Plan
     from trainyard.releases import published_by_plan
@@ -63,4 +71,7 @@ def collect_releases(plan_id: str) -> dict[str, str]:
         )
     for target, release_id in releases.items():
         log.info("Target %s: release %s", target, release_id)
+        if outlet_events is not None:
+            extra = release_extra(store, settings, plan.spec.model, release_id)
+            outlet_events[PUBLISHED].add(published_asset(plan.spec.model), extra=extra)
     return releases

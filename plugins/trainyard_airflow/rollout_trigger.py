@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 if TYPE_CHECKING:
     from trainyard.wiring import Kind, Tick
+
+LONGEST_WAIT_S = 300.0
+"""Seconds between two looks at an environment that is closed."""
 
 RETRY_AFTER_S = 2.0
 """Pause after a failure that may pass (the store is away for a moment)."""
@@ -30,10 +34,18 @@ class RolloutTrigger(BaseTrigger):
         request: the run's params as JSON (templated by Airflow when it starts in the triggerer).
         requested_by: who asked for it.
         run_id: the run that owns the rollout.
+        known_keys: what the request may hold; empty: not checked.
     """
 
     def __init__(
-        self, *, environment: str, kind: Kind, request: str, requested_by: str, run_id: str
+        self,
+        *,
+        environment: str,
+        kind: Kind,
+        request: str,
+        requested_by: str,
+        run_id: str,
+        known_keys: Sequence[str] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.environment = environment
@@ -41,6 +53,7 @@ class RolloutTrigger(BaseTrigger):
         self.request = request
         self.requested_by = requested_by
         self.run_id = run_id
+        self.known_keys = list(known_keys)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what another triggerer needs to go on."""
@@ -52,6 +65,7 @@ class RolloutTrigger(BaseTrigger):
                 "request": self.request,
                 "requested_by": self.requested_by,
                 "run_id": self.run_id,
+                "known_keys": self.known_keys,
             },
         )
 
@@ -61,7 +75,7 @@ class RolloutTrigger(BaseTrigger):
 
         said = ""
         try:
-            drive = await asyncio.to_thread(self._start)
+            drive = await self._begin()
             while True:
                 try:
                     result = await asyncio.to_thread(drive)
@@ -83,13 +97,42 @@ class RolloutTrigger(BaseTrigger):
             return
         yield TriggerEvent({"outcome": result.outcome, "message": result.summary})
 
+    async def _begin(self) -> Tick:
+        """Take the channel; if the request says so, wait while the environment is closed.
+
+        The task before has waited for that, too; this is for a window that began since, for
+        example while people were asked for their approval.
+        """
+        from trainyard.errors import Closed
+
+        while True:
+            try:
+                return await asyncio.to_thread(self._start)
+            except Closed as closed:
+                if not json.loads(self.request).get("wait_for_window"):
+                    raise
+                self.log.info("%s Waiting until %s.", closed.message, closed.until)
+                left_s = (closed.until - datetime.now(UTC)).total_seconds()
+                await asyncio.sleep(min(max(left_s, RETRY_AFTER_S), LONGEST_WAIT_S))
+
     def _start(self) -> Tick:
         """Take the channel and return the function that makes one tick."""
+        from functools import partial
+
+        from trainyard.errors import BadInput
         from trainyard.settings import get_settings
         from trainyard.wiring import open_rollout
+        from trainyard_airflow.notify import tell_rollout_event
 
         params = json.loads(self.request)
-        return open_rollout(get_settings()).begin(
+        unknown = sorted(set(params) - set(self.known_keys))
+        if self.known_keys and unknown:
+            raise BadInput(
+                f"The conf of this run has unknown keys: {', '.join(unknown)}.",
+                hint=f"Known are: {', '.join(self.known_keys)}.",
+            )
+        notify = partial(tell_rollout_event, run=self.run_id)
+        return open_rollout(get_settings(), notify=notify).begin(
             kind=self.kind,
             model=params["model"],
             environment=self.environment,

@@ -15,8 +15,9 @@ from airflow.sdk import BaseOperator, Context
 
 from trainyard_airflow.exceptions import outcome_exception
 from trainyard_airflow.hub_credentials import SOURCE_STEPS, hub_credentials
-from trainyard_airflow.identity import requested_by
-from trainyard_airflow.report_link import LINKED_STEPS, ReportLink
+from trainyard_airflow.identity import demand_permission, requested_by
+from trainyard_airflow.links import ReleaseLink, ReportLink, RunLink
+from trainyard_airflow.results import reported
 
 Interpreter = Literal["control", "serve"]
 
@@ -40,6 +41,7 @@ class StepOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("plan_id", "target", "arguments")
+    operator_extra_links = (ReportLink(), ReleaseLink(), RunLink())
 
     def __init__(
         self,
@@ -59,9 +61,9 @@ class StepOperator(BaseOperator):
         self.arguments = arguments
         self.interpreter = interpreter
         self.status_name = status_name or step
+        self.output_key = ""
+        """Key of the document that the step has made, for links."""
         self._process: subprocess.Popen[str] | None = None
-        if step in LINKED_STEPS:
-            self.operator_extra_links = (ReportLink(),)
 
     def execute(self, context: Context) -> str:
         """Run the step, log what it prints, and raise what its exit code means."""
@@ -74,13 +76,15 @@ class StepOperator(BaseOperator):
         settings = get_settings()
         exit_code = self._run(self.command(settings.serving_interpreter), context)
         status = read_status(open_task_store(settings), self.plan_id, self.status_name, self.target)
+        self.output_key = status.output_key if status is not None else ""
         if exit_code == 0 and status is not None and status.output_key:
             return status.output_key
         if status is not None and status.state == "failed":
             message = f"{status.reason} {status.hint}".strip()
         else:
             message = f"Step {self.step} ended with exit code {exit_code} and left no report."
-        raise outcome_exception(exit_code)(message)
+        with reported(context, outcome="failed", step=self.step, target=self.target):
+            raise outcome_exception(exit_code)(message)
 
     def command(self, serving_interpreter: Path) -> list[str]:
         """Return the command line of the step."""
@@ -138,9 +142,14 @@ class PlanOperator(StepOperator):
         super().__init__(step="plan", plan_id=plan_id, **kwargs)
 
     def execute(self, context: Context) -> str:
-        """Refuse a conf that holds anything but the DAG's params, then plan."""
+        """Refuse a conf that holds anything but the DAG's params, and what whoever asks may not do
+        (also what only comes last, the promotions); then plan."""
         from trainyard_airflow.requests import release_request
 
-        request = release_request(context)
+        with reported(context, model=context["params"]["model"]):
+            request = release_request(context)
+            demand_permission(context, "release")
+            for environment in request.environments:
+                demand_permission(context, "promote", environment)
         self.arguments = ("--request", json.dumps(request.model_dump(mode="json")))
         return super().execute(context)

@@ -10,6 +10,7 @@ from typing import Any
 from airflow.sdk import Context
 
 from trainyard_airflow.exceptions import outcome_exception
+from trainyard_airflow.requests import refuse_unknown_keys
 from trainyard_airflow.step_operator import StepOperator
 
 
@@ -32,6 +33,8 @@ class CollectGarbageOperator(StepOperator):
         """Collect, log what the command prints, and return what was done, for people."""
         from trainyard.settings import get_settings
 
+        # A misspelt `dry_run` would delete.
+        refuse_unknown_keys(context["dag_run"].conf, context["dag"].params)
         command = self.command(get_settings().serving_interpreter)
         exit_code = self._run(command, context)
         if exit_code:

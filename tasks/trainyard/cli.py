@@ -20,6 +20,7 @@ from trainyard.cli_judge import judge
 from trainyard.cli_presets import presets_app
 from trainyard.cli_render import render_app
 from trainyard.cli_store import store_app
+from trainyard.cli_verify import verify_command
 from trainyard.console import err, out
 from trainyard.console import fail as _fail
 from trainyard.console import say as _say
@@ -711,6 +712,13 @@ WaitOption = Annotated[
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", min=1, help="Seconds that --wait waits at most.")
 ]
+WaitForWindowOption = Annotated[
+    bool,
+    typer.Option(
+        "--wait-for-window",
+        help="Wait while an environment is frozen or in its quiet hours, instead of being refused.",
+    ),
+]
 ReasonOption = Annotated[
     str, typer.Option("--reason", help="Why; kept in the channel's history.", show_default=False)
 ]
@@ -733,6 +741,7 @@ def request_release(
         typer.Option(help="Settings that this release changes, as JSON.", show_default=False),
     ] = "",
     accept_unproven: AcceptUnprovenOption = False,
+    wait_for_window: WaitForWindowOption = False,
     key: KeyOption = "",
     wait: WaitOption = False,
     timeout: TimeoutOption = 86400.0,
@@ -749,6 +758,7 @@ def request_release(
             environments=tuple(environment or ()),
             overrides=parse_overrides(overrides),
             accept_unproven=accept_unproven,
+            wait_for_window=wait_for_window,
             key=key,
         ),
         timeout if wait else None,
@@ -764,6 +774,7 @@ def request_promote(
         bool, typer.Option("--force", help="Even if it was rejected before; needs a reason.")
     ] = False,
     reason: ReasonOption = "",
+    wait_for_window: WaitForWindowOption = False,
     key: KeyOption = "",
     wait: WaitOption = False,
     timeout: TimeoutOption = 86400.0,
@@ -772,7 +783,15 @@ def request_promote(
     from trainyard.platform.request import promote_request as make
 
     _request(
-        lambda: make(model, release, environment, force=force, reason=reason, key=key),
+        lambda: make(
+            model,
+            release,
+            environment,
+            force=force,
+            reason=reason,
+            wait_for_window=wait_for_window,
+            key=key,
+        ),
         timeout if wait else None,
     )
 
@@ -819,6 +838,30 @@ def _request(make: Callable[[], Any], timeout_s: float | None) -> None:
     _say("Ended with success.")
     for task, value in results.items():
         _say(f"{task}: {value if isinstance(value, str) else json.dumps(value)}")
+
+
+@app.command(rich_help_panel=ASK)
+def refresh(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of models; none: all that are refreshed.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what would be done and why. Needs no Airflow."),
+    ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Ask for another run, whatever became of the ones before."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look for new revisions of models, and ask for one release of each."""
+    from trainyard.cli_refresh import run_refresh
+
+    settings = _settings()
+    connect = None if dry_run else lambda: _airflow(settings)[0]
+    run_refresh(settings, models or (), again=again, as_json=as_json, connect=connect)
 
 
 def _airflow(settings: Settings) -> tuple[Any, str]:
@@ -1227,6 +1270,31 @@ def node_cache_evict(
     except TrainyardError as error:
         _fail(error)
     _say(eviction_sentence(eviction))
+
+
+app.command("verify", rich_help_panel=LOOK)(verify_command(_airflow))
+
+
+@app.command(rich_help_panel=LOOK)
+def metrics(
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Print the figures once, for a textfile collector."),
+    ] = False,
+) -> None:
+    """Tell Prometheus about channels, rollouts, gates and steps: what the store says of them.
+
+    Serves `/metrics` at `TRAINYARD_METRICS_PORT` until it is stopped.
+    """
+    from trainyard.metrics.page import page_now, run_exporter
+
+    try:
+        if once:
+            sys.stdout.write(page_now(_settings()).decode())
+        else:
+            run_exporter(_settings())
+    except TrainyardError as error:
+        _fail(error)
 
 
 @app.command(hidden=True)

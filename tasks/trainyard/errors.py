@@ -9,7 +9,8 @@
     │   └── UnusableKey           10    no     the key that signed it did not count at that date
     │       └── RevokedKey        10    no     the key that signed it was revoked
     ├── Refused                   20    no     the compiler, the model or a gate says no
-    │   └── CacheMiss             20    no     a start compiled in spite of its bundle
+    │   ├── CacheMiss             20    no     a start compiled in spite of its bundle
+    │   └── Closed                20    no     the environment takes no promotions at this time
     ├── Transient                 30    yes    a network, a process or a store failed for now
     │   ├── Conflict              30    yes    somebody else changed the document first
     │   └── StorageFull           30    yes    the disk under the store or the work folder is full
@@ -24,6 +25,7 @@ never swallowed; an exception outside this tree means a defect and exits with 1.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import ClassVar
 
 
@@ -79,6 +81,20 @@ class Refused(TrainyardError):
 
 class CacheMiss(Refused):
     """A server that should have started from its bundle had to compile."""
+
+
+class Closed(Refused):
+    """The environment takes no promotions now: it is frozen, or these are its quiet hours.
+
+    Args:
+        message: as of any error.
+        until: when it takes them again, in UTC.
+        hint: as of any error.
+    """
+
+    def __init__(self, message: str, *, until: datetime, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.until = until
 
 
 class Transient(TrainyardError):

@@ -16,6 +16,7 @@ from trainyard.releases import load_release
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.judge import judge
 from trainyard.rollout.metrics import HttpMetricReader
+from trainyard.rollout.outbox import RolloutEvent
 from trainyard.rollout.rollouts import Kind, Rollouts, Tick
 from trainyard.rollout.warm_up import HttpWarmer
 from trainyard.serving.by_environment import (
@@ -40,12 +41,17 @@ from trainyard.store.factory import open_store
 __all__ = ["Kind", "Rollouts", "Tick", "open_rollout"]
 
 
-def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) -> Rollouts:
+def open_rollout(
+    settings: Settings,
+    tell: Callable[[str], None] | None = None,
+    notify: Callable[[RolloutEvent], None] | None = None,
+) -> Rollouts:
     """Return the rollouts of this installation.
 
     Args:
         settings: of this installation.
         tell: takes each event as a line for people.
+        notify: takes each event, for whoever wants to be told of it elsewhere.
 
     Raises:
         BadInput: store or environments file cannot be used.
@@ -53,15 +59,12 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
     store = open_store(settings)
     environments = load_environments(settings.environments).environments
     # A cluster is connected to at the first use.
-    hosts: dict[str, Host] = {
-        "local": LocalHost(settings),
-        "kubernetes": KubernetesHost(settings, environments),
-    }
+    host, router = open_serving(settings)
     return Rollouts(
         RolloutDeps(
             store=store,
-            host=HostByEnvironment(partial(_host, hosts, environments)),
-            router=RouterByEnvironment(partial(_router, settings, environments)),
+            host=host,
+            router=router,
             lease=LeaseByEnvironment(partial(_lease, settings, environments)),
             metrics=HttpMetricReader(),
             warmer=HttpWarmer(store),
@@ -72,8 +75,26 @@ def open_rollout(settings: Settings, tell: Callable[[str], None] | None = None) 
             drain_timeout_s=settings.drain_timeout_s,
             proven=lambda target: read_proofs(store, settings).of(target) is not None,
             tell=tell or (lambda line: None),
+            notify=notify or (lambda event: None),
             provenance=Provenance.of(settings),
         )
+    )
+
+
+def open_serving(settings: Settings) -> tuple[Host, Router]:
+    """Return the host and the router of this installation, each for all environments.
+
+    Raises:
+        BadInput: the environments file cannot be used.
+    """
+    environments = load_environments(settings.environments).environments
+    hosts: dict[str, Host] = {
+        "local": LocalHost(settings),
+        "kubernetes": KubernetesHost(settings, environments),
+    }
+    return (
+        HostByEnvironment(partial(_host, hosts, environments)),
+        RouterByEnvironment(partial(_router, settings, environments)),
     )
 
 

@@ -18,6 +18,9 @@ from typing import get_args
 import httpx
 import psutil
 import pytest
+from tests.behaviour_world import CAUGHT_BY, check, make_sure
+from tests.fake_answers import serving
+from tests.tampering_proxy import Fault, TamperingProxy
 from tests.unit import yard
 
 from trainyard.documents.artifacts import BundleManifest, files_digest
@@ -29,7 +32,7 @@ from trainyard.lanes.protocol import StartProof
 from trainyard.materialize import materialize_bundle
 from trainyard.serving.process import ServerProcess, free_port
 from trainyard.settings import Settings
-from trainyard.spec.model import LatencyMetric
+from trainyard.spec.model import BehaviourName, LatencyMetric
 from trainyard.steps.compile import compile_bundle
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.download import download
@@ -162,6 +165,11 @@ def test_a_measurement_starts_from_the_bundle_and_has_every_figure(made: Yard) -
         assert set(level.figures) == set(get_args(LatencyMetric))
         assert level.figures["failed_requests"] == 0
         assert level.figures["ttft_p50_ms"] > 0
+    assert found.behaviour is not None
+    assert [record.name for record in found.behaviour.records] == list(get_args(BehaviourName))
+    # Weights that were hardly trained find many tokens about as likely.
+    assert [case for record in found.behaviour.records for case in record.cases if
+            case.outcome == "broken"] == []  # fmt: skip
     assert measure(made.plan, "cpu", made.surroundings("again")).reused
     folder = made.surroundings("measure").work_dir.resolve()
     assert not [p for p in psutil.process_iter() if str(folder) in _working_folder(p)]
@@ -175,7 +183,11 @@ def _working_folder(process: psutil.Process) -> str:
 
 
 def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_path: Path) -> None:
-    """The compile key leaves all of this out; and running requests end before the server does."""
+    """The compile key leaves all of this out; and running requests end before the server does.
+
+    Faults of servers are tried here too, for a start of vLLM takes long: each is one of a proxy
+    before this one, and found by the check that is for it.
+    """
     cache_dir = materialize_bundle(made.store, made.bundle, tmp_path / "elsewhere" / "cache")
     changes = {
         "max_model_len": 2048,
@@ -187,8 +199,10 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
     }
     model = tmp_path / "weights"
     shutil.copytree(made.settings.home / "demo/models/adder/r2", model)
+    make_sure(model / "model.safetensors")
     with server(made, cache_dir, model=model, **changes) as (process, proof):
         assert proof.used_bundle, proof.reason
+        assert broken_by_faults(process.url, model) == CAUGHT_BY
         finished = _answer_through_a_stop(process, tokens=1500)
         assert finished == ["length"]
         process.stop(drain_s=60)
@@ -198,6 +212,20 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
         after=frozenset(),
         bundle=None,
     ).engine_init_s
+
+
+def broken_by_faults(url: str, model: Path) -> dict[Fault, set[BehaviourName]]:
+    """Return for each fault which of the checks that are for it found it."""
+    found: dict[Fault, set[BehaviourName]] = {}
+    for fault, names in CAUGHT_BY.items():
+        # Short answers, but where it is about the server's own limit.
+        limit = 2048 if fault == "too_long" else 64
+        with serving(TamperingProxy(url, fault, limit=4).app()) as spoilt:
+            behaviour = check(
+                spoilt, model, tuple(names), limit, requests=1 if fault == "leak" else 4
+            )
+        found[fault] = {each.name for each in behaviour.records if each.count("broken")}
+    return found
 
 
 def _answer_through_a_stop(process: ServerProcess, tokens: int) -> list[str]:

@@ -28,8 +28,12 @@ class FakeRuns:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     refusal: int = 0
     """Answered to whoever asks for a run, if it is not 0."""
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """What people have answered, with where."""
 
     def add_to(self, app: FastAPI) -> None:
+        path = "/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/{index}/hitlDetails"
+        app.patch(path)(self.answer)
         app.post("/api/v2/dags/{dag_id}/dagRuns")(self.start)
         app.get("/api/v2/dags/{dag_id}/dagRuns/{run_id}")(self.find)
 
@@ -41,15 +45,25 @@ class FakeRuns:
         self.runs[body["dag_run_id"]] = {"dag": dag_id, "state": "queued", "conf": body["conf"]}
         return {}
 
+    def answer(
+        self, dag_id: str, run_id: str, task_id: str, index: int, body: dict[str, Any]
+    ) -> dict[str, Any]:
+        if self.refusal:
+            raise HTTPException(self.refusal, "because")
+        self.answers.append({"run": f"{dag_id}/{run_id}", "task": f"{task_id}/{index}", **body})
+        return {}
+
     def find(self, dag_id: str, run_id: str) -> dict[str, Any]:
         return self.runs[run_id]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> PageWorld:
-    made = PageWorld(tmp_path_factory.mktemp("buttons"))
+    made = PageWorld(tmp_path_factory.mktemp("buttons"), policy={"approval": {}})
     for name in ("first", "second"):
         made.publish(name)
+    run_id = made.ask_for_approval("first")
+    made.say("first", "approved", at=made.later(1), run_id=run_id, who="bob")
     made.promote("first")
     return made
 
@@ -94,7 +108,9 @@ def browser() -> Iterator[Browser]:
 def tab(browser: Browser, url: str, airflow: FakeRuns) -> Browser:
     """The page of the channel, with nothing asked for yet."""
     airflow.runs.clear()
+    airflow.answers.clear()
     airflow.refusal = 0
+    browser.complaints.clear()
     browser.open(f"{url}/trainyard/channels/{ENVIRONMENT}/{MODEL}")
     return browser
 
@@ -185,3 +201,66 @@ def test_a_refusal_is_shown_and_the_button_stays(tab: Browser, airflow: FakeRuns
     tab.run(f"{button}.click()")
     tab.until("document.querySelector('#promote .answer').className === 'answer pass'")
     assert len(airflow.runs) == 1
+
+
+@pytest.mark.parametrize("choice", ["Approve", "Reject"])
+def test_an_answer_goes_to_the_run_that_asks_with_the_note(
+    tab: Browser, airflow: FakeRuns, world: PageWorld, choice: str
+) -> None:
+    """With the keyboard alone, and on a button that came while the page was open."""
+    run_id = world.ask_for_approval("second", requester="cho")
+    tab.until("!!document.querySelector('[data-opens=answer]')")
+    tab.run("document.querySelector('[data-opens=answer]').focus()")
+    tab.press("Enter", 13)
+    tab.until("!!document.querySelector('#answer[open]')")
+    assert world.ids["second"] in tab.run("document.querySelector('#answer').innerText")
+    tab.run("document.getElementById('answer-note').value = 'read it'")
+    tab.run("document.getElementById('answer-note').focus()")
+    tab.press("Enter", 13)
+    assert airflow.answers == []
+    tab.run(f"document.querySelector('#answer button[value={choice}]').click()")
+    tab.until("document.querySelector('#answer .answer').className === 'answer pass'")
+    note = {"note": "read it"}
+    assert airflow.answers == [
+        {"run": run_id, "task": "approve/-1", "chosen_options": [choice], "params_input": note}
+    ]
+    assert tab.run("document.querySelector('#answer .answer a').href").endswith(
+        f"/dags/{run_id.replace('/', '/runs/')}"
+    )
+    assert tab.complaints == []
+
+
+def test_somebody_who_may_not_answer_is_told_so(
+    tab: Browser, airflow: FakeRuns, world: PageWorld
+) -> None:
+    world.ask_for_approval("second", requester="cho")
+    airflow.refusal = 403
+    tab.until("!!document.querySelector('[data-opens=answer]')")
+    tab.run("document.querySelector('[data-opens=answer]').click()")
+    tab.run("document.querySelector('#answer button[value=Approve]').click()")
+    tab.until("document.querySelector('#answer .answer').className === 'answer fail'")
+    assert "403" in tab.run("document.querySelector('#answer .answer').innerText")
+    airflow.refusal = 409
+    tab.run("document.querySelector('#answer button[value=Approve]').click()")
+    tab.until("document.querySelector('#answer .answer').className === 'answer pass'")
+    assert "Somebody has just answered" in tab.run(
+        "document.querySelector('#answer .answer').innerText"
+    )
+
+
+def test_pausing_is_a_run_with_the_reason(
+    tab: Browser, airflow: FakeRuns, world: PageWorld, url: str
+) -> None:
+    world.promote_on("second")
+    tab.open(f"{url}/trainyard/channels/{ENVIRONMENT}/{MODEL}")
+    tab.until("document.getElementById('live').dataset.state === 'moving'")
+    hidden = "[...document.querySelectorAll('[data-while]')].filter(each => each.hidden)"
+    assert tab.run(f"{hidden}.map(each => each.dataset.opens)") == ["promote", "resume"]
+    tab.run("document.querySelector('[data-opens=pause]').click()")
+    tab.run("document.getElementById('pause-reason').value = 'lunch'")
+    tab.run("document.querySelector('#pause button[type=submit]').click()")
+    tab.until("document.querySelector('#pause .answer').className === 'answer pass'")
+    ((run_id, run),) = airflow.runs.items()
+    assert run_id == f"pause__{MODEL}__g{world.channel.generation}"
+    assert run["dag"] == f"neuron_control__{ENVIRONMENT}"
+    assert run["conf"] == {"model": MODEL, "action": "pause", "reason": "lunch"}

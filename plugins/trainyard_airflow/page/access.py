@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-Act = Literal["read", "start", "mark"]
-"""What somebody may do with the runs of a DAG: see them, start one, mark a task of one."""
+Act = Literal["read", "start", "mark", "answer"]
+"""What somebody may do with the runs of a DAG: see them, start one, mark a task of one, answer what
+a task asks people."""
 
 
 class Access(Protocol):
@@ -43,11 +44,16 @@ class AirflowAccess:
             DagDetails,
         )
 
-        entity = DagAccessEntity.TASK_INSTANCE if act == "mark" else DagAccessEntity.RUN
-        methods: dict[Act, Any] = {"read": "GET", "start": "POST", "mark": "PUT"}
+        rights: dict[Act, tuple[Any, DagAccessEntity]] = {
+            "read": ("GET", DagAccessEntity.RUN),
+            "start": ("POST", DagAccessEntity.RUN),
+            "mark": ("PUT", DagAccessEntity.TASK_INSTANCE),
+            "answer": ("PUT", DagAccessEntity.HITL_DETAIL),
+        }
+        method, entity = rights[act]
         return bool(
             get_auth_manager().is_authorized_dag(
-                method=methods[act],
+                method=method,
                 access_entity=entity,
                 details=DagDetails(id=dag_id, team_name=_team_of(dag_id)),
                 user=user,

@@ -8,29 +8,34 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from trainyard.approvals import Round
 from trainyard.documents.channel import Channel
 from trainyard.errors import BadInput, CorruptFile, NotFound, TrainyardError
 from trainyard.names import check_name, check_release_id
+from trainyard.permissions import Act, Asker, refusal
 from trainyard.release_report import read_release_report
-from trainyard.releases import release_of_plan
 from trainyard.reports.charts import NARROW_WIDTH, evidence_plots, level_plots, traffic_plot
 from trainyard.reports.glance import glance, stages
 from trainyard.reports.pages import render
 from trainyard.reports.release import release_report_html
 from trainyard.rollout.words import describe_entry
 from trainyard.settings import Settings, get_settings
-from trainyard.spec.environments import Environment
+from trainyard.spec.environments import Environment, Environments
 from trainyard.spec.loader import load_environments
+from trainyard.spec.ways import Approval
 from trainyard.store.factory import open_store
 from trainyard.store.layout import gate_report_key
 from trainyard.store.protocol import Store
+from trainyard_airflow.identity import uses_fab
 from trainyard_airflow.page import queries
 from trainyard_airflow.page.access import Access, AirflowAccess
 from trainyard_airflow.page.plugin import PREFIX
@@ -41,6 +46,7 @@ ItemT = TypeVar("ItemT")
 RELEASE_DAG = "neuron_release"
 PROMOTE_DAG = "neuron_promote__"
 ROLLBACK_DAG = "neuron_rollback__"
+CONTROL_DAG = "neuron_control__"
 
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
 """Stored reports get an origin of their own and run nothing, even when opened directly."""
@@ -50,6 +56,9 @@ OFFERED_RELEASES = 100
 
 ROLLOUT_TASK = "rollout"
 """The task of a promotion that ends when it is marked as failed: then all traffic goes back."""
+
+APPROVE_TASK = "approve"
+"""The task of a promotion that asks people."""
 
 MOST_POINTS = 240
 """Looks that a plot shows; of more, evenly chosen ones and the newest."""
@@ -83,6 +92,10 @@ class Viewer:
         """May they mark a task of a run?"""
         return self.access.may(self.user, "mark", dag_id)
 
+    def may_answer(self, dag_id: str) -> bool:
+        """May they answer what a task asks people?"""
+        return self.access.may(self.user, "answer", dag_id)
+
 
 class Backing:
     """What the routes work with."""
@@ -93,7 +106,11 @@ class Backing:
         self._read_environments = lru_cache(maxsize=1)(self._environments_of)
 
     def environments(self) -> Mapping[str, Environment]:
-        """Return the environments of the file, in their order; read again when it has changed."""
+        """Return the environments of the file, in their order."""
+        return self.file().environments
+
+    def file(self) -> Environments:
+        """Return the environments file; read again when it has changed."""
         try:
             found = self.settings.environments.stat()
             stamp = (found.st_mtime_ns, found.st_size)
@@ -101,8 +118,8 @@ class Backing:
             stamp = None
         return self._read_environments(stamp)
 
-    def _environments_of(self, stamp: tuple[int, int] | None) -> Mapping[str, Environment]:
-        return load_environments(self.settings.environments).environments
+    def _environments_of(self, stamp: tuple[int, int] | None) -> Environments:
+        return load_environments(self.settings.environments)
 
     def shown(
         self, viewer: Viewer, channels: Sequence[Channel | Unreadable] | None = None
@@ -236,20 +253,11 @@ def show_report(request: Request, plan_id: str, target: str, gate: str) -> Respo
 def show_release_report(request: Request, model: str, release_id: str) -> Response:
     """The report of a release as one page, as `trainyard report` writes it."""
     _demand(_viewer(request).sees_releases(), "releases")
-    return _release_report(request, check_name(model, "Model"), check_release_id(release_id))
-
-
-def show_plan_report(request: Request, plan_id: str, target: str) -> Response:
-    """The report of the release that a plan made for a target: where the task `publish` links."""
-    _demand(_viewer(request).sees_releases(), "releases")
+    check_name(model, "Model")
     backing = _backing(request)
-    release = release_of_plan(backing.reader.store, plan_id, target, backing.settings)
-    return _release_report(request, release.model, release.release_id)
-
-
-def _release_report(request: Request, model: str, release_id: str) -> Response:
-    backing = _backing(request)
-    report = read_release_report(backing.reader.store, model, release_id, backing.settings)
+    report = read_release_report(
+        backing.reader.store, model, check_release_id(release_id), backing.settings
+    )
     return HTMLResponse(release_report_html(report), headers=_headers(REPORT_POLICY))
 
 
@@ -287,7 +295,6 @@ _ROUTES: tuple[tuple[str, Callable[..., Response]], ...] = (
     ("/releases/{model}/{release_id}/diff", show_difference),
     ("/releases/{model}/{release_id}/report", show_release_report),
     ("/reports/{plan_id}/{target}/{gate}", show_report),
-    ("/reports/{plan_id}/{target}", show_plan_report),
     ("/runs/{dag_id}/{run_id:path}", show_run),
 )
 
@@ -314,9 +321,13 @@ def _channel(request: Request, environment: str, model: str) -> Channel:
     check_name(environment, "Environment")
     check_name(model, "Model")
     _demand(_viewer(request).sees(environment), f"the environment {environment}")
+    reader = _backing(request).reader
     try:
-        return _backing(request).reader.channel(model, environment)
+        return reader.channel(model, environment)
     except NotFound as error:
+        if queries.approval_rounds(reader, model, environment):
+            # The very first promotion waits for people: there is nothing else to show yet.
+            return Channel(model=model, environment=environment)
         raise NotFound(
             f"{model} has nothing in {environment} yet.",
             hint=f"Promote a release: DAG `{PROMOTE_DAG}{environment}`.",
@@ -340,9 +351,64 @@ def _channel_values(request: Request, channel: Channel, number: int | None) -> d
         if view
         else [],
         "is_current": is_current,
+        **(_approval(request, channel) if is_current else {"questions": (), "answers": False}),
         "run": rollout.driver.run_id if rollout else "",
         "actions": _actions(request, channel) if is_current else None,
     }
+
+
+@dataclass(frozen=True)
+class Question:
+    """A round of approval, as somebody sees it."""
+
+    round: Round
+    waits: bool
+    may_answer: bool
+    """May this user answer, and would it count?"""
+    why_not: str
+
+    @property
+    def path(self) -> str:
+        """Where the answer goes, below Airflow's address."""
+        dag_id, _, run_id = self.round.run_id.partition("/")
+        return (
+            f"/api/v2/dags/{quote(dag_id, safe='')}/dagRuns/{quote(run_id, safe='')}"
+            f"/taskInstances/{APPROVE_TASK}/-1/hitlDetails"
+        )
+
+
+def _approval(request: Request, channel: Channel) -> dict[str, Any]:
+    """Return what promotions to a channel ask and have asked people, newest first, and whether this
+    user may answer such questions."""
+    rounds = queries.approval_rounds(_backing(request).reader, channel.model, channel.environment)
+    if not rounds and _approval_of(request, channel.environment) is None:
+        return {"questions": (), "answers": False}
+    answers = _viewer(request).may_answer(f"{PROMOTE_DAG}{channel.environment}")
+    now = datetime.now(UTC)
+    questions = []
+    for each in rounds:
+        why_not = _why_not(request, each) if answers else ""
+        waits = each.waits(now)
+        questions.append(Question(each, waits, waits and answers and not why_not, why_not))
+    return {"questions": tuple(questions), "answers": answers}
+
+
+def _approval_of(request: Request, environment: str) -> Approval | None:
+    found = _backing(request).environments().get(environment)
+    return found.approval if found is not None else None
+
+
+def _why_not(request: Request, asked: Round) -> str:
+    """Return why the user's answer would not count; nothing if it would."""
+    name = _viewer(request).name
+    approval = _approval_of(request, asked.environment)
+    if not _permitted(request, "approve", asked.environment):
+        return "You are not among those who may approve."
+    if name == asked.requested_by and not (approval and approval.by_requester):
+        return "Who asks for a promotion does not approve it."
+    if name in asked.approved:
+        return "You have approved it; somebody else has to as well."
+    return ""
 
 
 def _plots(view: queries.RolloutView) -> dict[str, Any]:
@@ -380,6 +446,8 @@ class Actions:
     abort_dag: str
     abort_run: str
     abort_task: str
+    control_dag: str
+    """To pause, to resume and to promote now; empty: they may not."""
     releases: tuple[str, ...]
     """Those that may be promoted, newest first."""
     earlier: tuple[str, ...]
@@ -388,7 +456,14 @@ class Actions:
     @property
     def any(self) -> bool:
         """May they do anything?"""
-        return bool(self.promote_dag or self.rollback_dag or self.abort_dag)
+        return bool(self.promote_dag or self.rollback_dag or self.abort_dag or self.control_dag)
+
+
+def _permitted(request: Request, act: Act, environment: str) -> bool:
+    """Tell whether the environments file lets the user do this; Airflow's rights come on top."""
+    # What a button asks for, Airflow checks by role.
+    asker = Asker(_viewer(request).name, checked_roles=uses_fab())
+    return refusal(_backing(request).file(), act, asker, environment) is None
 
 
 def _actions(request: Request, channel: Channel) -> Actions:
@@ -398,11 +473,15 @@ def _actions(request: Request, channel: Channel) -> Actions:
     owner = channel.rollout.driver.run_id if channel.rollout else ""
     dag_id, _, run_id = owner.partition("/")
     # A rollback is what an abort would do; there is nothing to abort in it.
-    may_abort = dag_id == promote and viewer.may_mark(dag_id)
-    may_promote = viewer.may_start(promote)
+    may_rollback = _permitted(request, "rollback", channel.environment)
+    may_abort = may_rollback and dag_id == promote and viewer.may_mark(dag_id)
+    permitted = _permitted(request, "promote", channel.environment)
+    may_promote = permitted and viewer.may_start(promote)
+    control = f"{CONTROL_DAG}{channel.environment}"
     return Actions(
         promote_dag=promote if may_promote else "",
-        rollback_dag=rollback if viewer.may_start(rollback) else "",
+        control_dag=control if permitted and viewer.may_start(control) else "",
+        rollback_dag=rollback if may_rollback and viewer.may_start(rollback) else "",
         abort_dag=dag_id if may_abort else "",
         abort_run=run_id,
         abort_task=ROLLOUT_TASK,
@@ -468,7 +547,8 @@ def _rollout_run(request: Request, environment: str, dag_id: str, run_id: str) -
             heading="No rollout",
             message="This run has started no rollout, or it is too long ago: the channel's history "
             "no longer names it.",
-            hint="If the run was refused, the log of its first task says why.",
+            hint="If it waits for approval, the channel's page asks for it; if it was refused, the "
+            "log of its first task says why.",
         )
     channel, number = found
     values = _channel_values(request, channel, number)

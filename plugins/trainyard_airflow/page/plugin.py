@@ -36,7 +36,7 @@ class LazyPage:
         await self._app(scope, receive, send)
 
 
-def base_path() -> str:
+def _base_path() -> str:
     """Return the path of Airflow's own address, for installations that are not at a host's root."""
     from urllib.parse import urlsplit
 
@@ -56,14 +56,14 @@ class TrainyardPlugin(AirflowPlugin):
     external_views: list[Any] = [  # noqa: RUF012
         {
             "name": "Trainyard",
-            "href": f"{base_path()}{PREFIX}/",
+            "href": f"{_base_path()}{PREFIX}/",
             "destination": "nav",
             "url_route": "trainyard",
             "nav_top_level": True,
         },
         {
             "name": "Trainyard",
-            "href": f"{base_path()}{PREFIX}/runs/{{DAG_ID}}/{{RUN_ID}}",
+            "href": f"{_base_path()}{PREFIX}/runs/{{DAG_ID}}/{{RUN_ID}}",
             "destination": "dag_run",
             "url_route": "trainyard-run",
         },

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from trainyard.approvals import Round, rounds_in
 from trainyard.documents.channel import Channel, HistoryEntry, Rollout
 from trainyard.documents.evidence import Block, Verdict
 from trainyard.documents.look import Look
@@ -23,6 +24,7 @@ from trainyard.rollout.slices import blocks_from_snapshots
 from trainyard.settings import Settings
 from trainyard.steps.status import list_statuses
 from trainyard.store.layout import (
+    ATTESTATIONS,
     gate_report_key,
     measurement_key,
     plan_key,
@@ -190,6 +192,23 @@ def _blocks(looks: Sequence[Look], rollout: Rollout | None) -> tuple[Block, ...]
     )
 
 
+# --- approvals ----------------------------------------------------------------------------------
+
+SHOWN_ROUNDS = 5
+"""Rounds of approval that a channel's page shows, newest first."""
+
+
+def approval_rounds(reader: Reader, model: str, environment: str) -> tuple[Round, ...]:
+    """Return the last rounds in which promotions to a channel asked for approval, newest first."""
+    keys = [
+        key
+        for key in reader.keys(f"{ATTESTATIONS}/{model}")
+        if key.rpartition("/")[2].startswith("approval-")
+    ]
+    rounds = rounds_in(reader.documents(keys, Attestation))
+    return tuple(each for each in rounds if each.environment == environment)[:SHOWN_ROUNDS]
+
+
 def rollout_of_run(
     reader: Reader, environment: str, dag_id: str, run_id: str
 ) -> tuple[Channel, int] | None:
@@ -237,6 +256,11 @@ class ReleaseView:
     attestations: tuple[Attestation, ...]
     others: tuple[str, ...]
     """Ids of the model's other releases."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its verdicts warn of, the newest first, each once."""
+        return tuple(dict.fromkeys(words for each in self.attestations for words in each.warnings))
 
 
 def release_view(reader: Reader, model: str, release_id: str, settings: Settings) -> ReleaseView:

@@ -17,6 +17,7 @@ from trainyard.store.protocol import Entry, Internal
 ALWAYS_KEPT: Mapping[Kind, str] = {
     "channel": "Channels are never collected.",
     "attestations": "What was found out about a release is kept, also when the release is gone.",
+    "refresh": "What refreshes have asked for is kept: no revision is asked for twice.",
     "archive": "Archived channels are kept for audits.",
     "toolchain": "What was recorded of an image is kept: plans ask for it.",
     "proof": "Transcripts of devices are kept: releases rest on them.",

@@ -29,6 +29,7 @@ from trainyard.documents.channel import Channel
 from trainyard.documents.look import Look
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import Plan
+from trainyard.documents.refresh import RefreshRecord
 from trainyard.documents.release import Release
 from trainyard.documents.status import StepStatus
 from trainyard.documents.toolchain import ToolchainRecord
@@ -56,6 +57,7 @@ _NAMES_NOTHING: Mapping[str, type[Document]] = {
     "status": StepStatus,
     "lock": StepLock,
     "toolchain": ToolchainRecord,
+    "refresh": RefreshRecord,
 }
 """Kinds of documents that need only be whole."""
 

@@ -20,7 +20,7 @@ WRITTEN_ONCE = (
 )  # fmt: skip
 """Keys that are created and never replaced: every write must carry `If-None-Match: *`."""
 
-COMPARED = ("releases/*", "attestations/*", "channels/*", "locks/*")
+COMPARED = ("releases/*", "attestations/*", "channels/*", "refreshes/*", "locks/*")
 """Keys that are replaced by compare-and-swap: a write must carry `If-None-Match` or `If-Match`."""
 
 FREE = ("status/*", "toolchains/*", ".trainyard/*")
@@ -130,7 +130,7 @@ ROLES = (
     Role(
         "trainyard-airflow-worker", "airflow", "Plans releases, starts steps, settles rollouts.",
         writes=(
-            "plans/*", "evals/*", "locks/*/plan.json",
+            "plans/*", "evals/*", "refreshes/*", "locks/*/plan.json",
             # Also of a pod that was killed before it could write the end of its step.
             "status/*",
             *_ROLLOUT_WRITES, _PROBE,

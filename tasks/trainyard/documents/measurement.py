@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trainyard.documents.base import Document, Frozen
+from trainyard.documents.behaviour import Behaviour
 
 
 class TaskScore(Frozen):
@@ -131,6 +132,8 @@ class Measurement(Document):
     start: StartFigures
     accuracy: tuple[TaskScore, ...]
     latency: tuple[LevelFigures, ...]
+    behaviour: Behaviour | None = None
+    """None: it was not measured."""
     machine: dict[str, Any]
     """CPU or device model, cores, memory, kernel, driver: what was seen."""
     toolchain: dict[str, str]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from trainyard.documents.measurement import Check, GateVerdict, Measurement
 from trainyard.documents.plan import GateName, Price
 from trainyard.gates.accuracy import accuracy_expectations
+from trainyard.gates.behaviour import PREFIX, behaviour_expectations
 from trainyard.gates.cost import cost_expectations
 from trainyard.gates.expectations import evaluate
 from trainyard.gates.latency import latency_expectations
@@ -47,6 +48,9 @@ def derive_verdict(
     """
     if gate == "accuracy":
         expectations = accuracy_expectations(gates.accuracy, measurement, baseline)
+        # Good behaviour alone says nothing about the answers: without them the gate fails.
+        if expectations:
+            expectations += behaviour_expectations(gates.behaviour, measurement)
     else:
         expectations = (
             *latency_expectations(gates.latency, measurement, baseline),
@@ -80,13 +84,32 @@ def _summary(
 ) -> str:
     counted = [check for check in checks if check.outcome != "skipped"]
     if outcome == "pass":
-        return f"The {gate} gate passed: {_list(counted, _kept)}."
+        behaviour = sum(_of_behaviour(check) for check in counted)
+        figures = _list([check for check in counted if not _of_behaviour(check)], _kept)
+        held = f"; {behaviour} checks of the behaviour held" if behaviour else ""
+        return f"The {gate} gate passed: {figures}{held}."
     named = [check for check in counted if check.outcome == outcome]
     if outcome == "warn":
         return f"The {gate} gate passed with warnings: {_list(named, _broken)}."
     if not named:
         return f"The {gate} gate failed: nothing could be checked."
     return f"The {gate} gate failed: {_list(named, _broken)}."
+
+
+def warnings_of(verdict: GateVerdict) -> tuple[str, ...]:
+    """Return what whoever serves a release should know: its warnings, and what was not checked.
+
+    A comparison that had no stable release to compare with is none of it.
+    """
+    return tuple(
+        f"{_broken(check) if check.outcome == 'warn' else check.what}. {check.note}".strip()
+        for check in verdict.checks
+        if check.outcome == "warn" or (check.outcome == "skipped" and _of_behaviour(check))
+    )
+
+
+def _of_behaviour(check: Check) -> bool:
+    return check.what.startswith(PREFIX)
 
 
 def _list(checks: Sequence[Check], words: Callable[[Check], str]) -> str:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.documents.artifacts import BundleManifest
+from trainyard.documents.behaviour import Capability
 from trainyard.lanes import native_cache
+from trainyard.lanes.capabilities import of_neuron
 from trainyard.lanes.cpu import SHUTDOWN_TIMEOUT_S
 from trainyard.lanes.neuron_common import (
     DEFAULT_BLOCK_SIZE,
@@ -41,7 +43,7 @@ from trainyard.lanes.neuron_stages import neuron_stage
 from trainyard.lanes.neuron_support import NeuronLaneName, family_of
 from trainyard.lanes.neuron_toolchain import mismatches, read_neuron_toolchain
 from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
-from trainyard.spec.model import Target
+from trainyard.spec.model import BehaviourName, Target
 from trainyard.spec.neuron import NativeConfig, NativeSettings
 
 _LANE: NeuronLaneName = "neuron-native"
@@ -67,6 +69,10 @@ class NativeLane:
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return what the lane cannot do with a model of this config.json."""
         return tuple(_model_problems(target, config))
+
+    def capability(self, target: Target, name: BehaviourName) -> Capability:
+        """Return what a server of `target` can do of one thing that the checks ask for."""
+        return of_neuron(name)
 
     def toolchain(self, python: Path) -> dict[str, str]:
         """Return the versions that compiled code depends on."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainyard.documents.artifacts import BundleManifest
-from trainyard.spec.model import Target
+from trainyard.documents.behaviour import Capability
+from trainyard.spec.model import BehaviourName, Target
 
 LOOPBACK = "127.0.0.1"
 
@@ -58,6 +59,12 @@ class Lane(Protocol):
 
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return what the lane cannot do with a model of this config.json, with the remedy."""
+
+    def capability(self, target: Target, name: BehaviourName) -> Capability:
+        """Return what a server of `target` can do of one thing that the behaviour checks ask for.
+
+        The tables are in `trainyard.lanes.capabilities`.
+        """
 
     def toolchain(self, python: Path) -> dict[str, str]:
         """Return the versions that go into the compile key, as seen by the serving interpreter.

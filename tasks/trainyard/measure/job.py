@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 from pydantic import Field, TypeAdapter
 
 from trainyard.documents.base import Frozen
+from trainyard.documents.behaviour import Behaviour
 from trainyard.documents.measurement import LevelFigures, RateFound, RateProbe, TaskScore
 from trainyard.errors import BadInput, TrainyardError
+from trainyard.measure.behaviour.run import BehaviourJob, run_behaviour
 from trainyard.spec.model import AccuracyTask, LoadLevel, RateSearch, Slo
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Job(Frozen):
     slo: Slo | None = None
     search: RateSearch | None = None
     """Only with an SLO."""
+    behaviour: BehaviourJob | None = None
+    """None: no check of the behaviour is to be made."""
 
 
 class Ready(Frozen):
@@ -69,6 +73,7 @@ class Outcome(Frozen):
     accuracy: tuple[TaskScore, ...]
     latency: tuple[LevelFigures, ...]
     search: RateFound | None = None
+    behaviour: Behaviour | None = None
 
 
 class Failure(Frozen):
@@ -108,14 +113,16 @@ def main() -> int:
 def measure(job: Job, events: TextIO) -> Outcome:
     """Measure everything of `job`, reporting progress to `events`.
 
-    Accuracy comes first: its requests also warm the server up.
+    Accuracy comes first: its requests also warm the server up. Latency comes last, so that a
+    server that loses its breath in a behaviour check shows it.
     """
     from pathlib import Path
 
     from trainyard.measure.accuracy import evaluate
     from trainyard.measure.latency import Server, run_level
 
-    parts = len(job.tasks) + len(job.levels) + (job.search is not None)
+    parts = len(job.tasks) + len(job.levels)
+    parts += (job.behaviour is not None) + (job.search is not None)
     server = {"base_url": job.base_url, "served_model_name": job.served_model_name}
     model_dir = Path(job.model_dir)
     target = Server(job.base_url, job.served_model_name, model_dir, assets_dir=Path(job.assets_dir))
@@ -132,15 +139,25 @@ def measure(job: Job, events: TextIO) -> Outcome:
                 **server,
             )
         )
+    behaviour = None
+    if job.behaviour is not None:
+        _send(events, Progress(fraction=len(scores) / parts, message="behaviour"))
+        behaviour = run_behaviour(
+            job.behaviour,
+            model_dir=model_dir,
+            assets_dir=Path(job.assets_dir),
+            max_model_len=job.max_model_len,
+            **server,
+        )
     for level in job.levels:
-        done = len(scores) + len(levels)
+        done = len(scores) + len(levels) + (behaviour is not None)
         _send(events, Progress(fraction=done / parts, message=f"latency: level {level.name}"))
         levels.append(run_level(level, target, job.slo))
     found = None
     if job.search is not None and job.slo is not None:
-        fraction = (len(scores) + len(levels)) / parts
+        fraction = (parts - 1) / parts
         found = _find_rate(job, job.search, job.slo, target, partial(_say, events, fraction))
-    return Outcome(accuracy=tuple(scores), latency=tuple(levels), search=found)
+    return Outcome(accuracy=tuple(scores), latency=tuple(levels), search=found, behaviour=behaviour)
 
 
 def _find_rate(

@@ -14,6 +14,9 @@ from trainyard.platform.pools import Pool
 
 REQUEST_TIMEOUT_S = 30.0
 
+TRIGGER_PAUSES_S = (0.2, 1.0)
+"""Before a run is asked for again that Airflow could not start."""
+
 
 class AirflowApi:
     """A logged-in client; logs in again when its token expires.
@@ -109,6 +112,9 @@ class AirflowApi:
     def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any], *, note: str = "") -> bool:
         """Start a run; False if a run of that id exists already.
 
+        The id makes it safe to ask again where Airflow fails by itself, as it does when more ask at
+        once than its database takes.
+
         Raises:
             NotFound: no such DAG.
             BadInput: Airflow refuses the conf, or does not know who asks.
@@ -116,6 +122,11 @@ class AirflowApi:
         """
         body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf), "note": note}
         response = self.request("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)
+        for pause_s in TRIGGER_PAUSES_S:
+            if not response.is_server_error:
+                break
+            time.sleep(pause_s)
+            response = self.request("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)
         if response.status_code == 409:
             return False
         _check(response, f"run {run_id} of {dag_id}")
@@ -126,6 +137,22 @@ class AirflowApi:
         response = self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}")
         _check(response, f"run {run_id} of {dag_id}")
         found: dict[str, Any] = response.json()
+        return found
+
+    def runs(self, dag_id: str, *, most: int = 1000) -> list[dict[str, Any]]:
+        """Return the newest runs of a DAG as Airflow describes them; none without such a DAG."""
+        found: list[dict[str, Any]] = []
+        while len(found) < most:
+            # Airflow gives a hundred at a time, whatever is asked for.
+            path = f"/api/v2/dags/{dag_id}/dagRuns?limit=100&offset={len(found)}"
+            response = self.request("GET", f"{path}&order_by=-run_after")
+            if response.status_code == 404:
+                return []
+            _check(response, f"the runs of {dag_id}")
+            page: list[dict[str, Any]] = response.json()["dag_runs"]
+            found += page
+            if len(page) < 100:
+                break
         return found
 
     def run_state(self, dag_id: str, run_id: str) -> str:

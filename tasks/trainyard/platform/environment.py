@@ -124,6 +124,8 @@ def airflow_environment(settings: Settings, choices: Choices) -> dict[str, str]:
         database = {
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": postgres.url(paths, "psycopg2"),
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": postgres.url(paths, "asyncpg"),
+            # By default 15 connections: of fifty requests at once some would wait 30 s and fail.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_MAX_OVERFLOW": "60",
         }
     return {
         **base_environment(),

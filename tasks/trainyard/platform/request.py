@@ -64,6 +64,7 @@ def release_request(
     environments: tuple[str, ...] = (),
     overrides: Mapping[str, Any] | None = None,
     accept_unproven: bool = False,
+    wait_for_window: bool = False,
     key: str = "",
 ) -> RunRequest:
     """Return the request for a release, and its promotion to `environments`. Raises BadInput."""
@@ -78,6 +79,8 @@ def release_request(
         conf["overrides"] = dict(overrides)
     if accept_unproven:
         conf["accept_unproven"] = True
+    if wait_for_window:
+        conf["wait_for_window"] = True
     return RunRequest("release", "neuron_release", conf, model, key)
 
 
@@ -88,6 +91,7 @@ def promote_request(
     *,
     force: bool = False,
     reason: str = "",
+    wait_for_window: bool = False,
     key: str = "",
 ) -> RunRequest:
     """Return the request for a promotion. Raises BadInput."""
@@ -99,6 +103,8 @@ def promote_request(
         if not reason:
             raise BadInput("A forced promotion needs a reason.", hint="Give --reason.")
         conf["force"] = True
+    if wait_for_window:
+        conf["wait_for_window"] = True
     if reason:
         conf["reason"] = reason
     dag_id = f"neuron_promote__{check_name(environment, 'Environment')}"
@@ -243,6 +249,14 @@ def _reason(api: AirflowApi, dag_id: str, run_id: str, tasks: list[dict[str, Any
         for line in reversed(api.log_lines(dag_id, run_id, task)):
             if line.get("level") in ("error", "critical"):
                 return f"{task['task_id']}: {_error_of(line)}"
+    return _told(api.results(dag_id, run_id))
+
+
+def _told(results: Mapping[str, Any]) -> str:
+    """Return why a run failed as its results tell it: they outlast the logs."""
+    for task_id, result in results.items():
+        if isinstance(result, dict) and result.get("reason"):
+            return f"{task_id}: {result['reason']}"
     return ""
 
 

@@ -13,7 +13,7 @@ from trainyard.documents.release import Release
 from trainyard.errors import NotFound
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.metrics import MetricReader
-from trainyard.rollout.outbox import Outbox
+from trainyard.rollout.outbox import Outbox, RolloutEvent
 from trainyard.rollout.warm_up import Warmer
 from trainyard.serving.guard_events import GuardEvent
 from trainyard.serving.protocol import Host, Lease, Router
@@ -46,6 +46,8 @@ class RolloutDeps:
     """Seconds that running requests may take before their server is stopped."""
     tell: Callable[[str], None]
     """Takes each event of a rollout, once, as a line for people."""
+    notify: Callable[[RolloutEvent], None] = lambda _: None
+    """Takes each event of a rollout, once, for whoever wants to be told of it elsewhere."""
     proven: Callable[[Target], bool] = lambda _: True
     """Were image, instance and lane of a target proven on a device?"""
     provenance: Provenance = field(default_factory=Provenance)
@@ -59,7 +61,7 @@ class RolloutDeps:
     def __post_init__(self) -> None:
         """Make the caches; all of them are of things that never change."""
         object.__setattr__(self, "looks", LookLog(self.store))
-        object.__setattr__(self, "outbox", Outbox(self.store, self.tell))
+        object.__setattr__(self, "outbox", Outbox(self.store, self.tell, self.notify))
 
     def release(self, model: str, release_id: str) -> Release:
         """Return a release, verified. Raises NotFound, BadInput, CorruptFile."""

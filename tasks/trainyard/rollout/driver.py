@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from trainyard.approvals import demand_approval
 from trainyard.documents.channel import (
     EXPOSED_PHASES,
     Channel,
@@ -48,6 +49,7 @@ from trainyard.rollout.plan_rollout import (
     NothingToDo,
     plan_rollback,
     plan_rollout,
+    recorded_reason,
     rollback_target,
 )
 from trainyard.rollout.state_machine import commands_for, step
@@ -121,6 +123,7 @@ def start_rollout(
 
     Raises:
         Busy, BadInput, NotFound, Refused: as `plan_rollout`.
+        Refused: also if the environment takes only what was approved, and this was not.
         Conflict: others kept changing the channel.
     """
     now = deps.now()
@@ -131,7 +134,10 @@ def start_rollout(
         plan = plan_for(deps, channel, release_id, force=force, reason=reason)[1]
         if isinstance(plan, NothingToDo):
             return channel
-        return _requested(deps, channel, release_id, plan, run_id, requested_by, reason, now)
+        if deps.environment(environment).approval is not None:
+            demand_approval(deps.store, model, release_id, environment=environment, run_id=run_id)
+        why = recorded_reason(deps.environment(environment), now, force=force, reason=reason)
+        return _requested(deps, channel, release_id, plan, run_id, requested_by, why, now)
 
     return change_channel(deps.store, model, environment, change)
 

@@ -34,10 +34,16 @@ class RolloutEvent(Document):
 class Outbox:
     """Delivers events at least once."""
 
-    def __init__(self, store: Store, tell: Callable[[str], None]) -> None:
-        """Keep events in `store` and hand each line to `tell`."""
+    def __init__(
+        self,
+        store: Store,
+        tell: Callable[[str], None],
+        notify: Callable[[RolloutEvent], None] = lambda _: None,
+    ) -> None:
+        """Keep events in `store`, hand each line to `tell` and each event to `notify`."""
         self._store = store
         self._tell = tell
+        self._notify = notify
         self._delivered: set[str] = set()
 
     def deliver(self, model: str, environment: str, command: Notify) -> None:
@@ -50,11 +56,6 @@ class Outbox:
             return
         if not self._store.exists(key):
             message = describe_entry(entry)
-            try:
-                self._tell(f"{model}/{environment}: {message}")
-            except Exception:
-                # Whatever happens to a notice, the rollout goes on.
-                log.exception("The notice of %s could not be given", key)
             event = RolloutEvent(
                 model=model,
                 environment=environment,
@@ -62,5 +63,11 @@ class Outbox:
                 entry=entry,
                 message=message,
             )
+            try:
+                self._tell(f"{model}/{environment}: {message}")
+                self._notify(event)
+            except Exception:
+                # Whatever happens to a notice, the rollout goes on.
+                log.exception("The notice of %s could not be given", key)
             create_document(self._store, key, event)
         self._delivered.add(key)

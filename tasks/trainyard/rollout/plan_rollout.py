@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from trainyard.documents.channel import Channel, RolloutPlan, Track
 from trainyard.documents.evidence import Covariance, JudgeSpec, MetricSpec, default_metrics
 from trainyard.documents.release import Release
-from trainyard.errors import BadInput, Busy, NotFound, Refused
+from trainyard.errors import BadInput, Busy, Closed, NotFound, Refused
 from trainyard.rollout.slices import LOAD_PARITY
 from trainyard.rollout.state_machine import candidate_target
 from trainyard.spec.environments import Environment
@@ -53,7 +53,8 @@ def plan_rollout(
         environment: where.
         now: for the soak time in the required environments.
         drain_timeout_s: seconds that running requests may take when servers go.
-        force: promote although the release was rejected; needs a reason.
+        force: promote although the release was rejected or the environment takes no promotions
+            now; needs a reason.
         reason: why.
         required: the channels of the environments that `environment` requires, by name.
         same_checkpoint: tells whether a release id of a required environment stands for the same
@@ -65,8 +66,9 @@ def plan_rollout(
     Raises:
         Busy: another rollout is under way.
         BadInput: the release is for another target, its settings make no sense, the environment
-            has too few devices, or a rejected release was forced without a reason.
+            has too few devices, or a promotion was forced without a reason.
         Refused: it was rejected here, or has not been proven where it must have been.
+        Closed: the environment takes no promotions now.
     """
     _refuse_if_busy(channel)
     name = channel.environment
@@ -87,6 +89,8 @@ def plan_rollout(
     _refuse_unproven_target(
         release, name, environment, proven, accepted=force and bool(reason.strip())
     )
+    # Last: what is refused for good is not worth waiting for.
+    _refuse_closed(release, name, environment, now, force=force, reason=reason)
     return promotion_plan(
         channel,
         release.spec.rollout,
@@ -341,6 +345,38 @@ def _refuse_rejected(channel: Channel, release: Release, *, force: bool, reason:
             f"{release.release_id} was rejected; forcing it needs a reason.",
             hint="Say why it is right to promote it now.",
         )
+
+
+def _refuse_closed(
+    release: Release,
+    name: str,
+    environment: Environment,
+    now: datetime,
+    *,
+    force: bool,
+    reason: str,
+) -> None:
+    """Refuse what would begin in a freeze or in quiet hours."""
+    closure = environment.closure(now)
+    if closure is None:
+        return
+    if not force:
+        raise Closed(
+            f"{release.release_id} cannot be promoted to {name} now: {closure.reason}.",
+            until=closure.until,
+            hint=f"Promote it after {closure.until:%Y-%m-%d %H:%M} UTC, or force it and say why.",
+        )
+    if not reason.strip():
+        raise BadInput(
+            f"{name} takes no promotions now: {closure.reason}; forcing one needs a reason.",
+            hint="Say why it cannot wait.",
+        )
+
+
+def recorded_reason(environment: Environment, now: datetime, *, force: bool, reason: str) -> str:
+    """Return the reason that the channel's history keeps: also what was overridden by force."""
+    closure = environment.closure(now) if force else None
+    return f"{reason} (Forced although {closure.reason}.)" if closure else reason
 
 
 def _refuse_unproven(

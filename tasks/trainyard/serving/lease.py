@@ -70,6 +70,16 @@ class FileLease:
         if record is not None and record.holder == holder:
             path.unlink(missing_ok=True)
 
+    def age_s(self, environment: str, model: str) -> float | None:
+        """Return the seconds since the lease was renewed; None if there is none."""
+        record = read_record(self._paths.lease(environment, model), LeaseRecord)
+        if record is None:
+            return None
+        left_s = seconds_left(
+            record, wall=self._wall(), monotonic=self._monotonic(), boot=self._boot_id
+        )
+        return record.duration_s - left_s
+
     def state(self, environment: str, model: str) -> LeaseState:
         """Tell whether somebody holds the lease now."""
         record = read_record(self._paths.lease(environment, model), LeaseRecord)
@@ -84,9 +94,13 @@ def lease_state(
     """Judge a lease at a moment that is given on both clocks, in seconds."""
     if record is None:
         return "absent"
-    if record.boot_id and record.boot_id == boot:
-        left_s = record.ends_monotonic - monotonic
-    else:
-        left_s = record.ends_wall - wall
+    left_s = seconds_left(record, wall=wall, monotonic=monotonic, boot=boot)
     # More than it was given can only come from a clock that was set back.
     return "alive" if 0 < left_s <= record.duration_s else "expired"
+
+
+def seconds_left(record: LeaseRecord, *, wall: float, monotonic: float, boot: str) -> float:
+    """Return how long a lease still holds, by the clock that counts; negative once it is over."""
+    if record.boot_id and record.boot_id == boot:
+        return record.ends_monotonic - monotonic
+    return record.ends_wall - wall

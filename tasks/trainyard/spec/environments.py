@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
 
 from trainyard.spec.kubernetes import KubernetesServing, KubernetesSteps
 from trainyard.spec.model import Capacity, Name, SpecPart
+from trainyard.spec.ways import Allowed, Approval, Notify, Permissions, Person
+from trainyard.spec.windows import Closure, FreezeWindow, QuietHours, closure_at
 
 
 class Environment(SpecPart):
@@ -36,12 +39,29 @@ class Environment(SpecPart):
     proven_only: bool | None = None
     """Must image, instance and lane of a Neuron target be proven (`trainyard doctor neuron`) before
     a release may come here? Empty: yes for the environment named `production`, no elsewhere."""
+    freeze: tuple[FreezeWindow, ...] = ()
+    """Times in which no promotion begins here, unless it is forced. Rollbacks are never held."""
+    quiet_hours: tuple[QuietHours, ...] = ()
+    """Hours of the week in which no promotion begins here, unless it is forced."""
     kubernetes: KubernetesServing | None = None
     """Where in the cluster its servers run; only, and always, on platform `kubernetes`."""
+    allowed: Permissions = Permissions()
+    """Who may promote to it, roll it back and approve, beside what Airflow's rights say."""
+    approval: Approval | None = None
+    """Do people have to approve before a release comes here? Empty: no."""
+    notify: tuple[Notify, ...] = ()
+    """Who is told what happens here, and how."""
+    stuck_after_s: float = Field(default=86400.0, ge=600)
+    """Seconds after which a promotion that has not ended counts as stuck. The time for an approval
+    comes on top."""
 
     def takes_only_proven(self, name: str) -> bool:
         """Tell whether the environment, which has this name, takes only what was proven."""
         return name == "production" if self.proven_only is None else self.proven_only
+
+    def closure(self, now: datetime) -> Closure | None:
+        """Return why and how long promotions are held at `now`; None if they are not."""
+        return closure_at(self.freeze, self.quiet_hours, now)
 
 
 class Environments(SpecPart):
@@ -53,3 +73,9 @@ class Environments(SpecPart):
     """The environments by name."""
     steps: KubernetesSteps | None = None
     """Where heavy steps run as pods. Empty: as processes of Airflow's worker."""
+    groups: dict[Name, tuple[Person, ...]] = Field(default_factory=dict)
+    """Names of users by group, for `allowed`: the same with every auth manager of Airflow."""
+    notify: tuple[Notify, ...] = ()
+    """Who is told what happens to releases wherever they go, and before they go anywhere."""
+    release: Allowed | None = None
+    """Who may make releases (`neuron_release`). Empty: whoever Airflow lets start that DAG."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from trainyard.errors import NotFound
@@ -10,7 +11,7 @@ from trainyard.spec.check import InvalidSpec, check_environments, check_spec
 from trainyard.spec.environments import Environments
 from trainyard.spec.model import ModelSpec
 from trainyard.spec.sentences import choose
-from trainyard.spec.yaml_source import read_yaml
+from trainyard.spec.yaml_source import parse_yaml, read_bytes, read_yaml
 
 
 def load_spec(path: Path) -> ModelSpec:
@@ -29,7 +30,13 @@ def load_spec(path: Path) -> ModelSpec:
 
 def load_environments(path: Path) -> Environments:
     """Return the environments in a file. Raises as `load_spec`."""
-    checked = check_environments(read_yaml(path))
+    return _environments(path, read_bytes(path))
+
+
+@lru_cache(maxsize=8)
+def _environments(path: Path, content: bytes) -> Environments:
+    """Return the environments in this content; DAG files ask for the same ones many times."""
+    checked = check_environments(parse_yaml(content, path))
     if checked.problems:
         raise InvalidSpec(checked.problems)
     return checked.root

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, StringConstraints
 
@@ -282,6 +282,42 @@ class CostGate(SpecPart):
     """Limits by figure, in US dollars."""
 
 
+BehaviourName = Literal[
+    "batching",
+    "prefix_cache",
+    "penalties",
+    "stop_strings",
+    "streaming",
+    "longest_prompt",
+    "concurrency",
+    "cancellation",
+]
+"""Checks of how a server behaves, whatever its model answers."""
+
+
+class BehaviourWaiver(SpecPart):
+    """Why a check of the behaviour does not stop this model's releases."""
+
+    severity: Literal["warning", "skip"]
+    """`warning`: what it finds is reported only. `skip`: it is not made."""
+    reason: str = Field(min_length=1)
+    """Why, for whoever reads the verdict."""
+
+
+class BehaviourGate(SpecPart):
+    """How a server must behave, whatever its model answers. Every check is made by itself."""
+
+    waivers: dict[BehaviourName, BehaviourWaiver] = Field(default_factory=dict)
+    """The checks that do not stop a release, by name."""
+
+    @property
+    def checks(self) -> tuple[BehaviourName, ...]:
+        """The checks that are made, in their order."""
+        names: tuple[BehaviourName, ...] = get_args(BehaviourName)
+        skipped = {name for name, waiver in self.waivers.items() if waiver.severity == "skip"}
+        return tuple(name for name in names if name not in skipped)
+
+
 class Gates(SpecPart):
     """What a release must show before it is published."""
 
@@ -291,6 +327,8 @@ class Gates(SpecPart):
     """Bounds on latency and throughput under load."""
     cost: CostGate | None = None
     """Bounds on the price of tokens. Empty: it is reported only."""
+    behaviour: BehaviourGate = BehaviourGate()
+    """How the server must behave; part of the accuracy gate."""
 
 
 class RolloutStep(SpecPart):
@@ -380,6 +418,10 @@ class Refresh(SpecPart):
     """When to look: five fields (minute, hour, day of the month, month, day of the week), UTC."""
     environments: tuple[Name, ...] = ()
     """Where a release of a new revision goes, in this order. Empty: it is published only."""
+    follow_toolchain: bool = True
+    """Also release again when the toolchain has changed, once for each."""
+    max_attempts: int = Field(default=2, ge=1, le=10)
+    """Runs that one revision gets with one toolchain, if they fail, before it is left alone."""
 
 
 class ModelSpec(SpecPart):

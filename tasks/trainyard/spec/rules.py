@@ -11,14 +11,18 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import pairwise
 
+from trainyard.errors import BadInput
 from trainyard.spec.cron import cron_problem
 from trainyard.spec.environments import Environment, Environments
 from trainyard.spec.model import (
     AVERAGES,
     SLO_METRICS,
     AccuracyTask,
+    BehaviourName,
+    BehaviourWaiver,
     Bound,
     Capacity,
     CostGate,
@@ -40,6 +44,8 @@ from trainyard.spec.model import (
 from trainyard.spec.partial import known, whole
 from trainyard.spec.patterns import matches, selected
 from trainyard.spec.sentences import SECRETS_ELSEWHERE, choose, holds_secret
+from trainyard.spec.ways import Allowed, Notify
+from trainyard.spec.windows import QuietHours, has_time_zones, never_opens, time_zone
 from trainyard.spec.yaml_source import Location
 
 GENEROSITY: tuple[Capacity, ...] = ("single", "replace", "surge")
@@ -95,6 +101,8 @@ def gate_findings(gates: Gates, targets: Sequence[Target]) -> Iterator[Finding]:
     """Yield contradictions inside the gates, and between their loads and the targets."""
     if known(gates, "accuracy") and known(gates.accuracy, "tasks"):
         yield from _below(_repeated(gates.accuracy.tasks, "task"), "accuracy", "tasks")
+    if known(gates, "behaviour") and known(gates.behaviour, "waivers"):
+        yield from _below(waiver_findings(gates.behaviour.waivers), "behaviour", "waivers")
     if not known(gates, "latency"):
         return
     yield from _below(latency_findings(gates.latency), "latency")
@@ -106,6 +114,17 @@ def gate_findings(gates: Gates, targets: Sequence[Target]) -> Iterator[Finding]:
             yield from _below(fit_findings(level, targets), "latency", "levels", index)
     if known(gates, "cost") and gates.cost is not None:
         yield from _below(cost_findings(gates.cost, gates.latency), "cost")
+
+
+def waiver_findings(waivers: Mapping[BehaviourName, BehaviourWaiver]) -> Iterator[Finding]:
+    """Yield which waivers say nothing."""
+    for name, waiver in waivers.items():
+        if known(waiver, "reason") and not waiver.reason.strip():
+            yield Finding(
+                (name, "reason"),
+                f"Nobody can tell why {name} is waived.",
+                "Write the reason as a sentence: the verdict shows it.",
+            )
 
 
 def source_findings(source: Source) -> Iterator[Finding]:
@@ -580,6 +599,7 @@ def environments_findings(environments: Environments) -> Iterator[Finding]:
     for name, environment in by_name.items():
         yield from _below(_environment_findings(environment), "environments", name)
     yield from _below(_requires_findings(by_name), "environments")
+    yield from _people_findings(environments)
 
 
 def _environment_findings(environment: Environment) -> Iterator[Finding]:
@@ -605,6 +625,117 @@ def _environment_findings(environment: Environment) -> Iterator[Finding]:
             "Name the environment to soak in under requires, or remove soak_s.",
         )
     yield from _place_findings(environment)
+    yield from _window_findings(environment)
+
+
+def _window_findings(environment: Environment) -> Iterator[Finding]:
+    """Yield windows without promotions that make no sense."""
+    for index, window in enumerate(environment.freeze if known(environment, "freeze") else ()):
+        # Beside other mistakes values are still text.
+        moments = [each for each in vars(window).values() if isinstance(each, datetime)]
+        if len(moments) == 2 and window.end <= window.start:
+            yield Finding(
+                ("freeze", index, "end"),
+                "The window ends before it begins.",
+                "Give an end after the start.",
+            )
+    if not known(environment, "quiet_hours"):
+        return
+    findings = [
+        finding.below("quiet_hours", index)
+        for index, hours in enumerate(environment.quiet_hours)
+        for finding in _hours_findings(hours)
+    ]
+    yield from findings
+    sound = not findings and all(map(whole, environment.quiet_hours))
+    if sound and has_time_zones() and never_opens(environment.quiet_hours):
+        yield Finding(
+            ("quiet_hours",),
+            "The quiet hours leave no minute of the week.",
+            "Leave some hours in which promotions may begin.",
+        )
+
+
+def _hours_findings(hours: QuietHours) -> Iterator[Finding]:
+    # Images that only serve have no database of time zones, and no need of one.
+    if known(hours, "time_zone") and has_time_zones():
+        try:
+            time_zone(hours.time_zone)
+        except BadInput as error:
+            yield Finding(("time_zone",), error.message, error.hint)
+    if known(hours, "start", "end") and hours.start == hours.end:
+        yield Finding(
+            ("end",),
+            f"They begin and end at {hours.end}.",
+            'Write `start: "00:00"` and `end: "24:00"` for whole days.',
+        )
+
+
+def _people_findings(environments: Environments) -> Iterator[Finding]:
+    """Yield what is wrong with who may do what, who approves and who is told."""
+    if not known(environments, "groups", "release"):
+        return
+    groups = environments.groups
+    yield from _below(_group_findings(environments.release, groups), "release")
+    for name, environment in environments.environments.items():
+        if known(environment, "allowed", "approval") and whole(environment.allowed):
+            yield from _below(_permission_findings(environment, groups), "environments", name)
+        yield from _below(_told_findings(environment), "environments", name)
+    yield from _told_findings(environments)
+
+
+def _permission_findings(
+    environment: Environment, groups: Mapping[str, Sequence[str]]
+) -> Iterator[Finding]:
+    for act in ("promote", "rollback", "approve"):
+        yield from _below(
+            _group_findings(getattr(environment.allowed, act), groups), "allowed", act
+        )
+    approval, approvers = environment.approval, environment.allowed.approve
+    if approval is None or not whole(approval) or approvers is None or approvers.roles:
+        return
+    people = {*approvers.users, *(who for name in approvers.groups for who in groups.get(name, ()))}
+    if len(people) < approval.needs:
+        yield Finding(
+            ("approval", "needs"),
+            f"{approval.needs} people have to approve, and allowed.approve names {len(people)}.",
+            "Name more people, or ask for fewer.",
+        )
+
+
+def _group_findings(
+    allowed: Allowed | None, groups: Mapping[str, Sequence[str]]
+) -> Iterator[Finding]:
+    named = allowed.groups if allowed is not None and known(allowed, "groups") else ()
+    for index, name in enumerate(named):
+        if name not in groups:
+            yield Finding(
+                ("groups", index),
+                f"There is no group {name!r}.",
+                choose(name, list(groups)) if groups else "Add it under `groups`.",
+            )
+
+
+def _told_findings(part: Environment | Environments) -> Iterator[Finding]:
+    for index, each in enumerate(part.notify if known(part, "notify") else ()):
+        yield from _below(_notify_findings(each), "notify", index)
+
+
+def _notify_findings(notify: Notify) -> Iterator[Finding]:
+    if not whole(notify):
+        return
+    if bool(notify.to) != (notify.kind == "email"):
+        yield Finding(
+            ("to",),
+            f"to has {len(notify.to)} addresses, and the kind is {notify.kind}.",
+            "Addresses are for kind email, which needs at least one.",
+        )
+    if (notify.topic is not None) != (notify.kind == "sns"):
+        yield Finding(
+            ("topic",),
+            f"topic is {'given' if notify.topic else 'missing'}, and the kind is {notify.kind}.",
+            "A topic is for kind sns, which needs one.",
+        )
 
 
 def _place_findings(environment: Environment) -> Iterator[Finding]:

@@ -29,6 +29,13 @@ from trainyard.spec.model import (
 )
 from trainyard.spec.neuron import FLAG_PATTERN, IMAGE_PATTERN, SDK_PATTERN
 from trainyard.spec.partial import part_kinds
+from trainyard.spec.ways import (
+    ADDRESS_PATTERN,
+    CONNECTION_PATTERN,
+    PERSON_PATTERN,
+    TOPIC_PATTERN,
+)
+from trainyard.spec.windows import TIME_OF_DAY_PATTERN, TIME_ZONE_PATTERN
 from trainyard.spec.yaml_source import Location
 
 _PATTERNS = {
@@ -50,7 +57,14 @@ _PATTERNS = {
     DNS_NAME_PATTERN: "Use lower-case letters, digits, dots and hyphens, starting and ending with "
     "a letter or digit.",
     ABSOLUTE_PATH_PATTERN: "Write a whole path that begins with `/`.",
+    TIME_OF_DAY_PATTERN: 'Write hours and minutes in quotes, such as `"18:00"`.',
+    TIME_ZONE_PATTERN: "Write a name of the IANA database, such as `Europe/Berlin`.",
     ENV_NAME_PATTERN: "Use letters, digits and underscores, not starting with a digit.",
+    PERSON_PATTERN: "Write the name with which they log in to Airflow, without spaces around it.",
+    CONNECTION_PATTERN: "Write the id of an Airflow connection: letters, digits, dots, hyphens and "
+    "underscores.",
+    ADDRESS_PATTERN: "Write an e-mail address, such as `team@example.org`.",
+    TOPIC_PATTERN: "Write the ARN of the topic, such as `arn:aws:sns:us-west-2:123456789012:yard`.",
 }
 
 _SECRET_KEYS = re.compile(r"token|secret|password|passwd|credential|access_?key|api_?key")

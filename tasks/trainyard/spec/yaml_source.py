@@ -81,13 +81,22 @@ class YamlFile:
         return Position(1, 1)
 
 
-def read_yaml(path: Path) -> YamlFile:
+def read_yaml(path: Path, *, quick: bool = False) -> YamlFile:
     """Read a YAML file; what is wrong inside it is in the result's `flaws`.
+
+    Args:
+        path: of the file.
+        quick: as of `parse_yaml`.
 
     Raises:
         NotFound: there is no such file.
         BadInput: it cannot be read, or is larger than `MAX_BYTES`.
     """
+    return parse_yaml(read_bytes(path), path, quick=quick)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file that somebody wrote. Raises as `read_yaml`."""
     try:
         with path.open("rb") as handle:
             raw = handle.read(MAX_BYTES + 1)
@@ -102,11 +111,17 @@ def read_yaml(path: Path) -> YamlFile:
             f"{path} is larger than {MAX_BYTES // 1024} KiB.",
             hint="A spec is a few kilobytes; keep data in files beside it.",
         )
-    return parse_yaml(raw, path)
+    return raw
 
 
-def parse_yaml(raw: bytes, path: Path) -> YamlFile:
-    """Parse the content of a YAML file; `path` is for messages only."""
+def parse_yaml(raw: bytes, path: Path, *, quick: bool = False) -> YamlFile:
+    """Parse the content of a YAML file.
+
+    Args:
+        raw: the content.
+        path: for messages only.
+        quick: use the parser in C if there is one: 20 times as fast, with less said about mistakes.
+    """
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -114,7 +129,7 @@ def parse_yaml(raw: bytes, path: Path) -> YamlFile:
         place = Position(before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
         flaw = Flaw((), place, "The file is not UTF-8 text.", "Save it as UTF-8.")
         return YamlFile(path, None, {}, (flaw,))
-    builder = _Builder(text)
+    builder = _Builder(text, _QUICK if quick else yaml.SafeLoader)
     data: dict[str, Any] | None = None
     try:
         data = builder.build()
@@ -123,6 +138,9 @@ def parse_yaml(raw: bytes, path: Path) -> YamlFile:
     except yaml.YAMLError as error:
         builder.flaws.append(_syntax_flaw(error, text))
     return YamlFile(path, data, builder.positions, tuple(builder.flaws))
+
+
+_QUICK = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Stop(Exception):
@@ -136,8 +154,8 @@ class _Builder:
     was guessed, and nothing is expanded or recursed into before it is known to be small.
     """
 
-    def __init__(self, text: str) -> None:
-        self.events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
+    def __init__(self, text: str, loader: Any) -> None:
+        self.events: Iterator[yaml.Event] = yaml.parse(text, Loader=loader)
         self.positions: dict[Location, Position] = {}
         self.flaws: list[Flaw] = []
 

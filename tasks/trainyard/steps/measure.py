@@ -29,6 +29,7 @@ from trainyard.lanes.neuron_device import driver_version
 from trainyard.lanes.protocol import Lane, StartProof
 from trainyard.lanes.registry import get_lane
 from trainyard.materialize import materialize_bundle, materialize_checkpoint
+from trainyard.measure.behaviour.run import BehaviourJob
 from trainyard.measure.handle import MeasuringProcess
 from trainyard.measure.job import Job
 from trainyard.measure.machine import describe_machine
@@ -139,6 +140,7 @@ def _measure(
                     levels=plan.spec.gates.latency.levels,
                     slo=plan.spec.gates.latency.slo,
                     search=plan.spec.gates.latency.search,
+                    behaviour=_behaviour_job(plan, planned, lane),
                 ),
                 on_progress=context.progress.fraction,
                 check_server=server.check,
@@ -165,6 +167,7 @@ def _measure(
         ),
         accuracy=outcome.accuracy,
         latency=outcome.latency,
+        behaviour=outcome.behaviour,
         machine=machine,
         toolchain=toolchain,
         instance=planned.target.instance,
@@ -214,6 +217,23 @@ def _refuse_other_driver(stored: Measurement, driver: str) -> None:
             hint=f"Write `neuron_driver: {driver}` below `steps` in the environments file, so that "
             "plans tell the two apart, and start a new release.",
         )
+
+
+def _behaviour_job(plan: Plan, planned: PlannedTarget, lane: Lane) -> BehaviourJob | None:
+    """Return the checks that the spec does not skip, None if there are none."""
+    target, gate = planned.target, plan.spec.gates.behaviour
+    checks = gate.checks
+    if not checks:
+        return None
+    copies = target.neuron.data_parallel_size if target.neuron else 1
+    return BehaviourJob(
+        capabilities={name: lane.capability(target, name) for name in checks},
+        dtype=target.dtype,
+        max_num_seqs=target.max_num_seqs * copies,
+        block_size=target.block_size,
+        prefix_caching=target.enable_prefix_caching,
+        prompts=plan.spec.prompts if plan.assets else None,
+    )
 
 
 def _prove(
@@ -300,8 +320,12 @@ def _summary(measurement: Measurement) -> str:
         f"{level.figures.get('output_tokens_per_s', math.nan):.0f} tokens/s"
         for level in measurement.latency
     ]
-    found = measurement.search
-    rates = (
-        [] if found is None else [f"{found.rate_per_s or 0:.4g} requests a second within the SLO"]
-    )
-    return "; ".join([*scores, *levels, *rates]) + "."
+    behaviour = []
+    if measurement.behaviour is not None:
+        records = measurement.behaviour.records
+        good = sum(not record.count("broken") for record in records)
+        behaviour = [f"{good} of {len(records)} behaviour checks held"]
+    rates = []
+    if measurement.search is not None:
+        rates = [f"{measurement.search.rate_per_s or 0:.4g} requests a second within the SLO"]
+    return "; ".join([*scores, *behaviour, *levels, *rates]) + "."

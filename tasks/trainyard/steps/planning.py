@@ -333,6 +333,7 @@ def _measured(gates: Gates) -> dict[str, Any]:
         "search": gates.latency.search.model_dump(mode="json", exclude={"bound"})
         if gates.latency.search
         else None,
+        "behaviour": list(gates.behaviour.checks),
     }
 
 

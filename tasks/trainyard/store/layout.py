@@ -16,6 +16,9 @@ _PART_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
 PROOFS = "proofs"
 """Folder of the transcripts of `trainyard doctor neuron`."""
 
+ATTESTATIONS = "attestations"
+"""Folder of what was found out about releases."""
+
 MANIFEST_NAME = "manifest.json"
 """The file that is written last and makes a checkpoint or bundle complete."""
 
@@ -97,7 +100,7 @@ def release_key(model: str, release_id: str) -> str:
 
 def attestation_prefix(model: str, release_id: str) -> str:
     """Return `attestations/<model>/<release id>`: everything found out about a release."""
-    return f"attestations/{check_name(model, 'Model')}/{check_release_id(release_id)}"
+    return f"{ATTESTATIONS}/{check_name(model, 'Model')}/{check_release_id(release_id)}"
 
 
 def attestation_key(model: str, release_id: str, kind: str, identifier: str) -> str:
@@ -114,6 +117,11 @@ def channel_prefix(model: str) -> str:
 def channel_key(model: str, environment: str) -> str:
     """Return `channels/<model>/<environment>.json`."""
     return f"{channel_prefix(model)}/{check_name(environment, 'Environment')}.json"
+
+
+def refresh_key(model: str) -> str:
+    """Return `refreshes/<model>.json`."""
+    return f"refreshes/{check_name(model, 'Model')}.json"
 
 
 def rollout_prefix(model: str, environment: str, number: int) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.refresh_world import write_spec
 
 pytestmark = pytest.mark.integration
 
@@ -18,6 +21,8 @@ DAG_IDS = {
     "neuron_promote__production",
     "neuron_rollback__staging",
     "neuron_rollback__production",
+    "neuron_control__staging",
+    "neuron_control__production",
     "neuron_gc",
 }
 SCHEDULES = {"neuron_gc": "@daily"}
@@ -132,21 +137,40 @@ def test_promotions_follow_the_order_of_the_environments(dag_bag: Any) -> None:
     assert "promote.production" in release.get_task("promote.staging").downstream_task_ids
 
 
-def test_dag_files_hold_wiring_only() -> None:
-    """They import airflow and our packages, and nothing that makes every parse slow."""
-    heavy = ("great_expectations", "pandas", "kubernetes", "boto3", "torch", "scipy")
-    program = (
-        "import sys, runpy\n"
-        "for path in sys.argv[1:]: runpy.run_path(path)\n"
-        f"loaded = [name for name in {heavy!r} if name in sys.modules]\n"
-        "print(','.join(loaded))\n"
-    )
+PARSE = """
+import collections, json, runpy, socket, sys
+import yaml
+
+parsed, connected = collections.Counter(), []
+real = yaml.parse
+yaml.parse = lambda text, *a, **k: parsed.update([text]) or real(text, *a, **k)
+socket.socket.connect = lambda self, address: connected.append(str(address))
+for path in sys.argv[1:]:
+    runpy.run_path(path)
+heavy = [name for name in HEAVY if name in sys.modules]
+print(json.dumps([heavy, sorted(parsed.values()), connected]))
+"""
+HEAVY = (
+    "great_expectations", "pandas", "kubernetes", "boto3", "torch", "scipy", "huggingface_hub",
+)  # fmt: skip
+
+
+def test_parsing_loads_nothing_heavy_reads_no_file_twice_and_asks_nobody(tmp_path: Path) -> None:
+    """All DAG files in one process, with four models of which three are refreshed."""
+    for number in range(3):
+        write_spec(tmp_path, f"model-{number}")
+    write_spec(tmp_path, "by-hand", cron=None)
     files = sorted(map(str, (REPOSITORY / "dags").glob("*.py")))
     done = subprocess.run(
-        [sys.executable, "-c", program, *files],
+        [sys.executable, "-c", PARSE.replace("HEAVY", repr(HEAVY)), *files],
         cwd=REPOSITORY,
+        env=os.environ | {"TRAINYARD_CATALOGUE": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == ""
+    heavy, parsed, connected = json.loads(done.stdout.splitlines()[-1])
+    assert heavy == []
+    # The four specs and the environments file.
+    assert parsed == [1] * 5
+    assert connected == []

@@ -40,6 +40,7 @@ OTHERS = [
     "channels/adder/staging.json",
     "archive/channels/x",
     "toolchains/0a1b.json",
+    "refreshes/adder.json",
     "attestations/adder/adder-000000000000",
     "strange/key",
 ]

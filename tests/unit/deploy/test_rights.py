@@ -89,6 +89,7 @@ WRITERS: dict[str, set[str]] = {
     lock(layout.release_key(MODEL, RELEASE_ID)): {PUBLISH, GC},
     lock(PLAN, "compile", "trn2"): {COMPILE, GC},
     layout.toolchain_key("image", "cpu"): {COMPILE, DOCTOR},
+    layout.refresh_key(MODEL): {WORKER},
     "proofs/neuron-native/trn2.48xlarge/p1.json": {DOCTOR},
     ".trainyard/probe/0123456789abcdef": {
         *ROLLOUTS, DOCTOR, DOWNLOAD, COMPILE, MEASURE, GATE, PUBLISH, GC, GUARD,
@@ -97,7 +98,7 @@ WRITERS: dict[str, set[str]] = {
 }  # fmt: skip
 """Who may write each kind of key; everybody else is refused."""
 
-NEVER_DELETED = {"channels", "attestations", "archive", "proofs", "toolchains"}
+NEVER_DELETED = {"channels", "attestations", "archive", "proofs", "toolchains", "refreshes"}
 REPAIRED = {"checkpoints": {DOWNLOAD}, "bundles": {COMPILE}, "releases": {PUBLISH}}
 
 

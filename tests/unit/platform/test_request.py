@@ -295,3 +295,21 @@ def test_pauses_grow_while_airflow_is_away() -> None:
 
 def test_the_address_of_a_run_is_safe() -> None:
     assert run_url("http://a/", "dag", "a b/c") == "http://a/dags/dag/runs/a%20b%2Fc"
+
+
+def test_without_a_log_the_results_say_why_it_failed() -> None:
+    result = {"outcome": "refused", "reason": "It was rejected."}
+    airflow = FakeAirflow(
+        tasks=[[task("settle", "failed")]],
+        results=json.dumps({"state": "failed", "results": {"settle": result}}),
+    )
+    error, _ = waiting(airflow, state="failed")
+    assert isinstance(error, Refused)
+    assert str(error).endswith("failed. settle: It was rejected.")
+
+
+def test_a_window_may_be_waited_for() -> None:
+    release = release_request("adder", environments=("production",), wait_for_window=True)
+    promotion = promote_request("adder", RELEASE, "production", wait_for_window=True)
+    assert release.conf["wait_for_window"] is promotion.conf["wait_for_window"] is True
+    assert promotion.run_id != PROMOTION.run_id

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serving_world import make_channel
-from tests.unit.plugins.conftest import make_context
+from tests.serving_world import NOW, make_channel
+from tests.unit.plugins.conftest import make_context, write_environments
 from tests.unit.yard import Yard
 
-from trainyard.errors import BadInput, Busy, NotFound, Refused, TrainyardError, Transient
+from trainyard.errors import (
+    BadInput,
+    Busy,
+    Closed,
+    NotFound,
+    Refused,
+    TrainyardError,
+    Transient,
+)
 from trainyard.rollout.driver import Settled
 
 RELEASE = "adder-0123456789ab"
@@ -47,7 +56,7 @@ class FakeRollouts:
 @pytest.fixture
 def rollouts(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> FakeRollouts:
     made = FakeRollouts()
-    monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings: made)
+    monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings, **_: made)
     return made
 
 
@@ -102,7 +111,12 @@ class TestRollout:
 
     def test_a_promotion_is_a_success(self, rollouts: FakeRollouts) -> None:
         event = {"outcome": "promoted", "message": "It is stable."}
-        assert self.operator().finish(self.context(), event) == "It is stable."
+        assert self.operator().finish(self.context(), event) == {
+            "outcome": "promoted",
+            "reason": "It is stable.",
+            "model": "adder",
+            "environment": "production",
+        }
 
     @pytest.mark.parametrize("outcome", ["rolled_back", "withdrawn", "refused"])
     def test_everything_else_fails_with_the_reason(
@@ -111,8 +125,25 @@ class TestRollout:
         from trainyard_airflow.exceptions import StepRefused
 
         event = {"outcome": outcome, "message": "Three times slower."}
+        context = self.context()
         with pytest.raises(StepRefused, match=r"^Three times slower\.$"):
-            self.operator().finish(self.context(), event)
+            self.operator().finish(context, event)
+        result = context["ti"].pushed["return_value"]
+        assert (result["outcome"], result["reason"]) == (outcome, "Three times slower.")
+
+    def test_a_rollback_is_a_result_of_its_own(self, rollouts: FakeRollouts) -> None:
+        operator = self.operator("rollback")
+        event = {"outcome": "promoted", "message": "Traffic is back."}
+        assert operator.finish(self.context(), event)["outcome"] == "rolled_back"
+        assert operator.returns_dag_result
+        assert not self.operator().returns_dag_result
+
+    def test_the_trigger_is_told_which_keys_the_form_has(self) -> None:
+        from airflow.sdk import DAG
+
+        with DAG("neuron_rollback__production", params={"release": None, "model": "adder"}):
+            operator = self.operator("rollback")
+        assert operator.start_trigger_args.trigger_kwargs["known_keys"] == ["model", "release"]
 
     def test_it_notes_who_asked_which_the_triggerer_is_not_told(
         self, rollouts: FakeRollouts
@@ -132,7 +163,12 @@ class TestRollout:
     ) -> None:
         rollouts.note_error = Transient("Away.", hint="Wait.")
         event = {"outcome": "promoted", "message": "It is stable."}
-        assert self.operator().finish(self.context(), event) == "It is stable."
+        assert self.operator().finish(self.context(), event) == {
+            "outcome": "promoted",
+            "reason": "It is stable.",
+            "model": "adder",
+            "environment": "production",
+        }
 
 
 class TestVerify:
@@ -176,6 +212,42 @@ class TestVerify:
             self.operator().execute(make_context(PARAMS))
         assert str(raised.value) == str(error)
 
+    def test_a_refusal_is_the_runs_result(self, rollouts: FakeRollouts) -> None:
+        from trainyard_airflow.exceptions import StepRefused
+
+        rollouts.check_error = Refused("It was rejected.", hint="Force it.")
+        context = make_context(PARAMS)
+        with pytest.raises(StepRefused):
+            self.operator().execute(context)
+        assert context["ti"].pushed["return_value"] == {
+            "outcome": "refused",
+            "reason": "It was rejected. Force it.",
+            "model": "adder",
+            "environment": "production",
+            "release": RELEASE,
+        }
+
+    @pytest.mark.parametrize("wish", [{}, {"wait_for_window": False}])
+    def test_a_freeze_is_a_refusal(self, rollouts: FakeRollouts, wish: dict[str, Any]) -> None:
+        from trainyard_airflow.exceptions import StepRefused
+
+        rollouts.check_error = Closed("It is frozen.", until=NOW)
+        with pytest.raises(StepRefused, match="It is frozen"):
+            self.operator().execute(make_context({**PARAMS, **wish}))
+
+    def test_a_freeze_is_waited_for_if_that_is_wished(self, rollouts: FakeRollouts) -> None:
+        from airflow.sdk.exceptions import TaskDeferred
+
+        rollouts.check_error = Closed("It is frozen.", until=NOW)
+        context = make_context({**PARAMS, "wait_for_window": True})
+        with pytest.raises(TaskDeferred) as deferred:
+            self.operator().execute(context)
+        assert deferred.value.trigger.moment == NOW
+        assert deferred.value.method_name == "resume"
+        rollouts.check_error = None
+        assert self.operator().resume(context, NOW) == RELEASE
+        assert len(rollouts.asked) == 2
+
     @pytest.mark.parametrize("error", [Transient("Away.", hint="Wait."), Busy("Another one.")])
     def test_what_may_pass_is_no_refusal(
         self, rollouts: FakeRollouts, error: TrainyardError
@@ -194,6 +266,19 @@ class TestVerify:
             self.operator().execute(make_context(PARAMS, conf={"forced": True}))
         assert rollouts.asked == []
 
+    def test_who_may_not_is_refused_before_anything_is_looked_at(
+        self, rollouts: FakeRollouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also if it was `neuron_release` that started the run: it has the user's name."""
+        from trainyard_airflow.exceptions import StepRefused
+
+        write_environments(tmp_path, monkeypatch, {"allowed": {"promote": {"users": ["bob"]}}})
+        refused = make_context(PARAMS, user="ada", run_type="operator_triggered")
+        with pytest.raises(StepRefused, match="ada may not promote to production: only bob may"):
+            self.operator().execute(refused)
+        assert rollouts.asked == []
+        assert self.operator().execute(make_context(PARAMS, user="bob")) == RELEASE
+
 
 class TestSettle:
     def operator(self) -> Any:
@@ -206,7 +291,13 @@ class TestSettle:
 
     def test_a_promotion_is_a_success(self, rollouts: FakeRollouts) -> None:
         rollouts.settled = Settled("promoted", "It is stable.", make_channel())
-        assert self.operator().execute(self.context()) == "It is stable."
+        assert self.operator().execute(self.context()) == {
+            "outcome": "promoted",
+            "reason": "It is stable.",
+            "model": "adder",
+            "environment": "production",
+            "release": RELEASE,
+        }
         assert rollouts.asked == [
             {
                 "model": "adder",
@@ -221,5 +312,22 @@ class TestSettle:
         from trainyard_airflow.exceptions import StepRefused
 
         rollouts.settled = Settled(outcome, "TTFT 3 times that of stable.", make_channel())
+        context = self.context()
         with pytest.raises(StepRefused, match="TTFT 3 times that of stable"):
-            self.operator().execute(self.context())
+            self.operator().execute(context)
+        result = context["ti"].pushed["return_value"]
+        assert result["outcome"] == (outcome or "nothing")
+        assert result["reason"] == "TTFT 3 times that of stable."
+
+    def test_what_was_refused_before_is_the_reason_why_nothing_happened(
+        self, rollouts: FakeRollouts
+    ) -> None:
+        from trainyard_airflow.exceptions import StepRefused
+
+        rollouts.settled = Settled(None, "There is no rollout of this run.", make_channel())
+        context = self.context()
+        refusal = {"outcome": "refused", "reason": "It was rejected."}
+        context["ti"].others["verify"] = refusal
+        with pytest.raises(StepRefused, match="no rollout of this run"):
+            self.operator().execute(context)
+        assert context["ti"].pushed["return_value"] == refusal

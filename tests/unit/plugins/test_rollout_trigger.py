@@ -8,10 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from tests.serving_world import make_channel
+from tests.serving_world import NOW, make_channel
 from tests.unit.yard import Yard
 
-from trainyard.errors import Busy, Conflict, Refused, StaleDriver, TrainyardError, Transient
+from trainyard.errors import (
+    Busy,
+    Closed,
+    Conflict,
+    Refused,
+    StaleDriver,
+    TrainyardError,
+    Transient,
+)
 from trainyard.rollout.driver import DriveResult
 
 KWARGS: dict[str, Any] = {
@@ -22,6 +30,7 @@ KWARGS: dict[str, Any] = {
     ),
     "requested_by": "ada",
     "run_id": "neuron_promote__production/promote-1",
+    "known_keys": [],
 }
 
 
@@ -62,7 +71,7 @@ def play(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]
     monkeypatch.setattr(rollout_trigger, "RETRY_AFTER_S", 0.0)
 
     def play_it(rollouts: FakeRollouts, **changes: Any) -> list[Any]:
-        monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings: rollouts)
+        monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings, **_: rollouts)
         trigger = rollout_trigger.RolloutTrigger(**{**KWARGS, **changes})
 
         async def collect() -> list[Any]:
@@ -170,3 +179,70 @@ def test_each_event_is_logged_once(
         play(FakeRollouts(*ticks))
     lines = [entry["event"] for entry in log if entry["log_level"] == "info"]
     assert lines == ["deploying", "shifting", "weights 10", "promoted"]
+
+
+def test_a_misspelt_key_of_a_rollback_moves_no_traffic(play: Callable[..., list[Any]]) -> None:
+    """`relase` would otherwise go back to another release than the one that was meant."""
+    rollouts = FakeRollouts()
+    request = json.dumps({"model": "adder", "release": None, "relase": "adder-0123456789ab"})
+    (event,) = play(rollouts, kind="rollback", request=request, known_keys=["model", "release"])
+    assert event["outcome"] == "refused"
+    assert "unknown keys: relase" in event["message"]
+    assert rollouts.begun == []
+
+
+def test_a_window_that_began_since_is_a_refusal(play: Callable[..., list[Any]]) -> None:
+    rollouts = FakeRollouts(begin=Closed("It is frozen.", until=NOW))
+    (event,) = play(rollouts)
+    assert event == {"outcome": "refused", "message": "It is frozen."}
+
+
+def test_a_window_that_began_since_is_waited_for_if_that_is_wished(
+    play: Callable[..., list[Any]],
+) -> None:
+    rollouts = FakeRollouts(tick(outcome="promoted", summary="Stable."))
+    begin = rollouts.begin
+
+    def closed_once(**request: Any) -> Callable[[], DriveResult]:
+        drive = begin(**request)
+        if len(rollouts.begun) == 1:
+            raise Closed("It is frozen.", until=NOW)
+        return drive
+
+    rollouts.begin = closed_once  # type: ignore[method-assign]
+    request = json.dumps({"model": "adder", "release": "adder-1", "wait_for_window": True})
+    (event,) = play(rollouts, request=request)
+    assert event == {"outcome": "promoted", "message": "Stable."}
+    assert len(rollouts.begun) == 2
+
+
+def test_events_of_the_rollout_are_told_with_the_run(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datetime import UTC, datetime
+
+    from trainyard.documents.channel import HistoryEntry
+    from trainyard.rollout.outbox import RolloutEvent
+    from trainyard_airflow.rollout_trigger import RolloutTrigger
+
+    entry = HistoryEntry(at=datetime.now(UTC), event="held", release_id="adder-0123456789ab")
+    event = RolloutEvent(
+        model="adder", environment="production", rollout=1, entry=entry, message=""
+    )
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        "trainyard_airflow.notify.tell", lambda notice, _: told.append((notice.kind, notice.run))
+    )
+
+    def open_rollout(settings: Any, *, notify: Callable[[RolloutEvent], None]) -> FakeRollouts:
+        notify(event)
+        return FakeRollouts(tick(outcome="promoted"))
+
+    monkeypatch.setattr("trainyard.wiring.open_rollout", open_rollout)
+
+    async def run() -> None:
+        async for _ in RolloutTrigger(**KWARGS).run():
+            pass
+
+    asyncio.run(run())
+    assert told == [("held", KWARGS["run_id"])]

@@ -430,3 +430,23 @@ class TestPlan:
         with pytest.raises(StepRefused, match=r"unknown keys: modle, revison\. Known are: env"):
             plan.execute(context)
         assert not (yard.home / "heard.json").exists()
+        result = context["ti"].pushed["return_value"]
+        assert (result["outcome"], result["model"]) == ("refused", "adder")
+        assert "unknown keys: modle, revison" in result["reason"]
+
+    def test_why_it_refuses_is_in_the_runs_result(
+        self, yard: Yard, tell: Callable[..., None], plan: Any
+    ) -> None:
+        from trainyard_airflow.exceptions import StepRefused
+
+        failed = status("failed", step="plan", target="", reason="No such revision.", exit_code=10)
+        tell(status=failed, exit_code=10)
+        context = make_context(self.PARAMS)
+        with pytest.raises(StepRefused):
+            plan.execute(context)
+        assert context["ti"].pushed["return_value"] == {
+            "outcome": "failed",
+            "reason": "No such revision.",
+            "step": "plan",
+            "target": "",
+        }

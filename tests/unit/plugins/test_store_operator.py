@@ -45,3 +45,11 @@ def test_a_store_that_cannot_be_judged_is_not_tried_again(yard: Yard) -> None:
 
     with pytest.raises(StepRefused, match="exit code 10"):
         operator("False").execute(make_context(dag_id="neuron_gc"))
+
+
+def test_a_misspelt_wish_to_look_only_deletes_nothing(yard: Yard) -> None:
+    from trainyard_airflow.exceptions import StepRefused
+
+    context = make_context({"dry_run": False}, conf={"dryrun": True}, dag_id="neuron_gc")
+    with pytest.raises(StepRefused, match="unknown keys: dryrun"):
+        operator("False").execute(context)

@@ -13,7 +13,7 @@ from trainyard.documents.channel import Channel, Rejection, Rollout, RolloutPlan
 from trainyard.documents.evidence import default_metrics
 from trainyard.documents.plan import ReleaseRequest
 from trainyard.documents.release import Release
-from trainyard.errors import BadInput, Busy, NotFound, Refused
+from trainyard.errors import BadInput, Busy, Closed, NotFound, Refused
 from trainyard.rollout.plan_rollout import (
     BOOTSTRAP_BAKE_S,
     NothingToDo,
@@ -21,6 +21,7 @@ from trainyard.rollout.plan_rollout import (
     judge_spec,
     plan_rollback,
     plan_rollout,
+    recorded_reason,
     rollback_target,
 )
 from trainyard.spec.environments import Environment
@@ -375,3 +376,52 @@ def test_the_target_is_the_release_before_unless_one_is_named() -> None:
 )
 def test_plans_can_be_told(found: RolloutPlan, words: str) -> None:
     assert words in describe_plan(make_release("new"), found)
+
+
+FROZEN = {
+    "freeze": (
+        {
+            "start": NOW - timedelta(hours=1),
+            "end": NOW + timedelta(hours=2),
+            "reason": "end of the year",
+        },
+    )
+}
+
+
+def test_a_freeze_holds_a_promotion_and_says_until_when() -> None:
+    with pytest.raises(Closed, match=r"frozen \(end of the year\)") as refused:
+        plan(environment=FROZEN)
+    assert refused.value.until == NOW + timedelta(hours=2)
+    assert "force it and say why" in refused.value.hint
+
+
+def test_a_freeze_that_is_over_holds_nothing() -> None:
+    over = {"freeze": ({**FROZEN["freeze"][0], "end": NOW},)}
+    assert made(environment=over).kind == "canary"
+
+
+def test_force_with_a_reason_overrides_a_freeze_and_both_are_recorded() -> None:
+    assert made(environment=FROZEN, force=True, reason="The old one leaks memory.").kind == "canary"
+    with pytest.raises(BadInput, match="forcing one needs a reason"):
+        plan(environment=FROZEN, force=True)
+    frozen = Environment(**{"target": "cpu", **FROZEN})
+    kept = recorded_reason(frozen, NOW, force=True, reason="It leaks.")
+    assert kept == "It leaks. (Forced although it is frozen (end of the year).)"
+    assert recorded_reason(frozen, NOW, force=False, reason="It leaks.") == "It leaks."
+
+
+def test_what_is_refused_for_good_is_said_before_a_freeze() -> None:
+    with pytest.raises(Refused, match="must have been promoted to staging") as refused:
+        plan(environment={**FROZEN, "requires": ("staging",)})
+    assert not isinstance(refused.value, Closed)
+
+
+def test_a_freeze_never_holds_a_rollback() -> None:
+    found = plan_rollback(
+        channel(previous=("older",)),
+        make_release("older"),
+        Environment(**{"target": "cpu", **FROZEN}),
+        drain_timeout_s=20.0,
+    )
+    assert isinstance(found, RolloutPlan)

@@ -95,3 +95,10 @@ def test_a_lease_that_cannot_be_read_is_none(tmp_path: Path, lease: FileLease) -
     path.parent.mkdir(parents=True)
     path.write_text("{")
     assert lease.state("staging", "adder") == "absent"
+
+
+def test_its_age_counts_from_the_last_renewal(lease: FileLease, clocks: Clocks) -> None:
+    assert lease.age_s("staging", "adder") is None
+    lease.renew("staging", "adder", holder="run 1", duration_s=120)
+    clocks.pass_s(30)
+    assert lease.age_s("staging", "adder") == pytest.approx(30)

@@ -127,6 +127,11 @@ def test_a_target_whose_value_is_wrong_is_not_judged_by_its_default(tmp_path: Pa
     assert [problem.key for problem in problems] == ["targets[0].max_num_batched_tokens"]
 
 
+def waived(line: str) -> str:
+    """Return the end of the gates with a waiver, and what follows them."""
+    return f"\n  behaviour:\n    waivers:\n      {line}\n\nrollout:"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key", "words"),
     [
@@ -172,6 +177,14 @@ def test_a_target_whose_value_is_wrong_is_not_judged_by_its_default(tmp_path: Pa
          "  steps: []", "rollout.steps", "all traffic at once"),
         ("revision: r1", "revision: 20260101", "source.revision", "not text"),
         ("owner: trainyard-demo", "owner: no\nowner: yes", "owner", "twice"),
+        ("\nrollout:", waived("penalty: {severity: skip, reason: None is sent.}"),
+         "gates.behaviour.waivers.penalty", "'penalty' is not possible"),
+        ("\nrollout:", waived("penalties: {severity: critical, reason: None is sent.}"),
+         "gates.behaviour.waivers.penalties.severity", "'critical' is not possible"),
+        ("\nrollout:", waived("penalties: {severity: skip}"),
+         "gates.behaviour.waivers.penalties.reason", "'reason' is missing"),
+        ("\nrollout:", waived("penalties: {severity: skip, reason: ' '}"),
+         "gates.behaviour.waivers.penalties.reason", "Nobody can tell why"),
     ],
 )  # fmt: skip
 def test_contradictions(tmp_path: Path, old: str, new: str, key: str, words: str) -> None:
@@ -300,6 +313,41 @@ def test_servers_in_a_cluster_need_an_image(tmp_path: Path) -> None:
         ("environments.bare.kubernetes", "Give kubernetes.image there.")
     ]
     assert "target cpu (lane cpu) in environment bare" in problems[0].message
+
+
+PEOPLE = """\
+schema: trainyard/v1
+groups: {managers: [ada, bob]}
+release: {groups: [manager]}
+environments:
+  one:
+    target: cpu
+    allowed:
+      promote: {groups: [managers]}
+      approve: {users: [ada], groups: [managers]}
+    approval: {needs: 3}
+    notify:
+      - {kind: email, connection: mail}
+      - {kind: slack, connection: slack, topic: "arn:aws:sns:us-west-2:123456789012:yard"}
+      - {kind: sns, connection: aws, topic: yard, events: [promotedd]}
+      - {kind: webhook, connection: hook, events: [promoted]}
+"""
+
+
+def test_people_and_notices_are_checked(tmp_path: Path) -> None:
+    problems = check_files([write(tmp_path, PEOPLE, "environments.yaml")])
+    assert {(problem.line, problem.key) for problem in problems} == {
+        (3, "release.groups[0]"),
+        (10, "environments.one.approval.needs"),
+        (12, "environments.one.notify[0].to"),
+        (13, "environments.one.notify[1].topic"),
+        (14, "environments.one.notify[2].topic"),
+        (14, "environments.one.notify[2].events[0]"),
+    }
+    said = {problem.key: str(problem) for problem in problems}
+    assert "Did you mean managers?" in said["release.groups[0]"]
+    assert "3 people have to approve, and allowed.approve names 2." in "".join(said.values())
+    assert "Write the ARN of the topic" in said["environments.one.notify[2].topic"]
 
 
 def test_order_of_environments(tmp_path: Path) -> None:

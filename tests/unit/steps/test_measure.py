@@ -3,7 +3,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tests.unit import yard
@@ -15,7 +15,9 @@ from trainyard.documents.base import FileEntry
 from trainyard.documents.measurement import Envelope, LevelFigures, Measurement, TaskScore
 from trainyard.documents.plan import EvalAssets, Plan
 from trainyard.errors import BadInput, Busy, CacheMiss, CorruptFile, NotFound
+from trainyard.lanes.capabilities import of_cpu
 from trainyard.measure.job import Failure, Job, Outcome, Progress
+from trainyard.spec.model import BehaviourName
 from trainyard.steps.compile import compile_bundle
 from trainyard.steps.context import StepContext
 from trainyard.steps.measure import measure
@@ -31,6 +33,7 @@ KEY = measurement_key("candidate")
 OUTCOME = Outcome(
     accuracy=(TaskScore(name="sums", metric="exact_match", score=0.97, samples=200),),
     latency=(LevelFigures(name="busy", figures=yard.FIGURES, duration_s=9.0, completed=64),),
+    behaviour=yard.behaviour(),
 )
 
 
@@ -63,6 +66,8 @@ def test_a_measurement_holds_the_figures_and_what_they_were_made_of(bench: Bench
     )
     assert found.accuracy == OUTCOME.accuracy
     assert found.latency == OUTCOME.latency
+    assert found.behaviour == OUTCOME.behaviour
+    assert "8 of 8 behaviour checks held" in result.message
     assert found.checkpoint_digest == checkpoint.digest
     assert found.compile_key == yard.COMPILE_KEY
     assert found.serving_digest == digest(yard.SERVING)
@@ -80,6 +85,21 @@ def test_the_job_names_what_the_spec_asks_for(bench: Bench) -> None:
     assert job.levels == bench.plan.spec.gates.latency.levels
     assert job.served_model_name == "adder"
     assert Path(job.model_dir, "model.safetensors").read_bytes() == b"weights"
+    assert job.behaviour is not None
+    assert tuple(job.behaviour.capabilities) == get_args(BehaviourName)
+    assert job.behaviour.capabilities["batching"] == of_cpu("batching")
+    assert (job.behaviour.dtype, job.behaviour.max_num_seqs) == ("bfloat16", 16)
+
+
+@pytest.mark.parametrize("made", [set(get_args(BehaviourName)) - {"penalties"}, set()])
+def test_checks_that_the_spec_skips_are_not_made(bench: Bench, made: set[BehaviourName]) -> None:
+    skipped = {"severity": "skip", "reason": "None is sent."}
+    waivers = {name: skipped for name in get_args(BehaviourName) if name not in made}
+    gates = {**yard.SPEC["gates"], "behaviour": {"waivers": waivers}}
+    surroundings = context(bench, OUTCOME)
+    measure(yard.plan(model_spec=yard.spec(gates=gates)), "cpu", surroundings)
+    job = Job.model_validate_json((surroundings.work_dir / "job.json").read_text())
+    assert set(job.behaviour.capabilities if job.behaviour else ()) == made
 
 
 def test_a_measurement_that_exists_is_used_without_a_start(bench: Bench) -> None:

@@ -30,6 +30,7 @@ ID = "adder-0123456789ab"
         ("evals/d/prompts.jsonl", "evals", "evals/d", ""),
         ("locks/bundles/k/manifest.json.json", "lock", "locks/bundles/k/manifest.json.json", ""),
         ("toolchains/0a1b.json", "toolchain", "toolchains/0a1b.json", ""),
+        ("refreshes/adder.json", "refresh", "refreshes/adder.json", "adder"),
         ("archive/channels/a/s/1-x.json", "archive", "archive/channels/a/s/1-x.json", ""),
     ],
 )

@@ -97,6 +97,7 @@ class _Seen:
     """Of the object; a copy may be older than what was seen already."""
     ends: float
     """Monotonic seconds."""
+    duration_s: float
 
 
 class LeaseClock:
@@ -126,8 +127,13 @@ class LeaseClock:
         seen = self._seen.get(name)
         if seen is None or (seen.mark != mark and version >= seen.version):
             left_s = self._first_s(spec, duration) if seen is None else float(duration)
-            seen = self._seen[name] = _Seen(mark, version, now + left_s)
+            seen = self._seen[name] = _Seen(mark, version, now + left_s, float(duration))
         return "alive" if now < seen.ends else "expired"
+
+    def age_s(self, name: str) -> float | None:
+        """Return the seconds since a lease was last seen to change; None if there is none."""
+        seen = self._seen.get(name)
+        return None if seen is None else seen.duration_s - (seen.ends - self._monotonic())
 
     def _first_s(self, spec: Mapping[str, object], duration: int) -> float:
         renewed = parse_time(spec.get("renewTime"))

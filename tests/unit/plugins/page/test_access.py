@@ -11,8 +11,8 @@ from trainyard_airflow.page.access import Act, AirflowAccess
     ("role", "expected"),
     [
         ("VIEWER", {"read"}),
-        ("USER", {"read", "start", "mark"}),
-        ("ADMIN", {"read", "start", "mark"}),
+        ("USER", {"read", "start", "mark", "answer"}),
+        ("ADMIN", {"read", "start", "mark", "answer"}),
     ],
 )
 def test_a_viewer_may_only_read(
@@ -24,7 +24,7 @@ def test_a_viewer_may_only_read(
 
     monkeypatch.setattr(app, "get_auth_manager", SimpleAuthManager)
     user = SimpleAuthManagerUser(username="ada", role=role)
-    acts: tuple[Act, ...] = ("read", "start", "mark")
+    acts: tuple[Act, ...] = ("read", "start", "mark", "answer")
     may = {act for act in acts if AirflowAccess().may(user, act, "neuron_promote__production")}
     assert may == expected
 

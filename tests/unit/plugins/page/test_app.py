@@ -243,7 +243,7 @@ def test_a_long_rollout_is_drawn_with_fewer_points(
 def test_only_what_changes_is_shown_live(client: TestClient, world: PageWorld) -> None:
     page = Page(client.get(CHANNEL).text)
     assert {"live", "live-sign"} <= set(page.values("id"))
-    assert page.values("data-running") == ["yes"]
+    assert page.values("data-state") == ["moving"]
     assert page.values("data-generation") == [str(world.channel.generation)]
 
 
@@ -254,9 +254,12 @@ def test_actions_ask_airflows_public_interface(client: TestClient, world: PageWo
     assert page.values("data-path") == [
         f"/api/v2/dags/{PROMOTE}/dagRuns",
         f"/api/v2/dags/neuron_rollback__{ENVIRONMENT}/dagRuns",
+        *[f"/api/v2/dags/neuron_control__{ENVIRONMENT}/dagRuns"] * 3,
         f"/api/v2/dags/{PROMOTE}/dagRuns/{run_id}/taskInstances/rollout",
     ]
-    assert page.values("data-method") == ["POST", "POST", "PATCH"]
+    assert page.values("data-verb") == [
+        "promote", "rollback", "pause", "resume", "promote-now", "abort",
+    ]  # fmt: skip
     offered = re.findall(r"<option>([^<]*)</option>", client.get(CHANNEL).text)
     assert world.ids["third"] in offered
     assert offered.count(world.ids["second"]) == 0
@@ -269,6 +272,7 @@ def test_actions_ask_airflows_public_interface(client: TestClient, world: PageWo
         ({("start", PROMOTE)}, ["promote"]),
         ({("start", f"neuron_rollback__{ENVIRONMENT}")}, ["rollback"]),
         ({("mark", PROMOTE)}, ["abort"]),
+        ({("start", f"neuron_control__{ENVIRONMENT}")}, ["pause", "resume", "promote-now"]),
     ],
 )
 def test_everybody_sees_only_the_actions_they_may_take(
@@ -344,6 +348,15 @@ def test_a_release_shows_verdicts_places_and_provenance(
     assert [v for t, n, v in page.attributes if t == "iframe" and n == "sandbox"] == ["", ""]
 
 
+def test_a_release_shows_first_what_its_verdicts_warn_of(tmp_path: Path) -> None:
+    words = "behaviour penalties: not supported by the lane."
+    world = PageWorld(tmp_path, warnings=(words,))
+    world.publish("first")
+    page = Page(mounted(world).get(f"/trainyard/releases/{MODEL}/{world.ids['first']}").text)
+    assert f"Warnings {words} Where it serves" in page.text
+    assert page.text.count(words) == 1, "each once, and not among the attestations again"
+
+
 def test_a_release_of_a_key_that_is_not_trusted_says_so(tmp_path: Path) -> None:
     world = PageWorld(tmp_path / "here")
     world.publish("first")
@@ -389,15 +402,6 @@ def test_the_report_of_a_release_is_one_page_that_can_do_nothing(
 
     access.allowed = {("read", PROMOTE)}
     assert client.get(f"{path}/report").status_code == 403
-
-
-def test_the_task_that_published_leads_to_the_report(client: TestClient, world: PageWorld) -> None:
-    plan_id = f"{MODEL}-{digest('slow')[:12]}"
-    missing = client.get(f"/trainyard/reports/{plan_id}/cpu")
-    # The plan of this world is not the one that its release was made by.
-    assert missing.status_code == 404
-    assert "published no release" in Page(missing.text).text
-    assert client.get("/trainyard/reports/unknown-plan/cpu").status_code == 404
 
 
 # --- runs -----------------------------------------------------------------------------------------

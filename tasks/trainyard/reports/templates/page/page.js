@@ -38,18 +38,24 @@
 
   const start = () => {
     keepLive();
-    for (const button of document.querySelectorAll("button[data-opens]")) {
-      button.addEventListener("click", () => open(button.dataset.opens));
-    }
+    // Some of these buttons come and go with what is live.
+    document.addEventListener("click", (event) => {
+      const button = event.target.closest("button[data-opens]");
+      if (button) open(button);
+    });
     for (const button of document.querySelectorAll("button[data-closes]")) {
       button.addEventListener("click", () => button.closest("dialog").close());
     }
-    for (const form of document.querySelectorAll("form[data-path]")) {
+    for (const form of document.querySelectorAll("form[data-verb]")) {
       form.addEventListener("submit", (event) => {
         event.preventDefault();
-        ask(form);
+        ask(form, event.submitter?.value ?? "");
       });
     }
+    // Where there are two answers, the Enter key in a field chooses neither.
+    document.getElementById("answer-note")?.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") event.preventDefault();
+    });
   };
 
   // --- what is shown is what is -----------------------------------------------------------------
@@ -81,7 +87,7 @@
         if (!now) throw new Error("another page");
         if (now.innerHTML !== part.innerHTML) renew(part, now);
         part.dataset.generation = now.dataset.generation;
-        part.dataset.running = now.dataset.running;
+        part.dataset.state = now.dataset.state;
         showWhatApplies();
         say("on", `Live, as of ${clock()}`);
       } catch (error) {
@@ -96,12 +102,13 @@
     document.addEventListener("visibilitychange", refresh);
   };
 
-  // Replaces what is shown; the keyboard stays on the link where it was.
+  // Replaces what is shown; the keyboard stays on the link or button where it was.
   const renew = (part, now) => {
-    const links = () => [...part.querySelectorAll("a")];
+    const links = () => [...part.querySelectorAll("a, button")];
+    const goesTo = (link) => link.getAttribute("href") ?? link.dataset.path;
     const before = links();
     const index = before.indexOf(document.activeElement);
-    const same = (link) => link.getAttribute("href") === before[index].getAttribute("href");
+    const same = (link) => goesTo(link) === goesTo(before[index]);
     const nth = index < 0 ? -1 : before.filter(same).indexOf(before[index]);
     part.replaceChildren(...document.importNode(now, true).childNodes);
     if (index >= 0) {
@@ -111,35 +118,48 @@
   };
 
   const showWhatApplies = () => {
-    const running = document.getElementById("live").dataset.running === "yes";
+    const { state } = document.getElementById("live").dataset;
     for (const each of document.querySelectorAll("[data-while]")) {
-      each.hidden = (each.dataset.while === "running") !== running;
+      each.hidden = !each.dataset.while.split(" ").includes(state);
     }
   };
 
   // --- actions: ask first, then ask Airflow ------------------------------------------------------
 
-  const open = (id) => {
-    const dialog = document.getElementById(id);
+  const open = (button) => {
+    const dialog = document.getElementById(button.dataset.opens);
     const form = dialog.querySelector("form");
+    for (const name of ["path", "run", "subject"]) {
+      if (name in button.dataset) form.dataset[name] = button.dataset[name];
+    }
+    for (const place of form.querySelectorAll("[data-shows=subject]")) {
+      place.textContent = form.dataset.subject;
+    }
+    for (const link of form.querySelectorAll("[data-release-of]")) {
+      link.href = link.dataset.releaseOf + encodeURIComponent(form.dataset.subject);
+    }
     // From here on a repeated click is the same request.
     form.dataset.generation = document.getElementById("live").dataset.generation;
     form.querySelector(".answer").textContent = "";
-    form.querySelector("button[type=submit]").disabled = false;
+    enable(form, true);
     dialog.showModal();
   };
 
-  const ask = async (form) => {
-    const button = form.querySelector("button[type=submit]");
+  const enable = (form, enabled) => {
+    for (const button of form.querySelectorAll("button[type=submit]")) button.disabled = !enabled;
+  };
+
+  const ask = async (form, choice) => {
     const answer = form.querySelector(".answer");
-    button.disabled = true;
+    enable(form, false);
     answer.className = "answer";
     answer.textContent = "Asking Airflow …";
     try {
-      const { words, runId } = await (form.dataset.method === "PATCH" ? abort : startRun)(form);
-      done(answer, words, form.dataset.dag, runId);
+      const act = { abort, answer: answerQuestion }[form.dataset.verb] ?? startRun;
+      const { words, dag, runId } = await act(form, choice);
+      done(answer, words, dag ?? form.dataset.dag, runId);
     } catch (error) {
-      button.disabled = false;
+      enable(form, true);
       answer.className = "answer fail";
       answer.textContent = error.message;
     }
@@ -148,6 +168,15 @@
   const abort = async (form) => {
     const marked = await call(form.dataset.path, "PATCH", { new_state: "failed" });
     return { words: marked ? form.dataset.done : ASKED_BEFORE, runId: form.dataset.run };
+  };
+
+  const answerQuestion = async (form, choice) => {
+    const note = new FormData(form).get("note");
+    const body = { chosen_options: [choice], params_input: { note } };
+    const answered = await call(form.dataset.path, "PATCH", body);
+    const [dag, ...rest] = form.dataset.run.split("/");
+    const words = answered ? form.dataset.done : "Somebody has just answered: look again.";
+    return { words, dag, runId: rest.join("/") };
   };
 
   // As platform/request.py: a run under way is the one that is wanted; after one that has ended, or
