@@ -19,6 +19,7 @@ from trainyard.settings import get_settings
 from trainyard.signing.keys import signing_key, trusted_keys
 from trainyard.store.layout import release_key
 
+REPOSITORY = Path(__file__).parents[2]
 COMMANDS: dict[str, Any] = get_command(cli.app).commands["store"].commands  # type: ignore[attr-defined]
 
 
@@ -204,3 +205,27 @@ def test_gc_refuses_to_judge_what_it_cannot_read(yard: Yard) -> None:
         yard.store.delete("plans/broken.json")
     assert result.exit_code == 10
     assert "plans/broken.json is not a valid Plan" in result.stderr
+
+
+def test_verify_compares_the_store_with_what_serves(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINYARD_ENVIRONMENTS", str(REPOSITORY / "dags" / "environments.yaml"))
+    get_settings.cache_clear()
+    result = CliRunner().invoke(cli.app, ["verify", "--no-airflow", "--json"])
+    found = json.loads(result.stdout)["problems"]
+
+    # Nobody serves here.
+    assert [each["message"] for each in found] == [
+        f"{released(yard)} is stable and has no ready server."
+    ]
+    assert result.exit_code == 10
+
+
+def test_verify_without_an_airflow_says_how_to_leave_it_out(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = CliRunner().invoke(cli.app, ["verify", "--quick"])
+
+    assert result.exit_code == 10
+    assert "--no-airflow" in result.output
