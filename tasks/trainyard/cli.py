@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from trainyard import __version__
+from trainyard import __version__, cli_rollout
 from trainyard.cli_doctor import doctor_app
 from trainyard.cli_judge import judge
 from trainyard.cli_presets import presets_app
@@ -47,6 +47,7 @@ node_cache = typer.Typer(
 )
 STEPS = "Steps of a release"
 LOOK = "Look at things"
+BY_HAND = "Take a rollout in hand, without Airflow"
 ASK = "Ask an Airflow"
 SERVE = "Serve releases"
 PLATFORM = "The platform on this machine"
@@ -628,26 +629,18 @@ def _require_known(settings: Settings, model: str, environment: str) -> None:
         )
 
 
-@app.command(rich_help_panel=LOOK)
-def status(plan_id: Annotated[str, typer.Argument(help="Id of a plan.")]) -> None:
-    """Show how far the steps of a plan are."""
-    from trainyard.reports.status import status_table
-    from trainyard.steps.status import list_statuses
-    from trainyard.store.factory import open_store
-
-    try:
-        found = list_statuses(open_store(_settings()), plan_id)
-        if not found:
-            raise NotFound(
-                f"No step of a plan {plan_id} has begun.",
-                hint="`trainyard plan` prints the id of the plan that it makes.",
-            )
-    except TrainyardError as error:
-        _fail(error)
-    _show(status_table(found))
-
-
+app.command(rich_help_panel=LOOK)(cli_rollout.status)
 app.command(rich_help_panel=LOOK)(judge)
+
+for _command in (
+    cli_rollout.rollback,
+    cli_rollout.abort,
+    cli_rollout.pause,
+    cli_rollout.resume,
+    cli_rollout.promote_now,
+    cli_rollout.watch,
+):
+    app.command(rich_help_panel=BY_HAND)(_command)
 
 
 # --- Ask an Airflow ---------------------------------------------------------------------------

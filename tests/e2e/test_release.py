@@ -421,13 +421,6 @@ def test_a_callers_result_says_why_nothing_was_promoted(
         assert (result["model"], result["environment"]) == (MODEL, ENVIRONMENT)
 
 
-def test_results_of_what_succeeded_are_typed(
-    platform: Platform, better: str, returned: Channel
-) -> None:
-    assert platform.api.results(RELEASE, BETTER)["collect_releases"] == {"cpu": better}
-    assert platform.api.results(ROLLBACK, "e2e-back")["rollback"]["outcome"] == "rolled_back"
-
-
 def test_an_unknown_model_is_refused_at_the_door(platform: Platform) -> None:
     with pytest.raises(BadInput, match="400"):
         platform.trigger(RELEASE, "e2e-bad-model", model="ader")
@@ -469,6 +462,13 @@ def test_a_rollback_returns_the_traffic_to_the_release_before(
     assert returned.rollout.requested_by == "admin"
     assert [e.who for e in returned.history if e.event == "requester"][-1] == "admin"
     assert platform.ask() == ("640", first)
+
+
+def test_results_of_what_succeeded_are_typed(
+    platform: Platform, better: str, returned: Channel
+) -> None:
+    assert platform.api.results(RELEASE, BETTER)["collect_releases"] == {"cpu": better}
+    assert platform.api.results(ROLLBACK, "e2e-back")["rollback"]["outcome"] == "rolled_back"
 
 
 def test_its_servers_are_those_of_the_stable_release(platform: Platform, returned: Channel) -> None:

@@ -289,8 +289,38 @@ class JudgeSettings(SpecPart):
     block_noise: float = Field(default=0.0, ge=0, le=1)
     """Extra noise of one pod's block mean, in log units, on machines that are shared (0.1 is about
     10 %). Added to the judge's default covariance."""
+    prompt_drift: float = Field(default=0.1, ge=0, le=1)
+    """Relative difference between the prompts of the two releases, in tokens, beyond which their
+    latencies are not compared. 0: not looked at, for a checkpoint with another tokenizer."""
+    prefix_drift: float = Field(default=0.1, ge=0, le=1)
+    """Difference between the shares of prompt tokens that the two releases find in their prefix
+    caches beyond which times to the first token are not compared. 0: not looked at."""
     margins: dict[JudgedMetric, Margins] = Field(default_factory=dict)
     """Other margins than the documented ones, by metric."""
+
+
+class LatencyObjective(SpecPart):
+    """How many requests must be how fast."""
+
+    within_s: float = Field(gt=0)
+    """Seconds. The server's next larger bucket edge counts."""
+    share: float = Field(default=0.95, gt=0, lt=1)
+    """Share of requests that must not take longer."""
+
+
+class Slo(SpecPart):
+    """What a release must keep while it serves, watched once its rollout is over."""
+
+    availability: float | None = Field(default=0.999, gt=0, lt=1)
+    """Share of requests that must not fail. Empty: failed requests are not watched."""
+    ttft: LatencyObjective | None = None
+    """Of the time to the first token. Empty: not watched."""
+    tpot: LatencyObjective | None = None
+    """Of the time per output token. Empty: not watched."""
+    period_s: float = Field(default=30 * 86400.0, ge=86400.0)
+    """Seconds for which the allowance of bad requests is meant to last."""
+    min_requests: int = Field(default=100, ge=1)
+    """Requests in a window below which nothing is said about it."""
 
 
 class RolloutSpec(SpecPart):
@@ -316,12 +346,17 @@ class RolloutSpec(SpecPart):
     """What happens when the judge cannot tell in `max_duration_s`."""
     max_hold_s: float = Field(default=4 * 3600.0, gt=0)
     """Seconds that an undecided candidate may keep its servers before it is withdrawn."""
+    max_pause_s: float = Field(default=4 * 3600.0, gt=0)
+    """Seconds that people may pause a rollout in all before it is withdrawn. They do not count
+    against the other limits."""
     warm_up_requests: int = Field(default=20, ge=0)
     """Requests that each new server answers before it gets traffic."""
     deploy_timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that a candidate may take to become ready."""
     judge: JudgeSettings = JudgeSettings()
     """How the candidate is compared with the stable release."""
+    slo: Slo | None = None
+    """What the release must keep after its rollout (`neuron_watch`). Empty: it is not watched."""
     expected_rps: float | None = Field(default=None, gt=0)
     """Requests a second that a channel is expected to get, for the plan's forecast. Empty: what the
     channel's last rollout saw."""

@@ -16,6 +16,7 @@ from itertools import pairwise
 from trainyard.errors import BadInput
 from trainyard.spec.cron import cron_problem
 from trainyard.spec.environments import Environment, Environments
+from trainyard.spec.metrics import MetricsSource
 from trainyard.spec.model import (
     AVERAGES,
     AccuracyTask,
@@ -446,6 +447,40 @@ def _environment_findings(environment: Environment) -> Iterator[Finding]:
         )
     yield from _place_findings(environment)
     yield from _window_findings(environment)
+    if known(environment, "metrics"):
+        yield from _below(_metrics_findings(environment.metrics), "metrics")
+
+
+def _metrics_findings(source: MetricsSource) -> Iterator[Finding]:
+    """Yield where the keys of a source of metrics contradict each other."""
+    if not known(source, "source", "url", "auth"):
+        return
+    if source.source == "scrape":
+        if source.url is not None:
+            yield Finding(
+                ("url",),
+                "source scrape asks each server itself and has no url.",
+                "Remove url, or set source: prometheus.",
+            )
+        return
+    if source.url is None:
+        yield Finding(
+            ("source",),
+            "source prometheus needs to know where.",
+            "Add `url`: what comes before `/api/v1/query`.",
+        )
+    elif source.auth != "none" and not _is_private(source.url):
+        yield Finding(
+            ("url",),
+            f"auth {source.auth} would go over the network in the clear.",
+            "Write https://, or set auth: none.",
+        )
+
+
+def _is_private(url: str) -> bool:
+    """Tell whether nobody but the server can read what is sent to it."""
+    host = re.sub(r"^https?://|[:/].*$", "", url)
+    return url.startswith("https://") or host in {"127.0.0.1", "localhost"}
 
 
 def _window_findings(environment: Environment) -> Iterator[Finding]:
