@@ -20,12 +20,13 @@ from trainyard.canonical import digest
 from trainyard.documents.base import FileEntry
 from trainyard.documents.channel import Channel
 from trainyard.documents.evidence import Block, JudgeSpec, Verdict
-from trainyard.documents.look import Histogram, PodCounters
+from trainyard.documents.look import DeviceCounters, Histogram, PodCounters
 from trainyard.documents.release import Release
 from trainyard.errors import Conflict, NotFound, Transient
 from trainyard.rollout.channel_store import list_channels, read_channel
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.driver import DriveResult
+from trainyard.rollout.metrics import Moment
 from trainyard.rollout.rollouts import Rollouts, Tick
 from trainyard.rollout.warm_up import WarmUpReport
 from trainyard.serving.guard import Fuse, ReleaseHealth, Wish, decide
@@ -229,6 +230,11 @@ class World:
         self.host_mute = False
         self.blind: set[str] = set()
         """Releases whose metrics cannot be read."""
+        self.spoil: Callable[[PodCounters], PodCounters | None] = lambda pod: pod
+        """What becomes of a server's counters on the way; None: they cannot be read."""
+        self.devices: tuple[DeviceCounters, ...] = ()
+        self.memory: tuple[Moment, ...] | None = ()
+        """What the source of the metrics remembers; None: it does not say."""
         self.removed: list[str] = []
         self.judge: Callable[[Sequence[Block], JudgeSpec], Verdict] | None = None
         self.unguarded_arrivals = 0
@@ -534,12 +540,21 @@ class FakeMetrics:
 
     world: World
 
-    def read(self, servers: Sequence[ServerStatus]) -> tuple[PodCounters, ...]:
-        return tuple(
+    def read(self, environment: str, servers: Sequence[ServerStatus]) -> tuple[PodCounters, ...]:
+        read = tuple(
             counters_of(self.world.servers[server.name])
             for server in servers
             if server.name in self.world.servers and server.release_id not in self.world.blind
         )
+        return tuple(pod for one in read if (pod := self.world.spoil(one)) is not None)
+
+    def devices(self, environment: str, pods: Sequence[PodCounters]) -> tuple[DeviceCounters, ...]:
+        return self.world.devices
+
+    def history(
+        self, environment: str, servers: Sequence[ServerStatus], *, until: datetime
+    ) -> tuple[Moment, ...] | None:
+        return self.world.memory
 
 
 def counters_of(server: Server) -> PodCounters:

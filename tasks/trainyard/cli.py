@@ -344,6 +344,27 @@ def import_bundle(
     )
 
 
+@app.command("import-reference", rich_help_panel=STEPS)
+def import_reference(
+    plan_id: PlanOption,
+    target: TargetOption,
+    file: Annotated[
+        Path | None, typer.Argument(help="A reference that was made elsewhere; else made here.")
+    ] = None,
+    die_with_parent: DieWithParentOption = False,
+) -> None:
+    """Store what the parity check of a target compares with, apart from the measurement."""
+    from trainyard.steps.reference import import_reference as step
+
+    _run(
+        "import-reference",
+        plan_id,
+        target,
+        die_with_parent,
+        lambda c: step(_plan_of(plan_id, c), target, c, file=file),
+    )
+
+
 # --- Look -------------------------------------------------------------------------------------
 
 
@@ -505,6 +526,41 @@ def provenance(
                 hint="Bring it back from a backup, or publish the release again from its plan.",
             )
         )
+
+
+@app.command(rich_help_panel=LOOK)
+def report(
+    release: Annotated[str, typer.Argument(help="Release id, or a model for its latest one.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File to write. Default: RELEASE.html in this folder."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Write the report of a release: one HTML page with verdicts, figures and plots."""
+    import webbrowser
+
+    from trainyard.release_report import find_release, read_release_report
+    from trainyard.reports.release import release_report_html
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        store = open_store(settings)
+        model, release_id = find_release(store, release)
+        page = release_report_html(read_release_report(store, model, release_id, settings))
+        path = out or Path(f"{release_id}.html")
+        try:
+            path.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(
+                f"{path} cannot be written: {error.strerror}.", hint="Name another file with --out."
+            ) from error
+    except TrainyardError as error:
+        _fail(error)
+    _say(str(path))
+    if show:
+        webbrowser.open(path.absolute().as_uri())
 
 
 @app.command(rich_help_panel=LOOK)

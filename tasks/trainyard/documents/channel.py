@@ -84,6 +84,10 @@ class RolloutPlan(Frozen):
     arrivals_timeout_s: float = 30.0
     """Seconds in which a change of weights must show in the arrivals."""
     lease_s: float
+    blind_candidate_s: float = 180.0
+    """Seconds after which a candidate is withdrawn that cannot be seen while stable can."""
+    blind_s: float = 600.0
+    """Seconds after which it is withdrawn if one of the two could not be seen, whichever."""
     keep_warm_s: float = 0.0
     """Seconds after a promotion during which the old release keeps its servers."""
     judge: JudgeSpec
@@ -136,6 +140,19 @@ class ArrivalsMark(Frozen):
     """By release id."""
 
 
+class Blindness(Frozen):
+    """Since when looks have not seen what they should."""
+
+    since: datetime
+    """The first of the looks in a row that did not see both releases."""
+    candidate_only_since: datetime | None = None
+    """The first of the looks in a row that saw stable alone; None if the last did not."""
+    why: str = ""
+    """Of the last look, in a few words."""
+    told: bool = False
+    """Have people been told?"""
+
+
 class Rollout(Frozen):
     """The rollout in progress, or the last one."""
 
@@ -160,6 +177,8 @@ class Rollout(Frozen):
     """All pauses, oldest first; only the last one can still go on."""
     promoted_by_hand: ByHand | None = None
     """Who took it to the bake without the judge's proof."""
+    blind: Blindness | None = None
+    """None: the last look saw both releases."""
     replicas: Replicas = Replicas()
     """Desired servers, by the roles of now."""
     ready: Replicas = Replicas()

@@ -107,6 +107,18 @@ class FuseBlown:
     """The candidate is broken beyond statistics."""
 
     reason: str
+    against_release: bool = True
+    """False: what is broken is the machine, so the release may come again."""
+
+
+@dataclass(frozen=True)
+class Sighted:
+    """A look was tried: who could be seen?"""
+
+    candidate: str
+    """Why the release under test was not seen, in a few words; empty if it was."""
+    stable: str
+    """As `candidate`, of the release that it is compared with."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +225,7 @@ Event = (
     | RouteSeen
     | WarmedUp
     | Looked
+    | Sighted
     | FuseBlown
     | ControllerLost
     | AbortRequested

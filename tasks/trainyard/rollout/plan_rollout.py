@@ -258,6 +258,8 @@ def judge_spec(spec: RolloutSpec) -> JudgeSpec:
             min_requests_per_block=settings.min_requests_per_block,
             min_blocks_last_step=settings.min_blocks_last_step,
             last_weight=spec.steps[-1].weight,
+            prompt_drift=settings.prompt_drift,
+            prefix_drift=settings.prefix_drift,
             covariance=Covariance().with_block_noise(settings.block_noise),
         )
     except ValidationError as error:

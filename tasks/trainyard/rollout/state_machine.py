@@ -34,6 +34,8 @@ holding         a look without harm, `hold_s` passed, more steps        shifting
 baking          `bake_s` passed without harm, all servers ready         scaling (to be promoted)
 any exposed     a look says HARM, or a fuse blew                        rolling_back (rejected)
 any exposed     the lease ran out                                       rolling_back (withdrawn)
+any exposed     the candidate was not seen for `blind_candidate_s`, or  rolling_back (withdrawn)
+                not both releases for `blind_s`
 any             AbortRequested                                          rolling_back (withdrawn)
 holding         PromotionForced: a person answers for the candidate     baking: roles are swapped
 any             PauseRequested: weights and steps stay as they are,     the same, paused
@@ -48,6 +50,9 @@ rolling_back    arrivals stop, requests end, servers are gone           idle
 
 Exposed phases are shifting, holding and baking; in all others the candidate's weight is 0. Whatever
 takes traffic away does so in the same change of the channel in which it is decided.
+
+While a look did not see both releases, nothing goes forward: no step, no promotion, no end of the
+bake. Nobody calls silence peace.
 
 During the bake the roles are swapped: track `stable` is the new release, track `candidate` the old
 one with the holdback weight. A release that has nothing to be compared with (the first one of a
@@ -74,6 +79,7 @@ from trainyard.documents.channel import (
     PAUSE_LIMIT,
     WAITING_LIMIT,
     ArrivalsMark,
+    Blindness,
     ByHand,
     Channel,
     HistoryEntry,
@@ -118,6 +124,7 @@ from trainyard.rollout.events import (
     RolloutRequested,
     RouteSeen,
     ServersSeen,
+    Sighted,
     TimePassed,
     TrafficSeen,
     WarmedUp,
@@ -143,6 +150,9 @@ QUIET_S = 1.0
 PATIENCE = 4
 """So many times `arrivals_timeout_s` may pass before servers go whose requests do not stop."""
 
+BLIND_NOTICE_S = 60.0
+"""Seconds of blindness after which people are told."""
+
 ERROR_LIMIT = 0.005
 """Share of failed requests that a release without comparison may have, if its plan names none."""
 
@@ -167,6 +177,8 @@ NOTABLE = frozenset(
         "slo_missed",
         "slo_met",
         "promoted_by_hand",
+        "blind",
+        "sighted",
         "proven",
         "holdback",
         "ending",
@@ -721,6 +733,8 @@ def _baking(channel: Channel, seen: _Seen, now: datetime) -> Channel:
         channel = _bake_sizes(channel, now)
     if rollout.paused is not None or _seconds(rollout.phase_since, now) < plan.bake_s:
         return channel
+    if rollout.blind is not None:
+        return _with(channel, reason=f"The bake cannot end blind: {rollout.blind.why}.")
     if rollout.ready.stable < plan.replicas:
         return _with(channel, reason=seen.waiting(channel.stable, plan.replicas))
     return _baked(channel, now)
@@ -904,7 +918,7 @@ def _looked(channel: Channel, event: Looked, now: datetime) -> Channel:
     channel = _with(channel, verdict=verdict, evidence_key=event.evidence_key)
     if verdict.outcome == "HARM":
         return _rejected(channel, verdict.reason, now)
-    if rollout.phase != "holding":
+    if rollout.phase != "holding" or rollout.blind is not None:
         return channel
     rollout = _rollout(channel)
     plan = rollout.plan
@@ -926,7 +940,39 @@ def _fuse(channel: Channel, event: FuseBlown, now: datetime) -> Channel:
     rollout = channel.rollout
     if rollout is None or not channel.in_progress or rollout.phase not in EXPOSED_PHASES:
         return channel
+    if not event.against_release:
+        return _ended(channel, "withdrawn", event.reason, now)
     return _rejected(channel, event.reason, now)
+
+
+def _sighted(channel: Channel, event: Sighted, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress or rollout.phase not in EXPOSED_PHASES:
+        return channel
+    before = rollout.blind
+    if not event.candidate and not event.stable:
+        if before is None or not before.told:
+            return _with(channel, blind=None)
+        channel = _with(channel, blind=None)
+        return _noted(channel, now, "sighted", release_id=rollout.release_id)
+    only = before.candidate_only_since if before is not None else None
+    blind = Blindness(
+        since=before.since if before is not None else now,
+        candidate_only_since=None if event.stable else only or now,
+        why=event.candidate or event.stable,
+        told=before is not None and before.told,
+    )
+    if blind.told or _seconds(blind.since, now) < BLIND_NOTICE_S:
+        return _with(channel, blind=blind)
+    channel = _with(channel, blind=blind.model_copy(update={"told": True}))
+    return _noted(
+        channel,
+        now,
+        "blind",
+        release_id=rollout.release_id,
+        why=blind.why,
+        until_s=rollout.plan.blind_s,
+    )
 
 
 def _controller_lost(channel: Channel, event: ControllerLost, now: datetime) -> Channel:
@@ -949,6 +995,9 @@ def _time_passed(channel: Channel, event: TimePassed, now: datetime) -> Channel:
     if rollout.paused is not None and rollout.paused_s(now) >= plan.max_pause_s:
         reason = f"It was paused for {plan.max_pause_s:g} s in all, and nobody resumed it."
         return _ended(channel, "withdrawn", reason, now)
+    too_long = _blind_too_long(rollout, now)
+    if too_long:
+        return _ended(channel, "withdrawn", too_long, now)
     if rollout.phase == "baking":
         if rollout.running_s(rollout.phase_since, now) < plan.bake_s + plan.deploy_timeout_s:
             return channel
@@ -960,6 +1009,21 @@ def _time_passed(channel: Channel, event: TimePassed, now: datetime) -> Channel:
         return channel
     reason = f"Not ready for traffic within {plan.deploy_timeout_s:g} s. {rollout.reason}"
     return _ended(channel, "withdrawn", reason, now)
+
+
+def _blind_too_long(rollout: Rollout, now: datetime) -> str:
+    """Return why nobody may go on without seeing; empty while it is not too long."""
+    blind, plan = rollout.blind, rollout.plan
+    if blind is None or rollout.phase not in EXPOSED_PHASES:
+        return ""
+    only = blind.candidate_only_since
+    if only is not None and _seconds(only, now) >= plan.blind_candidate_s:
+        return f"The candidate was not seen for {_seconds(only, now):.0f} s: {blind.why}."
+    if _seconds(blind.since, now) >= plan.blind_s:
+        return (
+            f"The releases were not both seen for {_seconds(blind.since, now):.0f} s: {blind.why}."
+        )
+    return ""
 
 
 def _canary_time(channel: Channel, now: datetime) -> Channel:
@@ -1141,6 +1205,7 @@ def _ended(
         cleanup_since=now,
         held_since=None,
         pauses=_over(rollout, now),
+        blind=None,
     )
     return _noted(
         channel, now, "ending", release_id=rollout.release_id, who=who, outcome=ending, why=reason
@@ -1384,6 +1449,7 @@ _HANDLERS: dict[type, Callable[[Channel, Any, datetime], Channel]] = {
     RouteSeen: _route_seen,
     WarmedUp: _warmed_up,
     Looked: _looked,
+    Sighted: _sighted,
     FuseBlown: _fuse,
     ControllerLost: _controller_lost,
     AbortRequested: _abort,

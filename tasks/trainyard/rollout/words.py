@@ -23,6 +23,8 @@ _LINES = {
     "unqueued": "{release} does not wait any more",
     "slo_missed": "{release} misses its objectives ({alert}): {why}",
     "slo_met": "{release}: {alert} is over",
+    "blind": "looks do not see both releases ({why}): nothing goes on, for {until_s:g} s at most",
+    "sighted": "looks see both releases again",
     "proven": "{release} is proven and takes over; {holdback} % stay on the old one. {why}",
     "holdback": "the old release has {weight} % now",
     "ending": "all traffic goes back ({outcome}): {why}",

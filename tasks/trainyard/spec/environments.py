@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from trainyard.spec.kubernetes import KubernetesServing, KubernetesSteps
+from trainyard.spec.metrics import MetricsSource
 from trainyard.spec.model import Capacity, Name, SpecPart
 from trainyard.spec.ways import Allowed, Approval, Notify, Permissions, Person
 from trainyard.spec.windows import Closure, FreezeWindow, QuietHours, closure_at
@@ -51,6 +52,8 @@ class Environment(SpecPart):
     """Hours of the week in which no promotion begins here, unless it is forced."""
     kubernetes: KubernetesServing | None = None
     """Where in the cluster its servers run; only, and always, on platform `kubernetes`."""
+    metrics: MetricsSource = MetricsSource()
+    """Who reads its servers' counters during a rollout. Empty: each server is asked itself."""
     allowed: Permissions = Permissions()
     """Who may promote to it, roll it back and approve, beside what Airflow's rights say."""
     approval: Approval | None = None
