@@ -18,7 +18,7 @@ from typing import get_args
 import httpx
 import psutil
 import pytest
-from tests.behaviour_world import CAUGHT_BY, check, make_sure
+from tests.behaviour_world import CAUGHT_BY, check, give_random_head
 from tests.fake_answers import serving
 from tests.parity_runs import Run, Runs, broken, figures_of, sums
 from tests.tampered_models import tamper
@@ -202,7 +202,7 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
     }
     model = tmp_path / "weights"
     shutil.copytree(made.settings.home / "demo/models/adder/r2", model)
-    make_sure(model / "model.safetensors")
+    give_random_head(model / "model.safetensors")
     with server(made, cache_dir, model=model, **changes) as (process, proof):
         assert proof.used_bundle, proof.reason
         assert broken_by_faults(process.url, model) == CAUGHT_BY
@@ -257,7 +257,7 @@ def broken_by_faults(url: str, model: Path) -> dict[Fault, set[BehaviourName]]:
     found: dict[Fault, set[BehaviourName]] = {}
     for fault, names in CAUGHT_BY.items():
         # Short answers, but where it is about the server's own limit.
-        limit = 2048 if fault == "too_long" else 64
+        limit = 2048 if fault == "too_long" else 32
         with serving(TamperingProxy(url, fault, limit=4).app()) as spoilt:
             behaviour = check(
                 spoilt, model, tuple(names), limit, requests=1 if fault == "leak" else 4

@@ -26,7 +26,7 @@ from trainyard.care.facts import channel_facts
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import Document, FileEntry
 from trainyard.documents.channel import Channel
-from trainyard.documents.look import Look
+from trainyard.documents.look import History, Look
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.parity import Reference, Samples, reference_digest
 from trainyard.documents.plan import Plan
@@ -34,6 +34,7 @@ from trainyard.documents.refresh import RefreshRecord
 from trainyard.documents.release import Release
 from trainyard.documents.status import StepStatus
 from trainyard.documents.toolchain import ToolchainRecord
+from trainyard.documents.watch import WatchState
 from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
 from trainyard.names import check_relative_path
 from trainyard.proofs import read_proof
@@ -450,9 +451,13 @@ def _called(key: str, called: str) -> list[Problem]:
 
 
 def _kind_in_rollout(key: str) -> type[Document]:
+    if key.endswith("/history.json"):
+        return History
     folder, name = key.split("/")[4:6] if key.count("/") == 5 else ("", "")
     if folder == "looks":
         return Look
+    if folder == "watch":
+        return WatchState
     return GuardEvent if name.startswith("guard-") else RolloutEvent
 
 

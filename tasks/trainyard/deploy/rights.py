@@ -139,7 +139,8 @@ ROLES = (
             "status/*",
             *_ROLLOUT_WRITES, _PROBE,
         ),
-        deletes=(_PROBE,),
+        # The watch of a channel keeps its last states only.
+        deletes=("rollouts/*/watch/*", _PROBE),
         uploads=("evals/*", _PROBE),
         logs="writes",
     ),

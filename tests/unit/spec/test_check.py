@@ -315,6 +315,30 @@ def test_servers_in_a_cluster_need_an_image(tmp_path: Path) -> None:
     assert "target cpu (lane cpu) in environment bare" in problems[0].message
 
 
+SOURCES = """\
+schema: trainyard/v1
+environments:
+  plain: {target: cpu, metrics: {source: prometheus}}
+  both: {target: cpu, metrics: {url: "http://prometheus:9090"}}
+  open: {target: cpu, metrics: {source: prometheus, url: "http://prometheus:9090", auth: bearer}}
+  secret: {target: cpu, metrics: {source: prometheus, url: "https://me:word@prometheus/"}}
+  near: {target: cpu, metrics: {source: prometheus, url: "http://127.0.0.1:9090", auth: bearer}}
+  good: {target: cpu, metrics: {source: prometheus, url: "https://aps/ws/1", auth: sigv4}}
+"""
+
+
+def test_sources_of_metrics_are_checked(tmp_path: Path) -> None:
+    problems = check_files([write(tmp_path, SOURCES, "environments.yaml")])
+    assert [(problem.line, problem.key) for problem in problems] == [
+        (3, "environments.plain.metrics.source"),
+        (4, "environments.both.metrics.url"),
+        (5, "environments.open.metrics.url"),
+        (6, "environments.secret.metrics.url"),
+    ]
+    assert "in the clear" in problems[2].message
+    assert all("word" not in str(problem).replace("password", "") for problem in problems)
+
+
 PEOPLE = """\
 schema: trainyard/v1
 groups: {managers: [ada, bob]}
