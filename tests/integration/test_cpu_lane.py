@@ -222,7 +222,7 @@ def check_parity(made: Yard, process: ServerProcess, model: Path, folder: Path) 
     """A faithful server keeps the bounds of the demonstration 20 times; nothing else does once."""
     check = made.plan.spec.gates.accuracy.parity
     assert check is not None
-    prompts = sums(20 * 8, seed=1)
+    prompts = sums(20 * 5, seed=1)
     served = collect(
         prompts,
         base_url=process.url,
@@ -239,7 +239,7 @@ def check_parity(made: Yard, process: ServerProcess, model: Path, folder: Path) 
         Run(name="of a float16 target", model=str(model), served_dtype="float16", sets=2),
     )
     found = figures_of(
-        Runs(check=check, set_size=8, prompts=tuple(prompts), served=tuple(served), runs=runs)
+        Runs(check=check, set_size=5, prompts=tuple(prompts), served=tuple(served), runs=runs)
     )
     stops = {name: [broken(check, each) for each in sets] for name, sets in found.items()}
     assert stops.pop("faithful") == [[]] * 20
