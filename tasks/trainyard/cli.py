@@ -529,6 +529,41 @@ def provenance(
 
 
 @app.command(rich_help_panel=LOOK)
+def report(
+    release: Annotated[str, typer.Argument(help="Release id, or a model for its latest one.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File to write. Default: RELEASE.html in this folder."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Write the report of a release: one HTML page with verdicts, figures and plots."""
+    import webbrowser
+
+    from trainyard.release_report import find_release, read_release_report
+    from trainyard.reports.release import release_report_html
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        store = open_store(settings)
+        model, release_id = find_release(store, release)
+        page = release_report_html(read_release_report(store, model, release_id, settings))
+        path = out or Path(f"{release_id}.html")
+        try:
+            path.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(
+                f"{path} cannot be written: {error.strerror}.", hint="Name another file with --out."
+            ) from error
+    except TrainyardError as error:
+        _fail(error)
+    _say(str(path))
+    if show:
+        webbrowser.open(path.absolute().as_uri())
+
+
+@app.command(rich_help_panel=LOOK)
 def export(
     model: ModelArgument,
     release: Annotated[str, typer.Argument(help="Release id, its digits, or `latest`.")],

@@ -46,11 +46,12 @@ from tests.platform_world import (
 from tests.prometheus import Prometheus
 
 from trainyard.documents.channel import Channel
+from trainyard.documents.look import Look
 from trainyard.documents.measurement import GateVerdict
 from trainyard.errors import BadInput, NotFound
 from trainyard.releases import list_attestations, list_releases, load_release, was_rejected
 from trainyard.store.documents import read_document
-from trainyard.store.layout import verdict_key
+from trainyard.store.layout import rollout_prefix, verdict_key
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400), needs_everything]
 
@@ -285,6 +286,20 @@ def test_a_better_release_is_promoted_through_its_canary(
         if entry.event == "weights" and entry.rollout == rollout.number
     ]
     assert weights == [20, 50]
+
+
+def test_the_judge_read_prometheus(platform: Platform, after_promotion: Channel) -> None:
+    rollout = after_promotion.rollout
+    assert rollout is not None
+    folder = rollout_prefix(MODEL, ENVIRONMENT, rollout.number)
+    looks = [
+        read_document(platform.store, entry.key, Look)
+        for entry in platform.store.list(f"{folder}/looks")
+    ]
+    pods = [pod for look in looks for pod in look.snapshot.pods]
+    assert pods
+    # Only figures that somebody else read off the server have a moment of their own.
+    assert all(pod.read_at is not None for pod in pods)
 
 
 def test_both_releases_served_the_clients(platform: Platform, first: str, better: str) -> None:

@@ -46,14 +46,28 @@ class Expectation:
     note: str = ""
     skipped: str = ""
     """Why there is nothing to compare with; such an expectation is shown and not checked."""
+    spread: tuple[float, float] | None = None
+    """The lowest and the highest of the repeats."""
+    judged: float | None = None
+    """What is checked in place of `observed`: the end of the spread that breaks the bound. Then
+    `figure` must name it, because no two values may share a name."""
     paired: bool = False
     """Is the figure a bound from below on a difference from the stable release?"""
 
     @property
     def usable(self) -> float:
         """The figure as a float, NaN unless it is finite."""
-        known = self.observed is not None and math.isfinite(self.observed)
-        return float(self.observed) if known and self.observed is not None else math.nan
+        return _finite(self.observed)
+
+    @property
+    def checked(self) -> float:
+        """What is checked as a float, NaN unless both it and the figure are finite."""
+        checked = self.usable if self.judged is None else _finite(self.judged)
+        return math.nan if math.isnan(self.usable) else checked
+
+
+def _finite(value: float | None) -> float:
+    return float(value) if value is not None and math.isfinite(value) else math.nan
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,7 @@ def _validate(name: str, checked: Sequence[tuple[int, Expectation]]) -> dict[str
                 meta=meta,
             )
         )
-    row = {each.figure: each.usable for _, each in checked}
+    row = {each.figure: each.checked for _, each in checked}
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     batch = (
@@ -157,7 +171,7 @@ def _paired_expectation() -> type[Any]:
 def _check(expectation: Expectation, results: Sequence[Mapping[str, Any]]) -> Check:
     """Turn the results of one expectation (figure there, figure in bounds) into its check."""
     outcome: Literal["pass", "info", "warn", "fail", "skipped"]
-    missing = math.isnan(expectation.usable)
+    missing = math.isnan(expectation.checked)
     if expectation.skipped:
         outcome, note = "skipped", expectation.skipped
     elif missing:
@@ -174,6 +188,8 @@ def _check(expectation: Expectation, results: Sequence[Mapping[str, Any]]) -> Ch
         bound=expectation.bound,
         minimum=expectation.minimum,
         maximum=expectation.maximum,
+        low=expectation.spread[0] if expectation.spread else None,
+        high=expectation.spread[1] if expectation.spread else None,
         outcome=outcome,
         severity=expectation.severity,
         note=note,

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from trainyard.documents.measurement import Check, GateVerdict, Measurement
 from trainyard.documents.parity import Samples
-from trainyard.documents.plan import GateName
+from trainyard.documents.plan import GateName, Price
 from trainyard.gates.accuracy import Baseline, accuracy_expectations
 from trainyard.gates.behaviour import PREFIX, behaviour_expectations
+from trainyard.gates.cost import cost_expectations
 from trainyard.gates.expectations import evaluate
 from trainyard.gates.latency import latency_expectations
 from trainyard.gates.words import NO_BASELINE, number
@@ -37,11 +38,12 @@ def derive_verdict(
     target: str,
     measurement: Measurement,
     baseline: Measurement | None,
+    price: Price | None = None,
     samples: Samples | None = None,
     baseline_samples: Samples | None = None,
     why_no_baseline: str = NO_BASELINE,
 ) -> Derived:
-    """Return what `gate` makes of `measurement`.
+    """Return what `gate` makes of `measurement`; the latency gate also looks at the cost.
 
     The same arguments always give a verdict of the same substance.
 
@@ -66,7 +68,10 @@ def derive_verdict(
         if expectations:
             expectations += behaviour_expectations(gates.behaviour, measurement)
     else:
-        expectations = latency_expectations(gates.latency, measurement, baseline)
+        expectations = (
+            *latency_expectations(gates.latency, measurement, baseline),
+            *cost_expectations(gates, measurement, price),
+        )
     evaluation = evaluate(gate, expectations)
     outcome = _outcome(evaluation.checks)
     verdict = GateVerdict(
@@ -148,7 +153,18 @@ def _kept(check: Check) -> str:
 def _broken(check: Check) -> str:
     if check.observed is None:
         return f"{check.what} has no figure ({check.bound} is needed)"
+    if check.outcome == "warn" and _is_kept(check):
+        return f"{check.what} is {_figure(check)}, and {check.bound} lies inside its spread"
     return f"{check.what} is {_figure(check)} ({check.bound} is needed)"
+
+
+def _is_kept(check: Check) -> bool:
+    """Tell whether the figure itself is inside its bounds."""
+    low, high = check.minimum, check.maximum
+    observed = check.observed
+    return observed is not None and not (
+        (low is not None and observed < low) or (high is not None and observed > high)
+    )
 
 
 def _figure(check: Check) -> str:

@@ -16,14 +16,15 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
-from typing import Annotated, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 from pydantic import Field, TypeAdapter
 
 from trainyard.documents.base import Frozen
 from trainyard.documents.behaviour import Behaviour
-from trainyard.documents.measurement import LevelFigures, TaskScore
+from trainyard.documents.measurement import LevelFigures, RateFound, RateProbe, TaskScore
 from trainyard.documents.parity import (
     AnswerFigures,
     ParityFigures,
@@ -34,7 +35,10 @@ from trainyard.documents.parity import (
 from trainyard.errors import BadInput, TrainyardError
 from trainyard.measure.behaviour.run import BehaviourJob, run_behaviour
 from trainyard.measure.parity import Comparison, collect, compare
-from trainyard.spec.model import AccuracyTask, LoadLevel
+from trainyard.spec.model import AccuracyTask, LoadLevel, RateSearch, Slo
+
+if TYPE_CHECKING:
+    from trainyard.measure.latency import Server
 
 
 class ParityJob(Frozen):
@@ -69,6 +73,9 @@ class Job(Frozen):
     prompt_logprobs: bool = True
     """Does the lane return log-probs of prompts? Without them only generating tasks can run."""
     parity: ParityJob | None = None
+    slo: Slo | None = None
+    search: RateSearch | None = None
+    """Only with an SLO."""
     behaviour: BehaviourJob | None = None
     """None: no check of the behaviour is to be made."""
 
@@ -105,6 +112,7 @@ class Outcome(Frozen):
     parity: ParityFigures | None = None
     answers: tuple[AnswerFigures, ...] = ()
     """Of the parity check."""
+    search: RateFound | None = None
     behaviour: Behaviour | None = None
 
 
@@ -151,12 +159,13 @@ def measure(job: Job, events: TextIO) -> Outcome:
     from pathlib import Path
 
     from trainyard.measure.accuracy import evaluate
-    from trainyard.measure.latency import run_level
+    from trainyard.measure.latency import Server, run_level
 
-    checks = (job.parity is not None) + (job.behaviour is not None)
+    checks = sum(check is not None for check in (job.parity, job.behaviour, job.search))
     parts = len(job.tasks) + len(job.levels) + checks
     server = {"base_url": job.base_url, "served_model_name": job.served_model_name}
     model_dir = Path(job.model_dir)
+    target = Server(job.base_url, job.served_model_name, model_dir, assets_dir=Path(job.assets_dir))
     done = 0
 
     def tell(what: str, fraction: float = 0.0) -> None:
@@ -195,11 +204,15 @@ def measure(job: Job, events: TextIO) -> Outcome:
     levels: list[LevelFigures] = []
     for level in job.levels:
         tell(f"latency: level {level.name}")
-        levels.append(run_level(level, model_dir=model_dir, **server))
+        levels.append(run_level(level, target, job.slo))
         done += 1
+    found = None
+    if job.search is not None and job.slo is not None:
+        found = _find_rate(job, job.search, job.slo, target, tell)
     return Outcome(
         accuracy=tuple(scores),
         latency=tuple(levels),
+        search=found,
         samples=tuple(samples),
         parity=None if parity is None else parity.figures,
         answers=() if parity is None else parity.answers,
@@ -244,6 +257,22 @@ def _parity(
             rescore=None if parity.imported else rescorer.positions,
             reused=parity.reference is not None,
         )
+
+
+def _find_rate(
+    job: Job, search: RateSearch, slo: Slo, server: Server, say: Callable[[str], None]
+) -> RateFound:
+    """Look for the highest rate that meets the SLO."""
+    from trainyard.measure.latency import Load, run_probe
+    from trainyard.measure.rate_search import find_rate
+
+    level = next(each for each in job.levels if each.name == search.level)
+
+    def attempt(rate: float, number: int) -> RateProbe:
+        say(f"latency: {rate:g} requests a second")
+        return run_probe(Load.probe(level, rate, search.probe_s, number), server, slo)
+
+    return find_rate(search, attempt, clock=time.monotonic)
 
 
 def _prepare() -> None:

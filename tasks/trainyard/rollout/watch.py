@@ -35,7 +35,7 @@ from typing import Literal
 from trainyard.documents.channel import Channel
 from trainyard.documents.look import Histogram, PodCounters, RouteCounters
 from trainyard.documents.watch import Counted, Reading, Sample, WatchState
-from trainyard.spec.model import LatencyObjective, Slo
+from trainyard.spec.model import LatencyObjective, ServingSlo
 
 Metric = Literal["errors", "ttft", "tpot"]
 METRICS: tuple[Metric, ...] = ("errors", "ttft", "tpot")
@@ -96,7 +96,7 @@ def begin(channel: Channel, reading: Reading, slot: int) -> WatchState:
 
 
 def go_on(
-    state: WatchState | None, channel: Channel, reading: Reading, slot: int, slo: Slo
+    state: WatchState | None, channel: Channel, reading: Reading, slot: int, slo: ServingSlo
 ) -> WatchState:
     """Return the state after another reading; of another release, it begins anew."""
     assert channel.stable is not None
@@ -116,7 +116,7 @@ def go_on(
     )
 
 
-def count(before: Reading, after: Reading, release_id: str, slo: Slo) -> Sample:
+def count(before: Reading, after: Reading, release_id: str, slo: ServingSlo) -> Sample:
     """Return what happened between two readings."""
     covered_s = (after.at - before.at).total_seconds()
     return Sample(
@@ -265,7 +265,7 @@ class Judged:
     """Objectives that could not be judged, a line each."""
 
 
-def allowed_share(slo: Slo, metric: Metric) -> float | None:
+def allowed_share(slo: ServingSlo, metric: Metric) -> float | None:
     """Return the share of requests that may be bad; None: the metric has no objective."""
     if metric == "errors":
         return None if slo.availability is None else 1.0 - slo.availability
@@ -273,7 +273,7 @@ def allowed_share(slo: Slo, metric: Metric) -> float | None:
     return None if objective is None else 1.0 - objective.share
 
 
-def judge_watch(state: WatchState, slo: Slo) -> Judged:
+def judge_watch(state: WatchState, slo: ServingSlo) -> Judged:
     """Return which rules hold at the moment of the last reading."""
     alerts: list[Alert] = []
     notes: list[str] = []
@@ -306,7 +306,7 @@ def _blind(state: WatchState, metric: Metric) -> Alert | None:
 
 
 def _holds(
-    state: WatchState, metric: Metric, allowed: float, rule: Rule, slo: Slo
+    state: WatchState, metric: Metric, allowed: float, rule: Rule, slo: ServingSlo
 ) -> Alert | str | None:
     """Return an alert, a note why the rule says nothing, or None if all is well."""
     long, short = (window(state, metric, s) for s in (rule.long_s, rule.short_s))

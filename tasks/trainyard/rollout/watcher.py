@@ -30,7 +30,7 @@ from trainyard.rollout.watch import (
     rollback_target,
 )
 from trainyard.serving.protocol import RouteStatus, ServerStatus
-from trainyard.spec.model import Slo
+from trainyard.spec.model import ServingSlo
 from trainyard.store.documents import create_document, read_document
 from trainyard.store.layout import rollout_prefix
 
@@ -122,7 +122,7 @@ def watch_channel(deps: RolloutDeps, channel: Channel, roll_back: RollBack) -> t
     return tuple(found)
 
 
-def _objectives(deps: RolloutDeps, channel: Channel) -> Slo | None:
+def _objectives(deps: RolloutDeps, channel: Channel) -> ServingSlo | None:
     """Return the objectives of the stable release, which are its own; None: there are none."""
     if channel.stable is None or is_adopted(channel, channel.stable.release_id):
         return None
@@ -179,7 +179,7 @@ def _reading(deps: RolloutDeps, channel: Channel) -> Reading:
                 )
             },
         )
-    return Reading(at=now, pods=deps.metrics.read(own), route=counters)
+    return Reading(at=now, pods=deps.metrics.read(channel.environment, own), route=counters)
 
 
 def _act(

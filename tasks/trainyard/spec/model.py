@@ -165,35 +165,92 @@ LatencyMetric = Literal[
     "tpot_p50_ms",
     "tpot_p90_ms",
     "tpot_p99_ms",
+    "itl_p50_ms",
+    "itl_p90_ms",
     "itl_p99_ms",
     "e2e_p50_ms",
+    "e2e_p90_ms",
     "e2e_p99_ms",
+    "input_tokens_per_s",
     "output_tokens_per_s",
     "requests_per_s",
+    "good_requests_per_s",
+    "slo_attainment",
     "failed_requests",
 ]
-"""Figures of one load level: milliseconds at a percentile, rates, or a count."""
+"""Figures of one load level: milliseconds at a percentile, rates, a share of 1, or a count."""
+
+SLO_METRICS: frozenset[str] = frozenset({"good_requests_per_s", "slo_attainment"})
+"""Figures that only exist under an SLO."""
 
 
 class LoadLevel(SpecPart):
-    """One load on the server and the bounds that its figures must keep."""
+    """One load on the server and the bounds that its figures must keep.
+
+    It has `max_concurrency`, `request_rate`, or both; and `input_len` with `output_len`, or
+    `prompts`.
+    """
 
     name: Name
     """Unique in the spec."""
-    max_concurrency: int = Field(ge=1)
-    """Requests in flight at most."""
+    max_concurrency: int | None = Field(default=None, ge=1)
+    """Requests in flight at most. Empty: as many as the rate brings."""
     request_rate: float | None = Field(default=None, gt=0)
     """Requests a second on average (Poisson). Empty: as fast as the concurrency allows."""
     num_prompts: int = Field(ge=1)
-    """Requests in all."""
-    input_len: int = Field(ge=1)
-    """Tokens of a prompt."""
-    output_len: int = Field(ge=1)
+    """Requests in all, of each repeat."""
+    input_len: int | None = Field(default=None, ge=1)
+    """Tokens of a prompt, which is made of random tokens."""
+    output_len: int | None = Field(default=None, ge=1)
     """Tokens of an answer."""
+    input_range: float = Field(default=0.0, ge=0, lt=1)
+    """Prompts have `input_len` tokens plus or minus this share, each length as likely."""
+    output_range: float = Field(default=0.0, ge=0, lt=1)
+    """Answers have `output_len` tokens plus or minus this share, each length as likely."""
+    prompts: str | None = None
+    """JSONL file with real prompts (`{"prompt": …, "output_tokens": …}` a line), relative to the
+    spec file, instead of `input_len`. `output_tokens` may be left out if there is `output_len`."""
+    repeats: int = Field(default=1, ge=1, le=20)
+    """How often it is measured. Figures are medians; their spread over the repeats is kept."""
+    warm_up_requests: int | None = Field(default=None, ge=0)
+    """Requests before each repeat that count for nothing. Empty: as many as run at the same time,
+    at least 2."""
     bounds: dict[LatencyMetric, Bound] = Field(min_length=1)
     """Absolute limits by figure."""
     max_regression: dict[LatencyMetric, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """How much worse than the stable release's figure it may be, as a share (0.2 is 20 %)."""
+
+
+class Slo(SpecPart):
+    """What users are promised: limits that a request must keep to be good; at least one."""
+
+    ttft_ms: float | None = Field(default=None, gt=0)
+    """Most milliseconds to the first token."""
+    tpot_ms: float | None = Field(default=None, gt=0)
+    """Most milliseconds for each token after the first."""
+    e2e_ms: float | None = Field(default=None, gt=0)
+    """Most milliseconds for the whole request."""
+    attainment: float = Field(default=0.99, gt=0, le=1)
+    """Share of the requests that must be good."""
+
+
+class RateSearch(SpecPart):
+    """Looks for the highest request rate that meets the SLO."""
+
+    level: Name
+    """The load level whose prompts and answers are used; its rate and concurrency are not."""
+    min_rate: float = Field(default=1.0, gt=0)
+    """Requests a second that are tried first."""
+    max_rate: float = Field(default=64.0, gt=0)
+    """Requests a second that are tried at most."""
+    probe_s: float = Field(default=30.0, gt=0)
+    """Seconds for which each rate is tried, at least 20 requests."""
+    precision: float = Field(default=0.1, gt=0, lt=1)
+    """It is found once the lowest rate that fails is at most this share above the best."""
+    max_duration_s: float = Field(default=600.0, gt=0)
+    """Seconds after which no rate is tried any more."""
+    bound: Bound | None = None
+    """Limits of the rate that is found. Empty: it is reported only."""
 
 
 ParityMetric = Literal[
@@ -247,6 +304,28 @@ class LatencyGate(SpecPart):
 
     levels: tuple[LoadLevel, ...] = Field(min_length=1)
     """Loads that are measured one after the other."""
+    slo: Slo | None = None
+    """What is promised to users. Empty: nothing, and there are no figures of it."""
+    search: RateSearch | None = None
+    """Empty: the highest rate that meets the SLO is not looked for."""
+    other_machine: Literal["critical", "warning"] = "warning"
+    """What it is if the stable release was measured on another kind of machine or with another
+    driver, so that `max_regression` cannot be checked: `critical` stops the release."""
+
+
+CostMetric = Literal["usd_per_million_input_tokens", "usd_per_million_output_tokens"]
+"""What tokens cost when the server is as busy as the SLO allows."""
+
+
+class CostGate(SpecPart):
+    """What tokens may cost. Needs an SLO, and a price of the target's instance."""
+
+    output_weight: float = Field(default=4.0, gt=0)
+    """How many times as much as an input token an output token costs."""
+    replicas_per_instance: int = Field(default=1, ge=1)
+    """Replicas that share the price of one instance."""
+    bounds: dict[CostMetric, Bound] = Field(min_length=1)
+    """Limits by figure, in US dollars."""
 
 
 BehaviourName = Literal[
@@ -292,6 +371,8 @@ class Gates(SpecPart):
     """Bounds on task scores."""
     latency: LatencyGate
     """Bounds on latency and throughput under load."""
+    cost: CostGate | None = None
+    """Bounds on the price of tokens. Empty: it is reported only."""
     behaviour: BehaviourGate = BehaviourGate()
     """How the server must behave; part of the accuracy gate."""
 
@@ -354,7 +435,7 @@ class LatencyObjective(SpecPart):
     """Share of requests that must not take longer."""
 
 
-class Slo(SpecPart):
+class ServingSlo(SpecPart):
     """What a release must keep while it serves, watched once its rollout is over."""
 
     availability: float | None = Field(default=0.999, gt=0, lt=1)
@@ -401,7 +482,7 @@ class RolloutSpec(SpecPart):
     """Seconds that a candidate may take to become ready."""
     judge: JudgeSettings = JudgeSettings()
     """How the candidate is compared with the stable release."""
-    slo: Slo | None = None
+    slo: ServingSlo | None = None
     """What the release must keep after its rollout (`neuron_watch`). Empty: it is not watched."""
     expected_rps: float | None = Field(default=None, gt=0)
     """Requests a second that a channel is expected to get, for the plan's forecast. Empty: what the

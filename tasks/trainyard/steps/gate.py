@@ -127,6 +127,7 @@ def derive(plan: Plan, gate_name: GateName, inputs: GateInputs) -> Derived:
         target=inputs.planned.target.name,
         measurement=inputs.measurement,
         baseline=inputs.baseline,
+        price=inputs.planned.price,
         samples=inputs.samples,
         baseline_samples=inputs.baseline_samples,
         why_no_baseline=inputs.why_no_baseline,

@@ -11,13 +11,20 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainyard.canonical import short
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry, Provenance
-from trainyard.documents.measurement import Measurement, StartFigures
+from trainyard.documents.measurement import (
+    Envelope,
+    LevelFigures,
+    Measurement,
+    StartFigures,
+    machine_kind,
+)
 from trainyard.documents.parity import Reference, Samples
 from trainyard.documents.plan import Plan, PlannedTarget
 from trainyard.errors import BadInput, CacheMiss, Conflict, CorruptFile, NotFound
@@ -73,7 +80,11 @@ def measure(plan: Plan, target_name: str, context: StepContext) -> StepResult:
     except NotFound:
         pass
     else:
+        _refuse_other_machine(planned, stored.kind, f"The stored measurement {key} was made")
+        _refuse_other_driver(stored, driver_version())
         return _result(key, stored, reused=True)
+    seen = machine_kind(describe_machine(), planned.target.instance)
+    _refuse_other_machine(planned, seen, "This step would measure")
     lane = get_lane(planned.target.lane)
     toolchain = check_toolchain(lane, planned, context)
     if compiled_off_device(planned.target) and not driver_version():
@@ -136,6 +147,8 @@ def _measure(
                     levels=plan.spec.gates.latency.levels,
                     prompt_logprobs=lane.returned(planned.target).prompt_logprobs,
                     parity=parity,
+                    slo=plan.spec.gates.latency.slo,
+                    search=plan.spec.gates.latency.search,
                     behaviour=_behaviour_job(plan, planned, lane),
                 ),
                 on_progress=context.progress.fraction,
@@ -161,12 +174,16 @@ def _measure(
             ready_s=round(server.ready_s, 2),
             engine_init_s=proof.engine_init_s,
             new_cache_files=proof.new_files,
+            cold_s=bundle.compile_s,
         ),
         accuracy=outcome.accuracy,
         latency=outcome.latency,
         behaviour=outcome.behaviour,
         machine=machine,
         toolchain=toolchain,
+        instance=planned.target.instance,
+        search=outcome.search,
+        envelope=envelope_of(outcome.latency),
         parity=outcome.parity,
         samples=_keep_samples(planned.measurement_id, outcome, context),
     )
@@ -250,6 +267,49 @@ def _keep_samples(measurement_id: str, outcome: Outcome, context: StepContext) -
     key = samples_key(measurement_id, short(hashlib.sha256(substance(samples)).hexdigest()))
     create_document(context.store, key, samples)
     return key
+
+
+def envelope_of(levels: Sequence[LevelFigures]) -> Envelope | None:
+    """Return the loads that these levels cover together; None if none of them was served."""
+    served = [each for each in levels if each.input_tokens and each.output_tokens]
+    if not served:
+        return None
+
+    def both(ranges: Iterable[tuple[int, int] | None]) -> tuple[int, int]:
+        known = [each for each in ranges if each]
+        return min(low for low, _ in known), max(high for _, high in known)
+
+    return Envelope(
+        input_tokens=both(each.input_tokens for each in served),
+        output_tokens=both(each.output_tokens for each in served),
+        max_concurrency=max(each.peak_concurrency or 1 for each in served),
+        max_requests_per_s=max(each.figures.get("requests_per_s", 0.0) for each in served),
+    )
+
+
+def _refuse_other_machine(planned: PlannedTarget, kind: Mapping[str, Any], what: str) -> None:
+    """Refuse figures of another kind of machine or driver than the plan's id stands for."""
+    differing = [name for name, value in planned.machine.items() if kind.get(name) != value]
+    if differing:
+        there = ", ".join(f"{name} {kind.get(name) or 'unknown'}" for name in differing)
+        wanted = ", ".join(f"{name} {planned.machine[name]}" for name in differing)
+        raise BadInput(
+            f"{what} on {there}, and the plan of target {planned.target.name} is for {wanted}.",
+            hint="Figures of two kinds of machines are two measurements: plan again where it is "
+            "measured, or correct steps.neuron_driver of the environments file.",
+        )
+
+
+def _refuse_other_driver(stored: Measurement, driver: str) -> None:
+    """Refuse figures of another driver than this node's, where the plan knew of none."""
+    then = stored.kind.get("neuron_driver", "")
+    if driver and driver != then:
+        raise BadInput(
+            f"Measurement {stored.measurement_id} was made with Neuron driver {then or 'unknown'}, "
+            f"and this node has {driver}.",
+            hint=f"Write `neuron_driver: {driver}` below `steps` in the environments file, so that "
+            "plans tell the two apart, and start a new release.",
+        )
 
 
 def _behaviour_job(plan: Plan, planned: PlannedTarget, lane: Lane) -> BehaviourJob | None:
@@ -341,6 +401,7 @@ def _result(key: str, measurement: Measurement, *, reused: bool) -> StepResult:
                 for level in measurement.latency
                 for figure, value in level.figures.items()
             },
+            **({"search/rate_per_s": measurement.search.rate_per_s} if measurement.search else {}),
         },
     )
 
@@ -358,4 +419,7 @@ def _summary(measurement: Measurement) -> str:
         records = measurement.behaviour.records
         good = sum(not record.count("broken") for record in records)
         behaviour = [f"{good} of {len(records)} behaviour checks held"]
-    return "; ".join([*scores, *behaviour, *levels]) + "."
+    rates = []
+    if measurement.search is not None:
+        rates = [f"{measurement.search.rate_per_s or 0:.4g} requests a second within the SLO"]
+    return "; ".join([*scores, *behaviour, *levels, *rates]) + "."

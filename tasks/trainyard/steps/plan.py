@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,7 +20,8 @@ from trainyard.canonical import digest
 from trainyard.documents.artifacts import CheckpointManifest
 from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.channel import Channel
-from trainyard.documents.plan import EvalAssets, Plan, ReleaseRequest
+from trainyard.documents.measurement import machine_kind
+from trainyard.documents.plan import EvalAssets, Plan, Price, ReleaseRequest
 from trainyard.documents.proof import Proof
 from trainyard.errors import BadInput, Conflict, NotFound
 from trainyard.kubernetes.step_pod import StepWork, place_warnings
@@ -27,6 +29,8 @@ from trainyard.kubernetes.step_size import host_gib
 from trainyard.lanes.neuron_common import UNPROVEN_PAIR
 from trainyard.lanes.neuron_memory import memory_problems, memory_warnings
 from trainyard.lanes.registry import get_lane
+from trainyard.measure.machine import describe_machine
+from trainyard.prices import price_of
 from trainyard.proofs import Proofs, read_proofs
 from trainyard.references import GIB, memory_problem, planned_reference, reference_gib
 from trainyard.releases import load_release
@@ -54,6 +58,7 @@ from trainyard.steps.planning import (
     destination_problems,
     explain,
     make_plan,
+    price_problems,
     refuse,
     unproven_problems,
 )
@@ -157,11 +162,13 @@ def plan(
                 stable=_stable_releases(request, spec.model, target, environments, context),
                 place=place,
                 proof=proofs.of(target),
+                price=price_of(target.instance, settings),
             )
             for target in targets
         ),
         checkpoint_digest=checkpoint_digest,
     )
+    refuse("The request", price_problems(spec, facts.targets))
     if environments is not None:
         _refuse_skipped_environments(facts, environments, context)
     made = make_plan(
@@ -257,6 +264,7 @@ def _target_facts(
     stable: _Stable,
     place: KubernetesSteps | None,
     proof: Proof | None,
+    price: Price | None,
 ) -> TargetFacts:
     lane, config = get_lane(target.lane), architecture.config
     size = loaded_bytes(architecture.tensors, target.dtype)
@@ -273,10 +281,18 @@ def _target_facts(
         ),
         toolchain=toolchain.versions,
         serving=lane.serving_settings(target, served_model_name=spec.client_model_name),
+        machine=_machine(target, place),
+        price=price,
         baselines=stable.baselines,
         incomparable=stable.incomparable,
         warnings=tuple(warnings),
     )
+
+
+def _machine(target: Target, place: KubernetesSteps | None) -> dict[str, Any]:
+    """Return what is known of the machine that will measure: this one, unless pods do."""
+    seen = describe_machine() if place is None else {"neuron_driver": place.neuron_driver}
+    return machine_kind(seen, target.instance)
 
 
 def _environments(settings: Settings, *, needed: bool) -> Environments | None:

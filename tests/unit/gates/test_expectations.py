@@ -60,6 +60,28 @@ def test_no_figure_fails_whatever_the_severity(observed: float | None, severity:
     assert evaluation.result["success"] is False
 
 
+@pytest.mark.parametrize(
+    ("judged", "severity", "expected"),
+    [(410.0, "warning", "warn"), (410.0, "critical", "fail"), (390.0, "critical", "pass")],
+)
+def test_what_is_judged_may_be_an_end_of_the_spread(
+    judged: float, severity: str, expected: str
+) -> None:
+    spread = (380.0, judged)
+    evaluation = evaluate(
+        "latency", [expectation(385.0, judged=judged, severity=severity, spread=spread)]
+    )
+
+    (check,) = evaluation.checks
+    assert (check.outcome, check.observed) == (expected, 385.0)
+    assert (check.low, check.high) == spread
+
+
+@pytest.mark.parametrize(("observed", "judged"), [(None, 390.0), (385.0, math.nan)])
+def test_an_end_of_the_spread_replaces_no_figure(observed: float | None, judged: float) -> None:
+    assert outcome(observed, judged=judged) == "fail"
+
+
 def test_checks_come_in_the_order_of_their_expectations() -> None:
     several = [
         expectation(500.0, figure="b"),

@@ -25,9 +25,9 @@ from trainyard.rollout.watch import (
     rollback_target,
     window,
 )
-from trainyard.spec.model import LatencyObjective, Slo
+from trainyard.spec.model import LatencyObjective, ServingSlo
 
-SLO = Slo(availability=0.999, ttft=LatencyObjective(within_s=0.9, share=0.95))
+SLO = ServingSlo(availability=0.999, ttft=LatencyObjective(within_s=0.9, share=0.95))
 
 
 def promoted(*, warm_s: float = 7200.0) -> Channel:
@@ -245,7 +245,7 @@ def test_a_server_of_unknown_age_is_not_counted() -> None:
 def test_an_objective_beyond_all_edges_cannot_be_told() -> None:
     service = Service()
     service.serve(1)
-    slo = Slo(ttft=LatencyObjective(within_s=30.0))
+    slo = ServingSlo(ttft=LatencyObjective(within_s=30.0))
     before = service.reading()
     service.now += timedelta(minutes=1)
     service.count += 10

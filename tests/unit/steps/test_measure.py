@@ -3,7 +3,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from tests.unit import yard
@@ -12,7 +12,7 @@ from tests.unit.steps.lane_bench import Bench
 from trainyard.canonical import digest
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry
-from trainyard.documents.measurement import LevelFigures, Measurement, TaskScore
+from trainyard.documents.measurement import Envelope, LevelFigures, Measurement, TaskScore
 from trainyard.documents.parity import (
     AnswerFigures,
     ParityFigures,
@@ -121,6 +121,86 @@ def test_a_measurement_that_exists_is_used_without_a_start(bench: Bench) -> None
     assert again.reused
     assert "0.97" in again.message
     assert bench.lane.starts == starts
+
+
+def planned_for(bench: Bench, **machine: Any) -> Plan:
+    """Return the bench's plan for a kind of machine."""
+    (target,) = bench.plan.targets
+    targets = (target.model_copy(update={"machine": machine}),)
+    return bench.plan.model_copy(update={"targets": targets})
+
+
+def test_another_kind_of_machine_than_the_planned_one_measures_nothing(bench: Bench) -> None:
+    other = planned_for(bench, processor="Another CPU", threads=1000)
+    starts = bench.lane.starts
+
+    with pytest.raises(BadInput, match="processor Another CPU, threads 1000") as caught:
+        measure(other, "cpu", context(bench, OUTCOME))
+
+    assert "plan again" in caught.value.hint
+    assert bench.lane.starts == starts
+    assert not bench.store.exists(KEY)
+
+
+def test_figures_of_another_machine_are_not_reused(bench: Bench) -> None:
+    measure(bench.plan, "cpu", context(bench, OUTCOME))
+
+    with pytest.raises(BadInput, match="was made on processor"):
+        measure(planned_for(bench, processor="Another CPU"), "cpu", context(bench))
+
+    seen = read_document(bench.store, KEY, Measurement).kind
+    assert measure(planned_for(bench, **seen), "cpu", context(bench)).reused
+
+
+def test_figures_of_another_driver_are_not_reused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure(bench.plan, "cpu", context(bench, OUTCOME))
+    monkeypatch.setattr("trainyard.steps.measure.driver_version", lambda: "2.31.7.0")
+
+    with pytest.raises(BadInput, match="with Neuron driver unknown, and this node"):
+        measure(bench.plan, "cpu", context(bench))
+
+
+def test_the_loads_that_were_measured_are_recorded(bench: Bench) -> None:
+    levels = (
+        LevelFigures(
+            name="busy",
+            figures={"requests_per_s": 4.0},
+            duration_s=9.0,
+            completed=64,
+            input_tokens=(12, 20),
+            output_tokens=(8, 8),
+            peak_concurrency=7,
+        ),
+        LevelFigures(
+            name="long",
+            figures={"requests_per_s": 1.5},
+            duration_s=9.0,
+            completed=64,
+            input_tokens=(100, 120),
+            output_tokens=(1, 4),
+            peak_concurrency=2,
+        ),
+        # Nothing of this one was answered.
+        LevelFigures(name="flood", figures={}, duration_s=9.0, completed=0),
+    )
+
+    measure(bench.plan, "cpu", context(bench, OUTCOME.model_copy(update={"latency": levels})))
+
+    found = read_document(bench.store, KEY, Measurement)
+    assert found.envelope == Envelope(
+        input_tokens=(12, 120), output_tokens=(1, 8), max_concurrency=7, max_requests_per_s=4.0
+    )
+    assert found.instance == "local"
+    assert found.start.cold_s is not None
+    assert found.start.cold_s > 0
+
+
+def test_without_answered_requests_there_is_no_envelope(bench: Bench) -> None:
+    measure(bench.plan, "cpu", context(bench, OUTCOME))
+
+    assert read_document(bench.store, KEY, Measurement).envelope is None
 
 
 def test_a_server_that_compiles_is_refused_with_the_new_files(bench: Bench) -> None:
