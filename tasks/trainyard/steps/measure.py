@@ -325,6 +325,7 @@ def _behaviour_job(plan: Plan, planned: PlannedTarget, lane: Lane) -> BehaviourJ
         max_num_seqs=target.max_num_seqs * copies,
         block_size=target.block_size,
         prefix_caching=target.enable_prefix_caching,
+        ranks=lane.returned(target).top_logprobs > 0,
         prompts=plan.spec.prompts if plan.assets else None,
     )
 

@@ -52,6 +52,8 @@ class BehaviourJob(Frozen):
     max_num_seqs: int
     block_size: int | None = None
     prefix_caching: bool
+    ranks: bool = True
+    """Does the lane return log-probabilities of the best tokens?"""
     prompts: str | None = None
     """The spec's prompts, a path in the folder of assets."""
     seed: int = 0
@@ -91,10 +93,10 @@ def run_behaviour(
 
 async def _run(job: BehaviourJob, setting: Setting, base_url: str, model: str) -> Behaviour:
     began = time.monotonic()
-    async with Client(base_url, model) as client:
+    async with Client(base_url, model, ranks=job.ranks) as client:
         alone = await batching.ask_alone(client, setting)
-        if any(each.answer.status == 400 for each in alone):
-            # A lane that samples on the device may return no log-probabilities, and say so.
+        if client.ranks and any(each.answer.status == 400 for each in alone):
+            # A server that returns no log-probabilities, whatever its lane promises, says so.
             client.ranks = False
             alone = await batching.ask_alone(client, setting)
         rounds = _Checks(client, setting, alone, job)
