@@ -72,8 +72,6 @@ check: $(AIRFLOW_STAMP) ## Check format, lint, types and import rules
 	@$(RUN)/mypy
 	@$(RUN)/lint-imports
 
-COMPOSE = docker compose $(if $(wildcard docker-compose.pinned.yaml),-f docker-compose.yaml -f docker-compose.pinned.yaml)
-
 .PHONY: up
 up: up-$(PLATFORM) ## Start everything and leave it running; PLATFORM=compose uses containers
 
@@ -83,7 +81,7 @@ up-embedded: setup
 
 .PHONY: up-compose
 up-compose: docker-compose.pinned.yaml
-	$(COMPOSE) up --build --detach --wait
+	docker compose -f docker-compose.yaml -f docker-compose.pinned.yaml up --build --detach
 
 .PHONY: down stop
 down stop: down-$(PLATFORM) ## Stop all that `make up` or `make demo` left running
@@ -94,7 +92,7 @@ down-embedded:
 
 .PHONY: down-compose
 down-compose:
-	$(COMPOSE) --profile '*' down
+	@if [ -f .env ]; then docker compose --profile '*' down; else echo "There is no .env, so nothing runs."; fi
 
 .env: .env.example
 	@$(PYTHON) .ci/compose-env

@@ -22,7 +22,14 @@ from __future__ import annotations
 
 from airflow.sdk import DAG, Param
 
-from trainyard_airflow.dag_defaults import DEFAULT_ARGS, START_DATE, Tag, refreshed_models
+from trainyard_airflow.dag_defaults import (
+    DEFAULT_ARGS,
+    START_DATE,
+    Tag,
+    may_release,
+    refreshed_models,
+)
+from trainyard_airflow.permits import access_control
 from trainyard_airflow.refresh_operator import RefreshOperator
 from trainyard_airflow.retries import STEP_RETRIES, STEP_RETRY_POLICY
 
@@ -40,6 +47,8 @@ for outline in refreshed_models():
         max_active_runs=2,
         default_args=DEFAULT_ARGS,
         tags=[Tag.TRAINYARD, Tag.REFRESH],
+        # Whoever triggers it asks for a release.
+        access_control=access_control([may_release()]),
         params={
             "again": Param(
                 False,
@@ -53,6 +62,7 @@ for outline in refreshed_models():
     ):
         RefreshOperator(
             task_id="check",
+            task_display_name="Check for a new revision",
             model=outline.model,
             cron=cron or "",
             problem=outline.problem,

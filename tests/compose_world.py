@@ -91,7 +91,10 @@ def running_like_compose() -> Iterator[tuple[Platform, Prometheus]]:
         seen_by = stack.enter_context(
             prometheus(folder / "prometheus", {8080: proxy_port, 8082: metrics_port})
         )
-        made = Platform.make(folder)
+        environments = (REPOSITORY / "k8s" / "compose" / "environments.yaml").read_text()
+        made = Platform.make(
+            folder, environments=environments.replace("http://127.0.0.1:9090", seen_by.url)
+        )
         try:
             made.start()
             make_connection(made, variables)

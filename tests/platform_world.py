@@ -60,12 +60,19 @@ needs_everything = pytest.mark.skipif(
 )
 
 
-def copy_project(folder: Path, *, hold_s: tuple[float, float], bake_s: float) -> Path:
-    """Write the DAGs into `folder`, with a spec that waits as long as is said, and return it."""
+def copy_project(
+    folder: Path, *, hold_s: tuple[float, float], bake_s: float, environments: str = ""
+) -> Path:
+    """Write the DAGs into `folder`, with a spec that waits as long as is said, and return it.
+
+    `environments` is the text of another environments file.
+    """
     shutil.copytree(
         REPOSITORY / "dags", folder / "dags", ignore=shutil.ignore_patterns("__pycache__")
     )
     (folder / "plugins").symlink_to(REPOSITORY / "plugins")
+    if environments:
+        (folder / "dags" / "environments.yaml").write_text(environments)
     path = folder / "dags" / "models" / f"{MODEL}.yaml"
     spec = yaml.safe_load(path.read_text())
     for level, prompts in zip(spec["gates"]["latency"]["levels"], (8, 16), strict=True):
@@ -93,11 +100,16 @@ class Platform:
 
     @classmethod
     def make(
-        cls, folder: Path, *, hold_s: tuple[float, float] = (6, 10), bake_s: float = 5
+        cls,
+        folder: Path,
+        *,
+        hold_s: tuple[float, float] = (6, 10),
+        bake_s: float = 5,
+        environments: str = "",
     ) -> Platform:
         """Make a home in `folder`, or use the one that is there."""
         if not (folder / "dags").exists():
-            copy_project(folder, hold_s=hold_s, bake_s=bake_s)
+            copy_project(folder, hold_s=hold_s, bake_s=bake_s, environments=environments)
         settings = Settings(
             home=folder / "home",
             catalogue=folder / "dags" / "models",

@@ -31,7 +31,13 @@ from trainyard.rollout.rollouts import Rollouts, Tick
 from trainyard.rollout.warm_up import WarmUpReport
 from trainyard.serving.guard import Fuse, ReleaseHealth, Wish, decide
 from trainyard.serving.guard_events import GuardEvent
-from trainyard.serving.protocol import ReleaseTraffic, RouteStatus, ServerState, ServerStatus
+from trainyard.serving.protocol import (
+    LeaseSight,
+    ReleaseTraffic,
+    RouteStatus,
+    ServerState,
+    ServerStatus,
+)
 from trainyard.spec.environments import Environment
 from trainyard.spec.model import ModelSpec
 from trainyard.store.protocol import Entry, Stored
@@ -195,6 +201,8 @@ class World:
         self.now = START
         self.store = store or MemoryStore()
         self.rate = rate
+        self.slice_s = 0.5
+        """Seconds between two looks of the guard."""
         self.behaviour: dict[str, Behaviour] = {}
         self.releases: dict[str, Release] = {}
         self.environments: dict[str, Environment] = {
@@ -324,7 +332,7 @@ class World:
         """Let time pass."""
         left = seconds
         while left > 1e-9:
-            slice_s = min(0.5, left)
+            slice_s = min(self.slice_s, left)
             left -= slice_s
             self.now += timedelta(seconds=slice_s)
             self._servers_go_on()
@@ -509,6 +517,13 @@ class FakeLease:
     """A lease on the world's clock."""
 
     world: World
+
+    def look(self, environment: str, model: str) -> LeaseSight:
+        until = self.world.lease_until
+        if until is None:
+            return LeaseSight("absent")
+        state = "alive" if self.world.lease_alive() else "expired"
+        return LeaseSight(state, self.world.lease_holder, until.isoformat())
 
     def renew(self, environment: str, model: str, *, holder: str, duration_s: float) -> None:
         self.world.lease_until = self.world.now + timedelta(seconds=duration_s)

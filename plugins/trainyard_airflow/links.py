@@ -75,13 +75,15 @@ class ReleaseLink(BaseOperatorLink):
 
 
 class ReportLink(BaseOperatorLink):
-    """The report of a gate: every figure and bound."""
+    """The report of a gate, or of a release that was published: figures, bounds and plots."""
 
     name = "The report"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """Return the address; empty for steps without one."""
         key = str(getattr(operator, "output_key", "") or "")
+        if key.startswith("releases/"):
+            return page_url(f"{key.removesuffix('.json')}/report")
         if not key.startswith("verdicts/"):
             return ""
         _, plan_id, target, name = key.split("/")

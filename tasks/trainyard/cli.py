@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from trainyard import __version__
+from trainyard import __version__, cli_rollout
 from trainyard.cli_doctor import doctor_app
 from trainyard.cli_judge import judge
 from trainyard.cli_presets import presets_app
@@ -47,6 +47,7 @@ node_cache = typer.Typer(
 )
 STEPS = "Steps of a release"
 LOOK = "Look at things"
+BY_HAND = "Take a rollout in hand, without Airflow"
 ASK = "Ask an Airflow"
 SERVE = "Serve releases"
 PLATFORM = "The platform on this machine"
@@ -343,6 +344,27 @@ def import_bundle(
     )
 
 
+@app.command("import-reference", rich_help_panel=STEPS)
+def import_reference(
+    plan_id: PlanOption,
+    target: TargetOption,
+    file: Annotated[
+        Path | None, typer.Argument(help="A reference that was made elsewhere; else made here.")
+    ] = None,
+    die_with_parent: DieWithParentOption = False,
+) -> None:
+    """Store what the parity check of a target compares with, apart from the measurement."""
+    from trainyard.steps.reference import import_reference as step
+
+    _run(
+        "import-reference",
+        plan_id,
+        target,
+        die_with_parent,
+        lambda c: step(_plan_of(plan_id, c), target, c, file=file),
+    )
+
+
 # --- Look -------------------------------------------------------------------------------------
 
 
@@ -507,6 +529,41 @@ def provenance(
 
 
 @app.command(rich_help_panel=LOOK)
+def report(
+    release: Annotated[str, typer.Argument(help="Release id, or a model for its latest one.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File to write. Default: RELEASE.html in this folder."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Write the report of a release: one HTML page with verdicts, figures and plots."""
+    import webbrowser
+
+    from trainyard.release_report import find_release, read_release_report
+    from trainyard.reports.release import release_report_html
+    from trainyard.store.factory import open_store
+
+    settings = _settings()
+    try:
+        store = open_store(settings)
+        model, release_id = find_release(store, release)
+        page = release_report_html(read_release_report(store, model, release_id, settings))
+        path = out or Path(f"{release_id}.html")
+        try:
+            path.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(
+                f"{path} cannot be written: {error.strerror}.", hint="Name another file with --out."
+            ) from error
+    except TrainyardError as error:
+        _fail(error)
+    _say(str(path))
+    if show:
+        webbrowser.open(path.absolute().as_uri())
+
+
+@app.command(rich_help_panel=LOOK)
 def export(
     model: ModelArgument,
     release: Annotated[str, typer.Argument(help="Release id, its digits, or `latest`.")],
@@ -628,26 +685,18 @@ def _require_known(settings: Settings, model: str, environment: str) -> None:
         )
 
 
-@app.command(rich_help_panel=LOOK)
-def status(plan_id: Annotated[str, typer.Argument(help="Id of a plan.")]) -> None:
-    """Show how far the steps of a plan are."""
-    from trainyard.reports.status import status_table
-    from trainyard.steps.status import list_statuses
-    from trainyard.store.factory import open_store
-
-    try:
-        found = list_statuses(open_store(_settings()), plan_id)
-        if not found:
-            raise NotFound(
-                f"No step of a plan {plan_id} has begun.",
-                hint="`trainyard plan` prints the id of the plan that it makes.",
-            )
-    except TrainyardError as error:
-        _fail(error)
-    _show(status_table(found))
-
-
+app.command(rich_help_panel=LOOK)(cli_rollout.status)
 app.command(rich_help_panel=LOOK)(judge)
+
+for _command in (
+    cli_rollout.rollback,
+    cli_rollout.abort,
+    cli_rollout.pause,
+    cli_rollout.resume,
+    cli_rollout.promote_now,
+    cli_rollout.watch,
+):
+    app.command(rich_help_panel=BY_HAND)(_command)
 
 
 # --- Ask an Airflow ---------------------------------------------------------------------------

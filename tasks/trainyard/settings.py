@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     environments: Path = Field(default_factory=lambda: Path.cwd() / "dags" / "environments.yaml")
     """File that describes the environments."""
 
+    prices: Path | None = None
+    """YAML file with what instances cost an hour, in US dollars. Empty: Trainyard's dated table."""
+
     manifests: Path = Field(default_factory=lambda: Path.cwd() / "k8s")
     """Folder of the cluster's manifests, for `trainyard render`."""
 

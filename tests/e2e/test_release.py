@@ -46,11 +46,12 @@ from tests.platform_world import (
 from tests.prometheus import Prometheus
 
 from trainyard.documents.channel import Channel
+from trainyard.documents.look import Look
 from trainyard.documents.measurement import GateVerdict
 from trainyard.errors import BadInput, NotFound
 from trainyard.releases import list_attestations, list_releases, load_release, was_rejected
 from trainyard.store.documents import read_document
-from trainyard.store.layout import verdict_key
+from trainyard.store.layout import rollout_prefix, verdict_key
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400), needs_everything]
 
@@ -287,6 +288,20 @@ def test_a_better_release_is_promoted_through_its_canary(
     assert weights == [20, 50]
 
 
+def test_the_judge_read_prometheus(platform: Platform, after_promotion: Channel) -> None:
+    rollout = after_promotion.rollout
+    assert rollout is not None
+    folder = rollout_prefix(MODEL, ENVIRONMENT, rollout.number)
+    looks = [
+        read_document(platform.store, entry.key, Look)
+        for entry in platform.store.list(f"{folder}/looks")
+    ]
+    pods = [pod for look in looks for pod in look.snapshot.pods]
+    assert pods
+    # Only figures that somebody else read off the server have a moment of their own.
+    assert all(pod.read_at is not None for pod in pods)
+
+
 def test_both_releases_served_the_clients(platform: Platform, first: str, better: str) -> None:
     answers = platform.clients.by_release
     assert answers[first] > 0
@@ -421,13 +436,6 @@ def test_a_callers_result_says_why_nothing_was_promoted(
         assert (result["model"], result["environment"]) == (MODEL, ENVIRONMENT)
 
 
-def test_results_of_what_succeeded_are_typed(
-    platform: Platform, better: str, returned: Channel
-) -> None:
-    assert platform.api.results(RELEASE, BETTER)["collect_releases"] == {"cpu": better}
-    assert platform.api.results(ROLLBACK, "e2e-back")["rollback"]["outcome"] == "rolled_back"
-
-
 def test_an_unknown_model_is_refused_at_the_door(platform: Platform) -> None:
     with pytest.raises(BadInput, match="400"):
         platform.trigger(RELEASE, "e2e-bad-model", model="ader")
@@ -469,6 +477,13 @@ def test_a_rollback_returns_the_traffic_to_the_release_before(
     assert returned.rollout.requested_by == "admin"
     assert [e.who for e in returned.history if e.event == "requester"][-1] == "admin"
     assert platform.ask() == ("640", first)
+
+
+def test_results_of_what_succeeded_are_typed(
+    platform: Platform, better: str, returned: Channel
+) -> None:
+    assert platform.api.results(RELEASE, BETTER)["collect_releases"] == {"cpu": better}
+    assert platform.api.results(ROLLBACK, "e2e-back")["rollback"]["outcome"] == "rolled_back"
 
 
 def test_its_servers_are_those_of_the_stable_release(platform: Platform, returned: Channel) -> None:

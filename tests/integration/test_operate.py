@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,9 +33,14 @@ from trainyard.metrics.page import Exporter
 from trainyard.metrics.reader import MetricsReader
 from trainyard.releases import list_releases
 from trainyard.rollout.channel_store import read_channel
+from trainyard.rollout.readers.choice import open_reader
 from trainyard.serving.kubernetes.guard_metrics import serve_pages
 from trainyard.serving.local_host import LocalHost
+from trainyard.serving.protocol import ServerStatus
 from trainyard.settings import Settings
+from trainyard.spec.metrics import MetricsSource
+
+RECORDED = Path(__file__).parents[1] / "unit" / "deploy" / "pages" / "vllm.txt"
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -100,6 +111,67 @@ def test_prometheus_finds_servers_as_they_come_and_go(yard: Yard, watched: Prome
     assert watched.query(unseen) == []
     yard.servers[0].process.stop(0)
     eventually(lambda: watched.query(unseen), why="the stable release is unseen")
+
+
+def test_the_judge_reads_real_figures_of_vllm_from_prometheus(tmp_path: Path) -> None:
+    """With the files of the compose service, and a page that a real vLLM showed."""
+    release, started = "adder-0123456789ab", time.time() - 100
+    page = re.sub(
+        r"^process_start_time_seconds .*$",
+        f"process_start_time_seconds {started}",
+        RECORDED.read_text(),
+        flags=re.MULTILINE,
+    )
+    labels = {"environment": "production", "model": MODEL, "release": release}
+    with (
+        serving(page, {**labels, "pod": f"{release}-0"}) as port,
+        prometheus(tmp_path / "prometheus", {8080: port}) as running,
+    ):
+        source = MetricsSource(source="prometheus", url=running.url, freshness_s=15)
+        reader = open_reader(source, lambda release_id: "0.32.0")
+        server = ServerStatus(
+            f"{release}-0", release, "ready", "", datetime.fromtimestamp(started, UTC), 0, ""
+        )
+        (pod,) = eventually(lambda: reader.read("production", [server]), why="figures")
+
+    assert pod.read_at is not None
+    for name, histogram in (
+        ("vllm:time_to_first_token_seconds", pod.ttft),
+        ("vllm:request_time_per_output_token_seconds", pod.tpot),
+    ):
+        (count,) = re.findall(rf"^{name}_count{{.*}} (\S+)$", page, re.MULTILINE)
+        assert histogram is not None
+        assert histogram.count == float(count) > 0
+
+
+@contextmanager
+def serving(page: str, labels: dict[str, str]) -> Iterator[int]:
+    """Show a page, and at `/-/targets` that it is there; returns the port."""
+
+    class Pages(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = page
+            if self.path == "/-/targets":
+                here = f"127.0.0.1:{server.server_address[1]}"
+                found = json.dumps([{"targets": [here], "labels": labels}])
+            kind = "application/json" if found is not page else "text/plain; version=0.0.4"
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(found.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Be quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        thread.join(timeout=30)
+        server.server_close()
 
 
 def test_a_store_of_an_hour_ago_stops_nobody_and_verify_says_what_is_wrong(

@@ -24,6 +24,7 @@ from trainyard.errors import (
     BadInput,
     Busy,
     CorruptFile,
+    NotFound,
     OutOfCapacity,
     Refused,
     TrainyardError,
@@ -172,8 +173,16 @@ class TestErrors:
             (["channel", "ader", "production"], "There is no model 'ader'"),
             (["channel", "adder", "moon"], "There is no environment 'moon'"),
             (["channel", "adder", "../x"], "Environment '../x' is not a valid name."),
-            (["status", "adder-none"], "No step of a plan adder-none has begun."),
-            (["status", "../x"], "Plan id '../x' is not valid."),
+            (["status", "adder-none"], "adder-none has no channel, and no step of a plan"),
+            (["status", "../x"], "Model '../x' is not a valid name."),
+            (["status", "adder", "moon"], "There is no environment moon"),
+            (["pause", "adder", "staging", "--reason", "x"], "No rollout of adder is under way"),
+            (["pause", "adder", "staging"], "A pause needs a reason."),
+            (["resume", "adder", "staging"], "No rollout of adder is under way"),
+            (["promote-now", "adder", "staging", "--reason", "x"], "No rollout of adder is"),
+            (["abort", "adder", "staging", "--reason", "x"], "No rollout of adder is under way"),
+            (["rollback", "adder", "staging", "--reason", "x"], "has no earlier release"),
+            (["rollback", "adder", "staging", "--to", "x", "--reason", "x"], "not a release id"),
             (["explain", "adder-none", "abcdef"], "no compile key, release or plan 'adder-none'"),
             (["download", "--plan", "adder-none"], "adder-none.json does not exist"),
             (["compile", "--plan", "adder-none", "--target", "cpu"], "does not exist"),
@@ -438,6 +447,28 @@ class TestReleases:
             assert text in shown
         statement = json.loads(run("provenance", "adder", release_id, "--json").stdout)
         assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
+
+    def test_the_report_is_written_as_one_page(
+        self, yard: Yard, release_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        assert run("report", release_id).stdout.strip() == f"{release_id}.html"
+        run("report", "adder", "--out", str(tmp_path / "latest.html"))
+
+        page = (tmp_path / f"{release_id}.html").read_text()
+        assert page == (tmp_path / "latest.html").read_text()
+        assert "Accuracy gate" in page
+        assert "Signed" in page
+
+    def test_a_report_needs_a_release_and_a_place(
+        self, yard: Yard, release_id: str, tmp_path: Path
+    ) -> None:
+        assert run("report", "adder-000000000000").exit_code == NotFound.exit_code
+        assert run("report", "nothing").exit_code == NotFound.exit_code
+        refused = run("report", release_id, "--out", str(tmp_path / "no" / "such.html"))
+        assert refused.exit_code == 10
+        assert "cannot be written" in refused.stderr
 
     def test_a_document_that_is_gone_is_named(self, yard: Yard, release_id: str) -> None:
         yard.store.delete("measurements/candidate.json")

@@ -22,9 +22,11 @@ from trainyard.documents.channel import Channel
 from trainyard.errors import BadInput, CorruptFile, NotFound, TrainyardError
 from trainyard.names import check_name, check_release_id
 from trainyard.permissions import Act, Asker, refusal
+from trainyard.release_report import read_release_report
 from trainyard.reports.charts import NARROW_WIDTH, evidence_plots, level_plots, traffic_plot
 from trainyard.reports.glance import glance, stages
 from trainyard.reports.pages import render
+from trainyard.reports.release import release_report_html
 from trainyard.rollout.words import describe_entry
 from trainyard.settings import Settings, get_settings
 from trainyard.spec.environments import Environment, Environments
@@ -248,6 +250,17 @@ def show_report(request: Request, plan_id: str, target: str, gate: str) -> Respo
     return HTMLResponse(data, headers=_headers(REPORT_POLICY))
 
 
+def show_release_report(request: Request, model: str, release_id: str) -> Response:
+    """The report of a release as one page, as `trainyard report` writes it."""
+    _demand(_viewer(request).sees_releases(), "releases")
+    check_name(model, "Model")
+    backing = _backing(request)
+    report = read_release_report(
+        backing.reader.store, model, check_release_id(release_id), backing.settings
+    )
+    return HTMLResponse(release_report_html(report), headers=_headers(REPORT_POLICY))
+
+
 def show_run(request: Request, dag_id: str, run_id: str) -> Response:
     """What a run of one of our DAGs is about: the tab of a run in Airflow's interface."""
     environment = _environment_of(dag_id)
@@ -280,6 +293,7 @@ _ROUTES: tuple[tuple[str, Callable[..., Response]], ...] = (
     ("/models/{model}", show_model),
     ("/releases/{model}/{release_id}", show_release),
     ("/releases/{model}/{release_id}/diff", show_difference),
+    ("/releases/{model}/{release_id}/report", show_release_report),
     ("/reports/{plan_id}/{target}/{gate}", show_report),
     ("/runs/{dag_id}/{run_id:path}", show_run),
 )

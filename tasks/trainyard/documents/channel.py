@@ -26,6 +26,12 @@ against the release (controller lost, aborted, undecided); it may be promoted ag
 EXPOSED_PHASES: frozenset[Phase] = frozenset({"shifting", "holding", "baking"})
 """The only phases in which a candidate may have traffic."""
 
+PAUSE_LIMIT = 20
+"""Pauses of one rollout."""
+
+WAITING_LIMIT = 20
+"""Requests that may wait for a channel at the same time."""
+
 HISTORY_LIMIT = 200
 """Entries of a channel's history that are kept."""
 
@@ -70,6 +76,8 @@ class RolloutPlan(Frozen):
     max_duration_s: float
     on_undecided: Literal["hold", "rollback"]
     max_hold_s: float
+    max_pause_s: float = 4 * 3600.0
+    """Seconds that people may pause it in all; after that it is withdrawn."""
     warm_up_requests: int
     deploy_timeout_s: float
     drain_timeout_s: float
@@ -98,6 +106,26 @@ class Replicas(Frozen):
 
     stable: int = Field(default=0, ge=0)
     candidate: int = Field(default=0, ge=0)
+
+
+class Pause(Frozen):
+    """A time in which a person keeps the weights where they are."""
+
+    since: datetime
+    until: datetime | None = None
+    """None: it goes on."""
+    who: str = ""
+    reason: str = ""
+
+
+class ByHand(Frozen):
+    """A promotion that a person answers for, not the judge."""
+
+    at: datetime
+    who: str
+    reason: str
+    verdict: str
+    """What the judge said at that time; empty if it had not looked yet."""
 
 
 class ArrivalsMark(Frozen):
@@ -145,6 +173,10 @@ class Rollout(Frozen):
     """When the candidate first got traffic."""
     held_since: datetime | None = None
     """When an undecided rollout froze its weights."""
+    pauses: tuple[Pause, ...] = ()
+    """All pauses, oldest first; only the last one can still go on."""
+    promoted_by_hand: ByHand | None = None
+    """Who took it to the bake without the judge's proof."""
     blind: Blindness | None = None
     """None: the last look saw both releases."""
     replicas: Replicas = Replicas()
@@ -170,6 +202,24 @@ class Rollout(Frozen):
     settled: bool = False
     """The run that owned it has taken note of its outcome; the same run may try again."""
 
+    @property
+    def paused(self) -> Pause | None:
+        """The pause that goes on; None if there is none."""
+        last = self.pauses[-1] if self.pauses else None
+        return last if last is not None and last.until is None else None
+
+    def paused_s(self, now: datetime, *, since: datetime | None = None) -> float:
+        """Return the seconds of all pauses until `now`; with `since`, only what is after that."""
+        begin = since or self.started_at
+        return sum(
+            max(0.0, ((pause.until or now) - max(pause.since, begin)).total_seconds())
+            for pause in self.pauses
+        )
+
+    def running_s(self, since: datetime, now: datetime) -> float:
+        """Return the seconds from `since` to `now` without those of pauses."""
+        return (now - since).total_seconds() - self.paused_s(now, since=since)
+
 
 class Rejection(Frozen):
     """A release that must not be promoted again without force and a reason."""
@@ -179,6 +229,18 @@ class Rejection(Frozen):
     rollout: int
     reason: str
     evidence_key: str = ""
+
+
+class Waiting(Frozen):
+    """A request that waits until the channel is free."""
+
+    run_id: str
+    release_id: str
+    since: datetime
+    """When it came: whoever came first is first."""
+    seen_at: datetime
+    """When whoever asks last showed that they still do."""
+    requested_by: str = ""
 
 
 class HistoryEntry(Frozen):
@@ -209,6 +271,8 @@ class Channel(Document):
     weights: Weights = Weights()
     rollout: Rollout | None = None
     rejected: tuple[Rejection, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+    """Requests in the order in which they came."""
     history: tuple[HistoryEntry, ...] = ()
     """Newest last, bounded."""
 

@@ -56,6 +56,15 @@ class EvalAssets(Frozen):
     files: tuple[str, ...]
 
 
+class Price(Frozen):
+    """What an hour of an instance costs."""
+
+    instance: str
+    usd_per_hour: float
+    source: str
+    """Who says so and of when, in words."""
+
+
 class PlannedTarget(Frozen):
     """One target with everything that identifies its outputs."""
 
@@ -70,6 +79,13 @@ class PlannedTarget(Frozen):
     measurement_id: str
     baselines: dict[str, str] = Field(default_factory=dict)
     """For each environment asked for: the measurement id of its stable release, if it has one."""
+    machine: dict[str, Any] = Field(default_factory=dict)
+    """The kind of machine and the driver that it is measured on, as far as the plan can know them
+    (`trainyard.documents.measurement.machine_kind`)."""
+    price: Price | None = None
+    """Of the target's instance; None: nobody said."""
+    incomparable: dict[str, str] = Field(default_factory=dict)
+    """For each environment asked for whose stable release was never measured: why."""
     warnings: tuple[str, ...] = ()
     """What the lane lets pass but wants people to know."""
 

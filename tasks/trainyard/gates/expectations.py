@@ -10,12 +10,22 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Final, Literal
 
 from trainyard.documents.measurement import Check
+from trainyard.spec.model import Severity
 
 _NOT_REPRODUCIBLE = "batch_markers"
 """Part of a result's `meta` that holds the time of day; without it equal inputs give equal JSON."""
+
+
+_BROKEN: Final[Mapping[Severity, Literal["info", "warn", "fail"]]] = {
+    "critical": "fail",
+    "warning": "warn",
+    "info": "info",
+}
+"""What a figure outside its bounds comes to, by severity."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +42,32 @@ class Expectation:
     """In words, as in `Check.bound`."""
     minimum: float | None = None
     maximum: float | None = None
-    severity: Literal["critical", "warning"] = "critical"
+    severity: Severity = "critical"
     note: str = ""
     skipped: str = ""
     """Why there is nothing to compare with; such an expectation is shown and not checked."""
+    spread: tuple[float, float] | None = None
+    """The lowest and the highest of the repeats."""
+    judged: float | None = None
+    """What is checked in place of `observed`: the end of the spread that breaks the bound. Then
+    `figure` must name it, because no two values may share a name."""
+    paired: bool = False
+    """Is the figure a bound from below on a difference from the stable release?"""
 
     @property
     def usable(self) -> float:
         """The figure as a float, NaN unless it is finite."""
-        known = self.observed is not None and math.isfinite(self.observed)
-        return float(self.observed) if known and self.observed is not None else math.nan
+        return _finite(self.observed)
+
+    @property
+    def checked(self) -> float:
+        """What is checked as a float, NaN unless both it and the figure are finite."""
+        checked = self.usable if self.judged is None else _finite(self.judged)
+        return math.nan if math.isnan(self.usable) else checked
+
+
+def _finite(value: float | None) -> float:
+    return float(value) if value is not None and math.isfinite(value) else math.nan
 
 
 @dataclass(frozen=True)
@@ -57,8 +83,8 @@ class Evaluation:
 def evaluate(name: str, expectations: Sequence[Expectation]) -> Evaluation:
     """Check `expectations` with Great Expectations; `name` names the suite.
 
-    A figure outside its bounds fails, or warns if the expectation is a warning. A figure that is
-    missing or not finite fails whatever the severity.
+    A figure outside its bounds fails, warns or is shown, by the expectation's severity. A figure
+    that is missing or not finite fails whatever the severity.
     """
     checked = [(index, each) for index, each in enumerate(expectations) if not each.skipped]
     nothing: dict[str, Any] = {"success": False, "results": []}
@@ -96,8 +122,9 @@ def _validate(name: str, checked: Sequence[tuple[int, Expectation]]) -> dict[str
                 column=each.figure, severity=FailureSeverity.CRITICAL, meta=meta
             )
         )
+        within = _paired_expectation() if each.paired else ExpectColumnValuesToBeBetween
         suite.append(
-            ExpectColumnValuesToBeBetween(
+            within(
                 column=each.figure,
                 min_value=each.minimum,
                 max_value=each.maximum,
@@ -105,7 +132,7 @@ def _validate(name: str, checked: Sequence[tuple[int, Expectation]]) -> dict[str
                 meta=meta,
             )
         )
-    row = {each.figure: each.usable for _, each in checked}
+    row = {each.figure: each.checked for _, each in checked}
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     batch = (
@@ -122,10 +149,29 @@ def _validate(name: str, checked: Sequence[tuple[int, Expectation]]) -> dict[str
     return result
 
 
+@cache
+def _paired_expectation() -> type[Any]:
+    """Return the expectation that the stable release is not missed by more than a margin.
+
+    Great Expectations has none that knows of a second release. This one is about a figure that the
+    gate has computed, the bound from below on the paired difference, and its name in the result
+    says what was checked. It is made when it is needed, because a class that Great Expectations
+    knows needs Great Expectations.
+    """
+    from great_expectations.expectations.core.expect_column_values_to_be_between import (
+        ExpectColumnValuesToBeBetween,
+    )
+
+    class ExpectPairedDifferenceToBeProvenAbove(ExpectColumnValuesToBeBetween):
+        """Expect the bound from below on the difference from the stable release to be in bounds."""
+
+    return ExpectPairedDifferenceToBeProvenAbove
+
+
 def _check(expectation: Expectation, results: Sequence[Mapping[str, Any]]) -> Check:
     """Turn the results of one expectation (figure there, figure in bounds) into its check."""
-    outcome: Literal["pass", "warn", "fail", "skipped"]
-    missing = math.isnan(expectation.usable)
+    outcome: Literal["pass", "info", "warn", "fail", "skipped"]
+    missing = math.isnan(expectation.checked)
     if expectation.skipped:
         outcome, note = "skipped", expectation.skipped
     elif missing:
@@ -135,15 +181,17 @@ def _check(expectation: Expectation, results: Sequence[Mapping[str, Any]]) -> Ch
     elif all(each["success"] is True for each in results):
         outcome, note = "pass", expectation.note
     else:
-        outcome = "warn" if expectation.severity == "warning" else "fail"
-        note = expectation.note
+        outcome, note = _BROKEN[expectation.severity], expectation.note
     return Check(
         what=expectation.what,
         observed=None if missing else expectation.usable,
         bound=expectation.bound,
         minimum=expectation.minimum,
         maximum=expectation.maximum,
+        low=expectation.spread[0] if expectation.spread else None,
+        high=expectation.spread[1] if expectation.spread else None,
         outcome=outcome,
+        severity=expectation.severity,
         note=note,
     )
 

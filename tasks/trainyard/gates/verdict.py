@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainyard.documents.measurement import Check, GateVerdict, Measurement
-from trainyard.documents.plan import GateName
-from trainyard.gates.accuracy import accuracy_expectations
+from trainyard.documents.parity import Samples
+from trainyard.documents.plan import GateName, Price
+from trainyard.gates.accuracy import Baseline, accuracy_expectations
 from trainyard.gates.behaviour import PREFIX, behaviour_expectations
+from trainyard.gates.cost import cost_expectations
 from trainyard.gates.expectations import evaluate
 from trainyard.gates.latency import latency_expectations
-from trainyard.gates.words import number
+from trainyard.gates.words import NO_BASELINE, number
 from trainyard.spec.model import Gates
 
 _SHOWN = 3
@@ -36,21 +38,40 @@ def derive_verdict(
     target: str,
     measurement: Measurement,
     baseline: Measurement | None,
+    price: Price | None = None,
+    samples: Samples | None = None,
+    baseline_samples: Samples | None = None,
+    why_no_baseline: str = NO_BASELINE,
 ) -> Derived:
-    """Return what `gate` makes of `measurement`.
+    """Return what `gate` makes of `measurement`; the latency gate also looks at the cost.
 
     The same arguments always give a verdict of the same substance.
+
+    Args:
+        gate: its name.
+        gates: the spec's bounds.
+        plan_id: for the verdict.
+        target: for the verdict.
+        measurement: of the candidate.
+        baseline: the stable release's; None: there is nothing to compare with.
+        samples: what the measurement's scores are made of, where it is kept.
+        baseline_samples: the same of the stable release.
+        why_no_baseline: said where nothing is compared.
 
     Raises:
         BadInput: the gate's bounds make no sense.
     """
     if gate == "accuracy":
-        expectations = accuracy_expectations(gates.accuracy, measurement, baseline)
+        stable = Baseline(baseline, baseline_samples, why_no_baseline)
+        expectations = accuracy_expectations(gates.accuracy, measurement, stable, samples)
         # Good behaviour alone says nothing about the answers: without them the gate fails.
         if expectations:
             expectations += behaviour_expectations(gates.behaviour, measurement)
     else:
-        expectations = latency_expectations(gates.latency, measurement, baseline)
+        expectations = (
+            *latency_expectations(gates.latency, measurement, baseline),
+            *cost_expectations(gates, measurement, price),
+        )
     evaluation = evaluate(gate, expectations)
     outcome = _outcome(evaluation.checks)
     verdict = GateVerdict(
@@ -62,14 +83,26 @@ def derive_verdict(
         checks=evaluation.checks,
         baseline="" if baseline is None else baseline.measurement_id,
         summary=_summary(gate, outcome, evaluation.checks),
+        raw_data=tuple(_raw_data(measurement, baseline)),
     )
     return Derived(verdict, evaluation.result)
+
+
+def _raw_data(*measurements: Measurement | None) -> Iterator[str]:
+    """Yield the keys of what the figures of a verdict come from."""
+    for each in measurements:
+        if each is not None:
+            yield f"measurements/{each.measurement_id}.json"
+            if each.samples:
+                yield each.samples
+            if each.parity is not None:
+                yield each.parity.reference
 
 
 def _outcome(checks: Sequence[Check]) -> Literal["pass", "warn", "fail"]:
     """Return the worst outcome; a gate that checked nothing fails."""
     outcomes = {check.outcome for check in checks}
-    if "fail" in outcomes or outcomes <= {"skipped"}:
+    if "fail" in outcomes or outcomes <= {"skipped", "info"}:
         return "fail"
     return "warn" if "warn" in outcomes else "pass"
 
@@ -77,7 +110,7 @@ def _outcome(checks: Sequence[Check]) -> Literal["pass", "warn", "fail"]:
 def _summary(
     gate: GateName, outcome: Literal["pass", "warn", "fail"], checks: Sequence[Check]
 ) -> str:
-    counted = [check for check in checks if check.outcome != "skipped"]
+    counted = [check for check in checks if check.outcome not in ("skipped", "info")]
     if outcome == "pass":
         behaviour = sum(_of_behaviour(check) for check in counted)
         figures = _list([check for check in counted if not _of_behaviour(check)], _kept)
@@ -120,7 +153,18 @@ def _kept(check: Check) -> str:
 def _broken(check: Check) -> str:
     if check.observed is None:
         return f"{check.what} has no figure ({check.bound} is needed)"
+    if check.outcome == "warn" and _is_kept(check):
+        return f"{check.what} is {_figure(check)}, and {check.bound} lies inside its spread"
     return f"{check.what} is {_figure(check)} ({check.bound} is needed)"
+
+
+def _is_kept(check: Check) -> bool:
+    """Tell whether the figure itself is inside its bounds."""
+    low, high = check.minimum, check.maximum
+    observed = check.observed
+    return observed is not None and not (
+        (low is not None and observed < low) or (high is not None and observed > high)
+    )
 
 
 def _figure(check: Check) -> str:

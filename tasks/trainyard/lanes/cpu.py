@@ -20,7 +20,7 @@ from trainyard.errors import Refused
 from trainyard.lanes.cache_files import empty
 from trainyard.lanes.capabilities import of_cpu
 from trainyard.lanes.cpu_toolchain import read_toolchain
-from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
+from trainyard.lanes.protocol import LOOPBACK, Returned, ServerCommand, StartProof
 from trainyard.spec.model import BehaviourName, Target
 
 SHUTDOWN_TIMEOUT_S = 60
@@ -65,6 +65,10 @@ class CpuLane:
     def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
         """Return nothing: the lane has no setting that works and surprises."""
         return ()
+
+    def returned(self, target: Target) -> Returned:
+        """Return what vLLM itself can do: its default limit is 20 log-probs a token."""
+        return Returned(top_logprobs=20, prompt_logprobs=True)
 
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return nothing: vLLM itself says what it cannot serve."""

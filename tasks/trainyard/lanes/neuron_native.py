@@ -42,7 +42,7 @@ from trainyard.lanes.neuron_common import (
 from trainyard.lanes.neuron_stages import neuron_stage
 from trainyard.lanes.neuron_support import NeuronLaneName, family_of
 from trainyard.lanes.neuron_toolchain import mismatches, read_neuron_toolchain
-from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
+from trainyard.lanes.protocol import LOOPBACK, Returned, ServerCommand, StartProof
 from trainyard.spec.model import BehaviourName, Target
 from trainyard.spec.neuron import NativeConfig, NativeSettings
 
@@ -65,6 +65,16 @@ class NativeLane:
     def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
         """Return what is allowed but should be known, each as sentences."""
         return (*_warnings(target), *family_warnings(_LANE, config))
+
+    def returned(self, target: Target) -> Returned:
+        """Return what the plugin's sampler can do.
+
+        It fills in log-probs of answers where it samples on the CPU, and never those of prompts
+        (AWS Neuron SDK 2.32, vllm-neuron/docs/design/vllm/vllm-integration-design-reference.md).
+        """
+        if native_of(target).neuron_config.on_device_sampling_config is not None:
+            return Returned(0, False, "it samples on the device, which returns tokens only")
+        return Returned(20, False, "its plugin returns no log-probs of prompts")
 
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return what the lane cannot do with a model of this config.json."""

@@ -40,7 +40,7 @@ from trainyard.lanes.neuron_native import ascending_problems
 from trainyard.lanes.neuron_stages import neuron_stage
 from trainyard.lanes.neuron_support import NeuronLaneName, family_of
 from trainyard.lanes.neuron_toolchain import mismatches, read_neuron_toolchain
-from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
+from trainyard.lanes.protocol import LOOPBACK, Returned, ServerCommand, StartProof
 from trainyard.spec.model import BehaviourName, Target
 from trainyard.spec.neuron import NxdiConfig, NxdiSettings
 
@@ -78,6 +78,13 @@ class NxdiLane:
     def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
         """Return what is allowed but should be known, each as sentences."""
         return (*_warnings(target), *family_warnings(_LANE, config))
+
+    def returned(self, target: Target) -> Returned:
+        """Return what the plugin can do: its compiled graph returns tokens.
+
+        Versions that return more are not told apart; a log-prob that is not promised is not used.
+        """
+        return Returned(0, False, "its plugin promises tokens only")
 
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return what the lane cannot do with a model of this config.json."""

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal
 
 from trainyard.documents.base import Frozen
+from trainyard.serving.protocol import LeaseSight
+from trainyard.serving.protocol import LeaseState as LeaseState
 from trainyard.serving.records import ServingPaths, read_record, write_record
 from trainyard.settings import Settings
 from trainyard.store.disk import boot_id
-
-LeaseState = Literal["alive", "expired", "absent"]
 
 
 class LeaseRecord(Frozen):
@@ -82,10 +81,17 @@ class FileLease:
 
     def state(self, environment: str, model: str) -> LeaseState:
         """Tell whether somebody holds the lease now."""
+        return self.look(environment, model).state
+
+    def look(self, environment: str, model: str) -> LeaseSight:
+        """Return whether somebody drives the rollout, as far as its lease tells."""
         record = read_record(self._paths.lease(environment, model), LeaseRecord)
-        return lease_state(
+        state = lease_state(
             record, wall=self._wall(), monotonic=self._monotonic(), boot=self._boot_id
         )
+        if record is None:
+            return LeaseSight(state)
+        return LeaseSight(state, record.holder, f"{record.boot_id} {record.ends_monotonic}")
 
 
 def lease_state(

@@ -14,9 +14,10 @@ from pathlib import Path, PurePosixPath
 
 from trainyard.errors import BadInput
 from trainyard.names import check_relative_path
-from trainyard.spec.model import AccuracyTask, ModelSpec
+from trainyard.spec.model import AccuracyTask, LoadLevel, ModelSpec
 from trainyard.spec.partial import known
 from trainyard.spec.rules import Finding
+from trainyard.spec.tasks import missing_data, task_config
 from trainyard.spec.yaml_source import Location, read_yaml
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".md"})
@@ -44,8 +45,18 @@ def asset_files(spec: ModelSpec, folder: Path) -> tuple[dict[str, Path], list[Fi
             if known(task, "path") and task.path is not None:
                 where = ("gates", "accuracy", "tasks", index, "path")
                 findings += _add_task(task, task.path, folder, where, files)
+        parity = accuracy.parity if known(accuracy, "parity") else None
+        if parity is not None and known(parity, "prompts") and parity.prompts is not None:
+            place = ("gates", "accuracy", "parity", "prompts")
+            findings += _add_prompts(parity.prompts, folder, files, place)
+    if known(spec, "gates") and known(spec.gates, "latency"):
+        latency = spec.gates.latency
+        for index, level in enumerate(latency.levels if known(latency, "levels") else ()):
+            if known(level, "prompts", "output_len") and level.prompts is not None:
+                at = ("gates", "latency", "levels", index, "prompts")
+                findings += _add_load(level, level.prompts, folder, at, files)
     if known(spec, "prompts") and spec.prompts is not None:
-        findings += _add_prompts(spec.prompts, folder, files)
+        findings += _add_prompts(spec.prompts, folder, files, ("prompts",))
     return dict(sorted(files.items())), findings
 
 
@@ -104,6 +115,12 @@ def _task_findings(task: AccuracyTask, path: Path, where: Location) -> Iterator[
         yield Finding(where, f"{path.name}, line {flaw.position.line}: {flaw.message}", flaw.remedy)
     if content.data is None:
         return
+    for name in missing_data(task_config(path), path.parent):
+        yield Finding(
+            where,
+            f"{path.name} reads {name}, which is not in its folder.",
+            "Put the file there, or correct `data_files`.",
+        )
     if known(task, "name") and content.data.get("task") != task.name:
         yield Finding(
             where,
@@ -112,8 +129,9 @@ def _task_findings(task: AccuracyTask, path: Path, where: Location) -> Iterator[
         )
 
 
-def _add_prompts(name: str, folder: Path, files: dict[str, Path]) -> Iterator[Finding]:
-    where = ("prompts",)
+def _add_prompts(
+    name: str, folder: Path, files: dict[str, Path], where: Location
+) -> Iterator[Finding]:
     problem = _file_problem(folder, name)
     if problem is None:
         path = folder / name
@@ -123,8 +141,25 @@ def _add_prompts(name: str, folder: Path, files: dict[str, Path]) -> Iterator[Fi
         yield Finding(where, *problem)
 
 
-def _prompts_problem(path: Path) -> tuple[str, str] | None:
+def _add_load(
+    level: LoadLevel, name: str, folder: Path, where: Location, files: dict[str, Path]
+) -> Iterator[Finding]:
+    """Add the real prompts of a load level."""
+    problem = _file_problem(folder, name)
+    if problem is None and PurePosixPath(name).suffix != ".jsonl":
+        problem = (f"{name} is no JSONL file.", "Name a file that ends with `.jsonl`.")
+    if problem is None:
+        path = folder / name
+        problem = _prompts_problem(path, with_lengths=level.output_len is None)
+        files[name] = path
+    if problem is not None:
+        yield Finding(where, *problem)
+
+
+def _prompts_problem(path: Path, *, with_lengths: bool = False) -> tuple[str, str] | None:
     remedy = 'Write one `{"prompt": "…"}` a line.'
+    if with_lengths:
+        remedy = 'Write one `{"prompt": "…", "output_tokens": 128}` a line, or give output_len.'
     try:
         if path.stat().st_size > MAX_BYTES:
             return f"{path.name} is larger than {MAX_BYTES >> 20} MiB.", "A few prompts suffice."
@@ -143,6 +178,9 @@ def _prompts_problem(path: Path) -> tuple[str, str] | None:
         prompt = value.get("prompt") if isinstance(value, dict) else None
         if not isinstance(prompt, str) or not prompt:
             return f"{path.name}, line {number}: there is no prompt.", remedy
+        tokens = value.get("output_tokens")
+        if with_lengths and (type(tokens) is not int or tokens < 1):
+            return f"{path.name}, line {number}: there is no number of output_tokens.", remedy
     return None
 
 

@@ -37,6 +37,12 @@ class Environment(SpecPart):
     """Seconds after which a rollout without a living driver loses its traffic."""
     rollback_window_s: float = Field(default=0.0, ge=0)
     """Seconds after a promotion during which the old servers stay warm."""
+    concurrent_requests: Literal["refuse", "queue"] = "refuse"
+    """What happens to a promotion that is asked for while another rollout is under way: it is
+    refused, or it waits for its turn (`queue_timeout_s`). A rollback never waits: it ends a
+    promotion under way."""
+    queue_timeout_s: float = Field(default=4 * 3600.0, gt=0)
+    """Seconds that a promotion waits for its turn before it is refused."""
     proven_only: bool | None = None
     """Must image, instance and lane of a Neuron target be proven (`trainyard doctor neuron`) before
     a release may come here? Empty: yes for the environment named `production`, no elsewhere."""

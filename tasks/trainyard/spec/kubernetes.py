@@ -184,6 +184,9 @@ class KubernetesSteps(PodDefaults):
     slots: dict[DeviceKind, Annotated[int, Field(ge=1)]] = Field(default={"cpu": 1}, min_length=1)
     """The kinds of devices that there are, and for each how many pods may compile or measure at a
     time: the size of Airflow's pool `trainyard_pods_<kind>`."""
+    neuron_driver: str = ""
+    """Version of the Neuron driver on the nodes, such as `2.31.7.0`. With another one everything is
+    measured anew. Empty: it is recorded only."""
     devices: Literal["plugin", "dra"] = "plugin"
     """How pods ask for devices: `plugin` counts `aws.amazon.com/neuron`; `dra` makes a claim, on
     nodes with the Neuron DRA driver instead of the device plugin."""

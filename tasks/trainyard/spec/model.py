@@ -120,6 +120,10 @@ class Target(SpecPart):
     """More settings of lane `neuron-nxdi`; only there."""
 
 
+Severity = Literal["critical", "warning", "info"]
+"""What a figure outside its bound means."""
+
+
 class AccuracyTask(SpecPart):
     """One task of lm-evaluation-harness with its bounds."""
 
@@ -138,6 +142,8 @@ class AccuracyTask(SpecPart):
     """The score a release must reach, as a share of 1."""
     max_drop: float | None = Field(default=None, ge=0, le=1)
     """How much lower than the stable release's score it may be, as a share of 1."""
+    on_undecided: Literal["warn", "fail"] = "warn"
+    """What follows when the samples are too few to prove that `max_drop` is kept."""
 
 
 class Bound(SpecPart):
@@ -147,8 +153,9 @@ class Bound(SpecPart):
     """The least that passes."""
     max: float | None = None
     """The most that passes."""
-    severity: Literal["critical", "warning"] = "critical"
-    """`critical`: a figure outside stops the release. `warning`: it is reported only."""
+    severity: Severity = "critical"
+    """`critical`: a figure outside stops the release. `warning`: the release carries a warning.
+    `info`: it is shown only."""
 
 
 LatencyMetric = Literal[
@@ -158,35 +165,129 @@ LatencyMetric = Literal[
     "tpot_p50_ms",
     "tpot_p90_ms",
     "tpot_p99_ms",
+    "itl_p50_ms",
+    "itl_p90_ms",
     "itl_p99_ms",
     "e2e_p50_ms",
+    "e2e_p90_ms",
     "e2e_p99_ms",
+    "input_tokens_per_s",
     "output_tokens_per_s",
     "requests_per_s",
+    "good_requests_per_s",
+    "slo_attainment",
     "failed_requests",
 ]
-"""Figures of one load level: milliseconds at a percentile, rates, or a count."""
+"""Figures of one load level: milliseconds at a percentile, rates, a share of 1, or a count."""
+
+SLO_METRICS: frozenset[str] = frozenset({"good_requests_per_s", "slo_attainment"})
+"""Figures that only exist under an SLO."""
 
 
 class LoadLevel(SpecPart):
-    """One load on the server and the bounds that its figures must keep."""
+    """One load on the server and the bounds that its figures must keep.
+
+    It has `max_concurrency`, `request_rate`, or both; and `input_len` with `output_len`, or
+    `prompts`.
+    """
 
     name: Name
     """Unique in the spec."""
-    max_concurrency: int = Field(ge=1)
-    """Requests in flight at most."""
+    max_concurrency: int | None = Field(default=None, ge=1)
+    """Requests in flight at most. Empty: as many as the rate brings."""
     request_rate: float | None = Field(default=None, gt=0)
     """Requests a second on average (Poisson). Empty: as fast as the concurrency allows."""
     num_prompts: int = Field(ge=1)
-    """Requests in all."""
-    input_len: int = Field(ge=1)
-    """Tokens of a prompt."""
-    output_len: int = Field(ge=1)
+    """Requests in all, of each repeat."""
+    input_len: int | None = Field(default=None, ge=1)
+    """Tokens of a prompt, which is made of random tokens."""
+    output_len: int | None = Field(default=None, ge=1)
     """Tokens of an answer."""
+    input_range: float = Field(default=0.0, ge=0, lt=1)
+    """Prompts have `input_len` tokens plus or minus this share, each length as likely."""
+    output_range: float = Field(default=0.0, ge=0, lt=1)
+    """Answers have `output_len` tokens plus or minus this share, each length as likely."""
+    prompts: str | None = None
+    """JSONL file with real prompts (`{"prompt": …, "output_tokens": …}` a line), relative to the
+    spec file, instead of `input_len`. `output_tokens` may be left out if there is `output_len`."""
+    repeats: int = Field(default=1, ge=1, le=20)
+    """How often it is measured. Figures are medians; their spread over the repeats is kept."""
+    warm_up_requests: int | None = Field(default=None, ge=0)
+    """Requests before each repeat that count for nothing. Empty: as many as run at the same time,
+    at least 2."""
     bounds: dict[LatencyMetric, Bound] = Field(min_length=1)
     """Absolute limits by figure."""
     max_regression: dict[LatencyMetric, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """How much worse than the stable release's figure it may be, as a share (0.2 is 20 %)."""
+
+
+class Slo(SpecPart):
+    """What users are promised: limits that a request must keep to be good; at least one."""
+
+    ttft_ms: float | None = Field(default=None, gt=0)
+    """Most milliseconds to the first token."""
+    tpot_ms: float | None = Field(default=None, gt=0)
+    """Most milliseconds for each token after the first."""
+    e2e_ms: float | None = Field(default=None, gt=0)
+    """Most milliseconds for the whole request."""
+    attainment: float = Field(default=0.99, gt=0, le=1)
+    """Share of the requests that must be good."""
+
+
+class RateSearch(SpecPart):
+    """Looks for the highest request rate that meets the SLO."""
+
+    level: Name
+    """The load level whose prompts and answers are used; its rate and concurrency are not."""
+    min_rate: float = Field(default=1.0, gt=0)
+    """Requests a second that are tried first."""
+    max_rate: float = Field(default=64.0, gt=0)
+    """Requests a second that are tried at most."""
+    probe_s: float = Field(default=30.0, gt=0)
+    """Seconds for which each rate is tried, at least 20 requests."""
+    precision: float = Field(default=0.1, gt=0, lt=1)
+    """It is found once the lowest rate that fails is at most this share above the best."""
+    max_duration_s: float = Field(default=600.0, gt=0)
+    """Seconds after which no rate is tried any more."""
+    bound: Bound | None = None
+    """Limits of the rate that is found. Empty: it is reported only."""
+
+
+ParityMetric = Literal[
+    "agreement",
+    "excused",
+    "exact_answers",
+    "first_divergence",
+    "logprob_error",
+    "error_ratio",
+]
+"""Figures of the parity check: shares, a number of tokens, an error in nats, a ratio of errors."""
+PARITY_SHARES: frozenset[str] = frozenset({"agreement", "excused", "exact_answers"})
+PARITY_LOGPROBS: frozenset[str] = frozenset({"logprob_error", "error_ratio"})
+MAX_PARITY_POSITIONS = 20_000
+"""Tokens of all answers of a parity check."""
+
+
+class ParityCheck(SpecPart):
+    """The server's greedy answers against a forward pass of the same checkpoint on a CPU."""
+
+    prompts: str | None = None
+    """JSONL file (`{"prompt": …}` a line), relative to the spec file. Empty: the spec's prompts."""
+    num_prompts: int = Field(default=32, ge=1, le=2000)
+    """How many of them, from the first; all if there are fewer."""
+    max_tokens: int = Field(default=32, ge=1, le=1024)
+    """Longest answer, in tokens."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the reference; `bfloat16` needs half the memory and tells less."""
+    reference: Literal["made", "imported"] = "made"
+    """`made`: where the release is measured, unless the store has it. `imported`: with `trainyard
+    import-reference`, because the model is too large for the machine that measures."""
+    near_tie: float = Field(default=0.25, ge=0, le=5)
+    """Nats between the reference's two best tokens below which either of them is right."""
+    top_logprobs: int = Field(default=5, ge=1, le=10)
+    """Tokens whose log-probs are compared at each position, where the lane returns any."""
+    bounds: dict[ParityMetric, Bound] = Field(min_length=1)
+    """Limits by figure."""
 
 
 class AccuracyGate(SpecPart):
@@ -194,6 +295,8 @@ class AccuracyGate(SpecPart):
 
     tasks: tuple[AccuracyTask, ...] = Field(min_length=1)
     """Tasks of lm-evaluation-harness."""
+    parity: ParityCheck | None = None
+    """Does the compiled code answer as the checkpoint does? Empty: it is not asked."""
 
 
 class LatencyGate(SpecPart):
@@ -201,6 +304,28 @@ class LatencyGate(SpecPart):
 
     levels: tuple[LoadLevel, ...] = Field(min_length=1)
     """Loads that are measured one after the other."""
+    slo: Slo | None = None
+    """What is promised to users. Empty: nothing, and there are no figures of it."""
+    search: RateSearch | None = None
+    """Empty: the highest rate that meets the SLO is not looked for."""
+    other_machine: Literal["critical", "warning"] = "warning"
+    """What it is if the stable release was measured on another kind of machine or with another
+    driver, so that `max_regression` cannot be checked: `critical` stops the release."""
+
+
+CostMetric = Literal["usd_per_million_input_tokens", "usd_per_million_output_tokens"]
+"""What tokens cost when the server is as busy as the SLO allows."""
+
+
+class CostGate(SpecPart):
+    """What tokens may cost. Needs an SLO, and a price of the target's instance."""
+
+    output_weight: float = Field(default=4.0, gt=0)
+    """How many times as much as an input token an output token costs."""
+    replicas_per_instance: int = Field(default=1, ge=1)
+    """Replicas that share the price of one instance."""
+    bounds: dict[CostMetric, Bound] = Field(min_length=1)
+    """Limits by figure, in US dollars."""
 
 
 BehaviourName = Literal[
@@ -246,6 +371,8 @@ class Gates(SpecPart):
     """Bounds on task scores."""
     latency: LatencyGate
     """Bounds on latency and throughput under load."""
+    cost: CostGate | None = None
+    """Bounds on the price of tokens. Empty: it is reported only."""
     behaviour: BehaviourGate = BehaviourGate()
     """How the server must behave; part of the accuracy gate."""
 
@@ -299,6 +426,30 @@ class JudgeSettings(SpecPart):
     """Other margins than the documented ones, by metric."""
 
 
+class LatencyObjective(SpecPart):
+    """How many requests must be how fast."""
+
+    within_s: float = Field(gt=0)
+    """Seconds. The server's next larger bucket edge counts."""
+    share: float = Field(default=0.95, gt=0, lt=1)
+    """Share of requests that must not take longer."""
+
+
+class ServingSlo(SpecPart):
+    """What a release must keep while it serves, watched once its rollout is over."""
+
+    availability: float | None = Field(default=0.999, gt=0, lt=1)
+    """Share of requests that must not fail. Empty: failed requests are not watched."""
+    ttft: LatencyObjective | None = None
+    """Of the time to the first token. Empty: not watched."""
+    tpot: LatencyObjective | None = None
+    """Of the time per output token. Empty: not watched."""
+    period_s: float = Field(default=30 * 86400.0, ge=86400.0)
+    """Seconds for which the allowance of bad requests is meant to last."""
+    min_requests: int = Field(default=100, ge=1)
+    """Requests in a window below which nothing is said about it."""
+
+
 class RolloutSpec(SpecPart):
     """How a release gets its traffic."""
 
@@ -322,12 +473,17 @@ class RolloutSpec(SpecPart):
     """What happens when the judge cannot tell in `max_duration_s`."""
     max_hold_s: float = Field(default=4 * 3600.0, gt=0)
     """Seconds that an undecided candidate may keep its servers before it is withdrawn."""
+    max_pause_s: float = Field(default=4 * 3600.0, gt=0)
+    """Seconds that people may pause a rollout in all before it is withdrawn. They do not count
+    against the other limits."""
     warm_up_requests: int = Field(default=20, ge=0)
     """Requests that each new server answers before it gets traffic."""
     deploy_timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that a candidate may take to become ready."""
     judge: JudgeSettings = JudgeSettings()
     """How the candidate is compared with the stable release."""
+    slo: ServingSlo | None = None
+    """What the release must keep after its rollout (`neuron_watch`). Empty: it is not watched."""
     expected_rps: float | None = Field(default=None, gt=0)
     """Requests a second that a channel is expected to get, for the plan's forecast. Empty: what the
     channel's last rollout saw."""

@@ -7,6 +7,7 @@ models on purpose: a stored release stays readable when a later version has stri
 from __future__ import annotations
 
 import graphlib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,18 +20,25 @@ from trainyard.spec.environments import Environment, Environments
 from trainyard.spec.metrics import MetricsSource
 from trainyard.spec.model import (
     AVERAGES,
+    MAX_PARITY_POSITIONS,
+    PARITY_SHARES,
+    SLO_METRICS,
     AccuracyTask,
     BehaviourName,
     BehaviourWaiver,
     Bound,
     Capacity,
-    Gates,
+    CostGate,
     HuggingFaceSource,
     JudgeSettings,
+    LatencyGate,
+    LatencyMetric,
     LoadLevel,
     LocalSource,
     Margins,
     ModelSpec,
+    ParityCheck,
+    RateSearch,
     RolloutSpec,
     S3Source,
     Source,
@@ -78,7 +86,7 @@ def spec_findings(spec: ModelSpec) -> Iterator[Finding]:
     for index, target in enumerate(targets):
         yield from _below(target_findings(target), "targets", index)
     if known(spec, "gates"):
-        yield from _below(_gates_findings(spec.gates, targets), "gates")
+        yield from _below(gate_findings(spec, targets), "gates")
     if known(spec, "rollout"):
         yield from _below(rollout_findings(spec.rollout), "rollout")
     if known(spec, "refresh") and spec.refresh is not None and known(spec.refresh, "cron"):
@@ -92,18 +100,24 @@ def spec_findings(spec: ModelSpec) -> Iterator[Finding]:
             )
 
 
-def _gates_findings(gates: Gates, targets: Sequence[Target]) -> Iterator[Finding]:
-    if known(gates, "accuracy") and known(gates.accuracy, "tasks"):
-        tasks = gates.accuracy.tasks
-        yield from _below(_repeated(tasks, "task"), "accuracy", "tasks")
-    if known(gates, "latency") and known(gates.latency, "levels"):
+def gate_findings(spec: ModelSpec, targets: Sequence[Target]) -> Iterator[Finding]:
+    """Yield contradictions inside the gates, and between their loads and the targets."""
+    gates = spec.gates
+    if known(gates, "accuracy"):
+        yield from _below(_accuracy_findings(spec, targets), "accuracy")
+    if known(gates, "behaviour") and known(gates.behaviour, "waivers"):
+        yield from _below(waiver_findings(gates.behaviour.waivers), "behaviour", "waivers")
+    if not known(gates, "latency"):
+        return
+    yield from _below(latency_findings(gates.latency), "latency")
+    if known(gates.latency, "levels"):
         levels = gates.latency.levels
         yield from _below(_repeated(levels, "level"), "latency", "levels")
         for index, level in enumerate(levels):
             yield from _below(level_findings(level), "latency", "levels", index)
             yield from _below(fit_findings(level, targets), "latency", "levels", index)
-    if known(gates, "behaviour") and known(gates.behaviour, "waivers"):
-        yield from _below(waiver_findings(gates.behaviour.waivers), "behaviour", "waivers")
+    if known(gates, "cost") and gates.cost is not None:
+        yield from _below(cost_findings(gates.cost, gates.latency), "cost")
 
 
 def waiver_findings(waivers: Mapping[BehaviourName, BehaviourWaiver]) -> Iterator[Finding]:
@@ -262,18 +276,211 @@ def _lane_part_findings(target: Target) -> Iterator[Finding]:
             )
 
 
+def _accuracy_findings(spec: ModelSpec, targets: Sequence[Target]) -> Iterator[Finding]:
+    accuracy = spec.gates.accuracy
+    if known(accuracy, "tasks"):
+        yield from _below(_repeated(accuracy.tasks, "task"), "tasks")
+    if known(accuracy, "parity") and accuracy.parity is not None:
+        yield from _below(parity_findings(accuracy.parity, spec, targets), "parity")
+
+
+def parity_findings(
+    parity: ParityCheck, spec: ModelSpec, targets: Sequence[Target]
+) -> Iterator[Finding]:
+    """Yield what is wrong with the parity check."""
+    if known(parity, "prompts") and known(spec, "prompts") and not (parity.prompts or spec.prompts):
+        yield Finding(
+            ("prompts",),
+            "There are no prompts to compare answers to.",
+            "Give `prompts` here or at the top of the spec.",
+        )
+    if known(parity, "num_prompts", "max_tokens"):
+        positions = parity.num_prompts * parity.max_tokens
+        if positions > MAX_PARITY_POSITIONS:
+            yield Finding(
+                ("num_prompts",),
+                f"{parity.num_prompts} prompts of {parity.max_tokens} tokens are {positions} "
+                f"positions, and a reference holds {MAX_PARITY_POSITIONS}.",
+                "Give fewer prompts or a smaller max_tokens.",
+            )
+    if known(parity, "max_tokens"):
+        for target in targets:
+            if known(target, "max_model_len") and parity.max_tokens >= target.max_model_len:
+                yield Finding(
+                    ("max_tokens",),
+                    f"Answers of {parity.max_tokens} tokens leave no room for a prompt in "
+                    f"max_model_len {target.max_model_len}.",
+                    f"Give less than {target.max_model_len}.",
+                )
+    if known(parity, "bounds"):
+        for metric, bound in parity.bounds.items():
+            findings = [*_bound_findings(bound), *_parity_bound_findings(metric, bound)]
+            yield from _below(findings, "bounds", metric)
+        yield from _below(_ratio_findings(parity, targets), "bounds")
+
+
+def _parity_bound_findings(metric: str, bound: Bound) -> Iterator[Finding]:
+    if not known(bound, "min", "max"):
+        return
+    limits = [("min", bound.min), ("max", bound.max)]
+    highest = 1.0 if metric in PARITY_SHARES else float("inf")
+    for name, limit in limits:
+        if limit is not None and not 0 <= limit <= highest:
+            yield Finding(
+                (name,),
+                f"{metric} is never {limit:g}.",
+                "Give a share from 0 to 1." if highest == 1 else "Give a number of at least 0.",
+            )
+
+
+def _ratio_findings(parity: ParityCheck, targets: Sequence[Target]) -> Iterator[Finding]:
+    """Yield why the ratio to the served number format's rounding cannot be told."""
+    if "error_ratio" not in parity.bounds:
+        return
+    if known(parity, "dtype") and parity.dtype != "float32":
+        yield Finding(
+            ("error_ratio",),
+            "error_ratio tells a served number format from its rounding, and a reference in "
+            f"{parity.dtype} has rounding of its own.",
+            "Set dtype: float32, or bound logprob_error instead.",
+        )
+    for target in targets:
+        if known(target, "dtype", "name") and target.dtype == "float32":
+            yield Finding(
+                ("error_ratio",),
+                f"Target {target.name} serves in float32, where a float32 reference rounds alike.",
+                "Bound logprob_error instead.",
+            )
+
+
+def latency_findings(gate: LatencyGate) -> Iterator[Finding]:
+    """Yield contradictions between SLO, search and load levels."""
+    levels = gate.levels if known(gate, "levels") else ()
+    slo = gate.slo if known(gate, "slo") else None
+    if slo is not None:
+        limits = ("ttft_ms", "tpot_ms", "e2e_ms")
+        if known(slo, *limits) and not any(getattr(slo, name) for name in limits):
+            yield Finding(
+                ("slo",), "The SLO limits nothing.", f"Give at least one of {', '.join(limits)}."
+            )
+        if not levels and not known(gate, "levels"):
+            yield Finding(
+                ("slo",),
+                "The SLO has no load level at which it could be looked at.",
+                "Describe the load under gates.latency.levels.",
+            )
+    elif known(gate, "slo"):
+        for index, level in enumerate(levels):
+            for part in ("bounds", "max_regression"):
+                for metric in getattr(level, part) if known(level, part) else ():
+                    if metric in SLO_METRICS:
+                        yield Finding(
+                            ("levels", index, part, metric),
+                            f"{metric} is a figure of requests that keep the SLO, and there is "
+                            "none.",
+                            "Add gates.latency.slo.",
+                        )
+    if known(gate, "search", "slo") and gate.search is not None:
+        yield from _below(_search_findings(gate.search, gate, levels), "search")
+
+
+def _search_findings(
+    search: RateSearch, gate: LatencyGate, levels: Sequence[LoadLevel]
+) -> Iterator[Finding]:
+    names = [level.name for level in levels if known(level, "name")]
+    if known(search, "level") and known(gate, "levels") and search.level not in names:
+        yield Finding(
+            ("level",), f"There is no load level {search.level!r}.", choose(search.level, names)
+        )
+    if known(search, "min_rate", "max_rate") and search.min_rate > search.max_rate:
+        yield Finding(
+            ("min_rate",),
+            f"min_rate {search.min_rate:g} is above max_rate {search.max_rate:g}.",
+            "Exchange or correct the two.",
+        )
+    if known(search, "bound") and search.bound is not None:
+        yield from _below(_bound_findings(search.bound), "bound")
+        if known(search, "max_rate") and (search.bound.min or 0) > search.max_rate:
+            yield Finding(
+                ("bound", "min"),
+                f"min {search.bound.min:g} is above max_rate {search.max_rate:g}, the highest that "
+                "is tried; nothing can pass.",
+                "Raise max_rate, or lower min.",
+            )
+    if gate.slo is None:
+        yield Finding((), "Without an SLO no rate meets it.", "Add gates.latency.slo.")
+    elif known(gate.slo, "ttft_ms", "e2e_ms") and not (gate.slo.ttft_ms or gate.slo.e2e_ms):
+        # A server that queues keeps its time per token: every rate would do.
+        yield Finding(
+            (),
+            "tpot_ms alone does not tell how many requests wait.",
+            "Give the SLO ttft_ms or e2e_ms as well.",
+        )
+
+
+def cost_findings(cost: CostGate, latency: LatencyGate) -> Iterator[Finding]:
+    """Yield why the cost of tokens could not be told, and contradictions of its bounds."""
+    if known(latency, "slo") and latency.slo is None:
+        yield Finding(
+            (),
+            "Tokens are priced at the load that the SLO allows, and there is none.",
+            "Add gates.latency.slo.",
+        )
+    if known(cost, "bounds"):
+        for metric, bound in cost.bounds.items():
+            yield from _below(_bound_findings(bound), "bounds", metric)
+
+
 def level_findings(level: LoadLevel) -> Iterator[Finding]:
     """Yield contradictions inside one load level."""
-    if known(level, "num_prompts", "max_concurrency") and level.num_prompts < level.max_concurrency:
+    yield from _load_findings(level)
+    yield from _length_findings(level)
+    if known(level, "bounds"):
+        for metric, bound in level.bounds.items():
+            yield from _below(_bound_findings(bound), "bounds", metric)
+        yield from _below(_order_findings(level.bounds), "bounds")
+
+
+def _load_findings(level: LoadLevel) -> Iterator[Finding]:
+    if not known(level, "max_concurrency"):
+        return
+    if level.max_concurrency is None:
+        if known(level, "request_rate") and level.request_rate is None:
+            yield Finding(
+                ("max_concurrency",),
+                "The level says neither how many requests run at a time nor how many come.",
+                "Give max_concurrency, request_rate, or both.",
+            )
+    elif known(level, "num_prompts") and level.num_prompts < level.max_concurrency:
         yield Finding(
             ("num_prompts",),
             f"num_prompts {level.num_prompts} never reaches max_concurrency "
             f"{level.max_concurrency}.",
             f"Give at least {level.max_concurrency} prompts, better several times as many.",
         )
-    if known(level, "bounds"):
-        for metric, bound in level.bounds.items():
-            yield from _below(_bound_findings(bound), "bounds", metric)
+
+
+def _length_findings(level: LoadLevel) -> Iterator[Finding]:
+    if not known(level, "prompts", "input_len", "output_len"):
+        return
+    if level.prompts is None:
+        for name in ("input_len", "output_len"):
+            if getattr(level, name) is None:
+                yield Finding(
+                    (name,),
+                    f"The key {name!r} is missing.",
+                    f"Add `{name}:`, or `prompts:` with a file of real prompts.",
+                )
+        return
+    if level.input_len is not None:
+        yield Finding(
+            ("input_len",),
+            "prompts brings the prompts, so they have the lengths they have.",
+            "Remove input_len, or prompts.",
+        )
+    for name in ("input_range", "output_range"):
+        if known(level, name) and getattr(level, name):
+            yield Finding((name,), f"{name} is for random prompts.", f"Remove {name}, or prompts.")
 
 
 def _bound_findings(bound: Bound) -> Iterator[Finding]:
@@ -287,22 +494,75 @@ def _bound_findings(bound: Bound) -> Iterator[Finding]:
             f"min {bound.min:g} is above max {bound.max:g}; nothing can pass.",
             "Exchange or correct the two.",
         )
+    elif bound.max is not None and bound.max < 0:
+        yield Finding(
+            ("max",),
+            f"max {bound.max:g} is below 0, and no figure is; nothing can pass.",
+            "Give 0 or more.",
+        )
+
+
+def _order_findings(bounds: Mapping[LatencyMetric, Bound]) -> Iterator[Finding]:
+    """Yield bounds that no figures can keep together."""
+    attainment = bounds.get("slo_attainment")
+    if attainment is not None and known(attainment, "min") and (attainment.min or 0) > 1:
+        yield Finding(
+            ("slo_attainment", "min"),
+            f"min {attainment.min:g} is above 1, and slo_attainment is a share of 1.",
+            "Give 1 or less, such as 0.99.",
+        )
+    for low, high in _percentile_pairs(bounds):
+        least, most = bounds[low], bounds[high]
+        if not (known(least, "min") and known(most, "max")):
+            continue
+        if least.min is not None and most.max is not None and least.min > most.max:
+            yield Finding(
+                (low, "min"),
+                f"min {least.min:g} is above max {most.max:g} of {high}, which is never below "
+                f"{low}; nothing can pass.",
+                "Correct one of the two.",
+            )
+
+
+def _percentile_pairs(
+    bounds: Mapping[LatencyMetric, Bound],
+) -> Iterator[tuple[LatencyMetric, LatencyMetric]]:
+    """Yield pairs of figures of which the first is never above the second."""
+    places = {metric: re.fullmatch(r"(\w+)_p(\d+)_ms", metric) for metric in bounds}
+    for low, first in places.items():
+        for high, second in places.items():
+            if first and second and first[1] == second[1] and int(first[2]) < int(second[2]):
+                yield low, high
 
 
 def fit_findings(level: LoadLevel, targets: Sequence[Target]) -> Iterator[Finding]:
     """Yield the targets whose longest sequence is too short for a load level."""
-    if not known(level, "input_len", "output_len"):
+    if not known(level, "input_len", "output_len", "input_range", "output_range"):
         return
-    needed = level.input_len + level.output_len
+    if level.output_len is None or (level.input_len is None and level.prompts is None):
+        return
+    answer = math.ceil(level.output_len * (1 + level.output_range))
+    prompt = math.ceil((level.input_len or 1) * (1 + level.input_range))
     for target in targets:
-        if known(target, "max_model_len") and needed > target.max_model_len:
+        if known(target, "max_model_len") and prompt + answer > target.max_model_len:
             name = target.name if known(target, "name") else "without a name"
             yield Finding(
                 ("output_len",),
-                f"input_len {level.input_len} + output_len {level.output_len} is {needed}, more "
-                f"than max_model_len {target.max_model_len} of target {name}.",
+                f"{_lengths(level)} is {prompt + answer}, more than max_model_len "
+                f"{target.max_model_len} of target {name}.",
                 f"Keep the sum at {target.max_model_len} or less, or raise max_model_len.",
             )
+
+
+def _lengths(level: LoadLevel) -> str:
+    """Return the sum of a level's longest prompt and answer, in words."""
+    prompt = "a prompt" if level.input_len is None else f"input_len {level.input_len}"
+    if level.input_range:
+        prompt += f" + {level.input_range:.0%}"
+    answer = f"output_len {level.output_len}"
+    if level.output_range:
+        answer += f" + {level.output_range:.0%}"
+    return f"{prompt} + {answer}"
 
 
 def rollout_findings(rollout: RolloutSpec) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -125,33 +126,50 @@ def lane_server(
             process.stop(0.0)
 
 
+_KINDS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0},
+    {"temperature": 0, "logprobs": 2},
+    {"temperature": 1, "seed": 1},
+    {"temperature": 1, "top_p": 0.9, "top_k": 10},
+    {"temperature": 0, "repetition_penalty": 1.1, "presence_penalty": 0.5},
+)
+"""Each uses code of its own, which some servers compile when it is first needed: what is not asked
+for while the bundle is made would be compiled while users wait."""
+
+
 def ask(server: RunningServer, served_model_name: str) -> None:
-    """Send one real request and check that there is an answer; none to one that only compiles.
+    """Send one real request of each kind and check the answers; none to one that only compiles.
 
     Raises:
         Refused: the server does not answer as it should.
     """
     if not server.answers:
         return
-    # Token ids, because they mean something to every tokenizer.
-    body = {"model": served_model_name, "prompt": [2, 3, 4, 5], "max_tokens": 8, "temperature": 0}
+    with httpx.Client(trust_env=False, timeout=_REQUEST_TIMEOUT_S) as client:
+        for kind in _KINDS:
+            # Token ids, because they mean something to every tokenizer.
+            body = {"model": served_model_name, "prompt": [2, 3, 4, 5], "max_tokens": 8, **kind}
+            response = _post(server, client, {**body, "ignore_eos": True})
+            if response.status_code == 400 and kind is not _KINDS[0]:
+                # A lane that does not sample, or returns no log-probs, has no code for it either.
+                continue
+            if response.status_code != 200 or not response.json().get("choices"):
+                raise Refused(
+                    f"The server answered a first request ({kind}) with {response.status_code}: "
+                    f"{response.text[:200]}",
+                    hint="Look at the end of the server's log.",
+                )
+
+
+def _post(server: RunningServer, client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
     try:
-        with httpx.Client(trust_env=False, timeout=_REQUEST_TIMEOUT_S) as client:
-            response = client.post(
-                f"{server.process.url}/v1/completions", json={**body, "ignore_eos": True}
-            )
+        return client.post(f"{server.process.url}/v1/completions", json=body)
     except httpx.HTTPError as error:
         server.check()
         raise Refused(
             f"The server is healthy but does not answer a request: {error}.",
             hint="Look at the end of the server's log.",
         ) from error
-    if response.status_code != 200 or not response.json().get("choices"):
-        raise Refused(
-            f"The server answered the first request with {response.status_code}: "
-            f"{response.text[:200]}",
-            hint="Look at the end of the server's log.",
-        )
 
 
 def _wait(

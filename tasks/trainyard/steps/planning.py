@@ -14,6 +14,7 @@ from trainyard.documents.plan import (
     Plan,
     PlannedStep,
     PlannedTarget,
+    Price,
     ReleaseRequest,
 )
 from trainyard.errors import BadInput
@@ -54,6 +55,12 @@ class TargetFacts:
     """The lane's serving settings, without the served model name."""
     baselines: Mapping[str, str] = field(default_factory=dict)
     """Measurement id of the stable release, by environment."""
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    """The kind of machine that it is measured on, as far as it is known."""
+    price: Price | None = None
+    """Of the target's instance."""
+    incomparable: Mapping[str, str] = field(default_factory=dict)
+    """Why a stable release cannot be compared with, by environment."""
     warnings: Sequence[str] = ()
     """What the lane wants people to know."""
 
@@ -277,7 +284,21 @@ def explain(plan: Plan) -> list[StepLine]:
     ]
 
 
-def measurement_id(facts: Facts, *, compile_key: str, serving_digest: str) -> str:
+def price_problems(spec: ModelSpec, targets: Iterable[TargetFacts]) -> list[str]:
+    """Return which targets have bounds on cost and no price, each as sentences."""
+    if spec.gates.cost is None:
+        return []
+    return [
+        f"Target {each.target.name}: gates.cost has bounds, and nobody said what an hour of "
+        f"instance {each.target.instance} costs. Name a file with its price in TRAINYARD_PRICES."
+        for each in targets
+        if each.price is None
+    ]
+
+
+def measurement_id(
+    facts: Facts, *, compile_key: str, serving_digest: str, machine: Mapping[str, Any]
+) -> str:
     """Return the id of the measurement of one target: everything that its figures depend on.
 
     Bounds are left out: the same figures can be judged by other bounds.
@@ -292,6 +313,7 @@ def measurement_id(facts: Facts, *, compile_key: str, serving_digest: str) -> st
                 "serving_digest": serving_digest,
                 "measured": _measured(facts.spec.gates),
                 "assets": facts.assets.digest if facts.assets else "",
+                "machine": dict(machine),
             }
         )
     )
@@ -299,15 +321,27 @@ def measurement_id(facts: Facts, *, compile_key: str, serving_digest: str) -> st
 
 def _measured(gates: Gates) -> dict[str, Any]:
     """Return what a measurement does, without what a gate makes of it."""
+    parity = gates.accuracy.parity
     return {
         "tasks": [
-            task.model_dump(mode="json", exclude={"min", "max_drop"})
+            task.model_dump(mode="json", exclude={"min", "max_drop", "on_undecided"})
             for task in gates.accuracy.tasks
         ],
+        # Left out where there is none, so that measurements of earlier versions stay what they are.
+        **(
+            {"parity": parity.model_dump(mode="json", exclude={"bounds"})}
+            if parity is not None
+            else {}
+        ),
         "levels": [
             level.model_dump(mode="json", exclude={"bounds", "max_regression"})
             for level in gates.latency.levels
         ],
+        # What is promised decides which rates are tried and which requests count as good.
+        "slo": gates.latency.slo.model_dump(mode="json") if gates.latency.slo else None,
+        "search": gates.latency.search.model_dump(mode="json", exclude={"bound"})
+        if gates.latency.search
+        else None,
         "behaviour": list(gates.behaviour.checks),
     }
 
@@ -324,9 +358,15 @@ def _planned_target(facts: Facts, target: TargetFacts) -> PlannedTarget:
         serving=serving,
         serving_digest=serving_digest,
         measurement_id=measurement_id(
-            facts, compile_key=compile_key, serving_digest=serving_digest
+            facts,
+            compile_key=compile_key,
+            serving_digest=serving_digest,
+            machine=target.machine,
         ),
         baselines=dict(target.baselines),
+        machine=dict(target.machine),
+        price=target.price,
+        incomparable=dict(target.incomparable),
         warnings=tuple(target.warnings),
     )
 
@@ -381,9 +421,11 @@ def _target_steps(
         target=name,
         key=key,
         exists=measured,
-        reason="This revision was measured with this bundle, these settings and these tests."
+        reason="This revision was measured with this bundle, these settings and these tests, on "
+        "this kind of machine."
         if measured
-        else "This revision was not measured with this bundle, these settings and these tests.",
+        else "This revision was not measured with this bundle, these settings and these tests on "
+        "this kind of machine.",
     )
     for gate in get_args(GateName):
         key = verdict_key(plan_id, name, gate)
@@ -393,18 +435,20 @@ def _target_steps(
             target=name,
             key=key,
             exists=judged,
-            reason="This plan has its verdict." if judged else _gate_reason(planned.baselines),
+            reason="This plan has its verdict." if judged else _gate_reason(planned),
         )
     yield _publish_step(facts, planned, exists)
 
 
-def _gate_reason(baselines: Mapping[str, str]) -> str:
-    if not baselines:
-        return "Each plan gets its own verdict; there is no stable release to compare with."
-    return (
-        "Each plan gets its own verdict; compared with the stable release of "
-        f"{next(iter(baselines))}."
-    )
+def _gate_reason(planned: PlannedTarget) -> str:
+    if planned.baselines:
+        return (
+            "Each plan gets its own verdict; compared with the stable release of "
+            f"{next(iter(planned.baselines))}."
+        )
+    for reason in planned.incomparable.values():
+        return f"Each plan gets its own verdict, which compares nothing: {reason}"
+    return "Each plan gets its own verdict; there is no stable release to compare with."
 
 
 def _publish_step(

@@ -23,6 +23,7 @@ import yaml
 
 from trainyard.platform.environment import ONLY_FOR_CLIENTS
 from trainyard.settings import Settings
+from trainyard.spec.loader import load_environments
 
 REPOSITORY = Path(__file__).parents[3]
 TEXT = (REPOSITORY / "docker-compose.yaml").read_text()
@@ -187,6 +188,26 @@ def test_our_services_run_without_rights_from_one_image() -> None:
     for each in ours:
         assert each["cap_drop"] == ["ALL"]
         assert each["build"]["dockerfile"] == "k8s/images/compose.Dockerfile"
+
+
+def test_rollouts_are_judged_by_the_prometheus_beside_the_servers() -> None:
+    name = SERVICES["airflow-triggerer"]["environment"]["TRAINYARD_ENVIRONMENTS"]
+    path = REPOSITORY / name.removeprefix("/srv/trainyard/")
+    found = load_environments(path).environments
+    scraped = yaml.safe_load((REPOSITORY / "k8s/monitoring/prometheus.yml").read_text())
+
+    assert list(found) == list(
+        load_environments(REPOSITORY / "dags/environments.yaml").environments
+    )
+    for environment in found.values():
+        assert environment.metrics.source == "prometheus"
+        assert environment.metrics.url == "http://127.0.0.1:9090"
+        # At least two intervals of scraping.
+        assert environment.metrics.freshness_s >= 2 * 5
+    assert scraped["global"]["scrape_interval"] == "5s"
+    # The driver of rollouts is in the network of Prometheus.
+    for name in ("airflow-triggerer", "prometheus"):
+        assert SERVICES[name]["network_mode"] == "service:serving"
 
 
 def test_profiles_are_for_celery_and_development_only() -> None:

@@ -19,7 +19,7 @@ from tests.unit.deploy.promql import metric_names
 
 from trainyard.deploy.dashboards import COLUMNS, DASHBOARDS, write
 from trainyard.metrics.families import FAMILIES
-from trainyard.rollout.readers.families import FAMILIES as VLLM_FAMILIES
+from trainyard.rollout.readers.families import families, series_names
 from trainyard.serving.kubernetes.guard_metrics import GuardMetrics
 from trainyard.serving.proxy_metrics import ProxyMetrics
 
@@ -120,10 +120,10 @@ def test_every_metric_of_the_autoscalers_exists() -> None:
 
 
 def test_every_metric_that_the_judge_reads_exists() -> None:
-    judged = {family.figure: family.name for family in reversed(VLLM_FAMILIES)}
-    for histogram in (judged["ttft"], judged["tpot"]):
-        assert {f"{histogram}_bucket", f"{histogram}_sum", f"{histogram}_count"} <= known()
-    assert judged["finished"] in known()
+    asked = set(series_names(families("0.32.0")))
+
+    assert len(asked) > 5
+    assert asked <= known(), asked - known()
 
 
 def test_what_our_exporter_tells_is_on_a_dashboard_or_in_an_alert() -> None:

@@ -43,6 +43,7 @@ def test_links_lead_to_what_a_task_is_about() -> None:
     assert ReportLink().get_link(gate, ti_key=KEY) == f"{PAGE}/reports/adder-plan/cpu/accuracy"
     publish = operator(output_key=f"releases/adder/{RELEASE}.json")
     assert ReleaseLink().get_link(publish, ti_key=KEY) == f"{PAGE}/releases/adder/{RELEASE}"
+    assert ReportLink().get_link(publish, ti_key=KEY) == f"{PAGE}/releases/adder/{RELEASE}/report"
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from tests.report_world import PRICE, behaviour, measured, model_spec, release, report
 from tests.unit.yard import FIGURES, MOMENT, measurement, plan, spec
 
 from trainyard.documents.channel import (
@@ -24,10 +26,9 @@ from trainyard.documents.evidence import JudgeSpec, MetricVerdict, Verdict, defa
 from trainyard.documents.look import Look, RouteCounters, Snapshot
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import GateName, Plan
-from trainyard.documents.release import Pin, Release, Signature
 from trainyard.gates.verdict import derive_verdict
 from trainyard.reports.gate import gate_report_html
-from trainyard.reports.release import release_report_html
+from trainyard.reports.release import ReleaseReport, release_report_html
 from trainyard.reports.rollout import rollout_report_html
 from trainyard.spec.model import RolloutStep
 
@@ -68,43 +69,17 @@ class Page(HTMLParser):
 
 
 def verdict(
-    gate: GateName, measured: Measurement, baseline: Measurement | None = None
+    gate: GateName, candidate: Measurement, baseline: Measurement | None = None
 ) -> GateVerdict:
     derived = derive_verdict(
         gate,
         spec().gates,
         plan_id="adder-plan",
         target="cpu",
-        measurement=measured,
+        measurement=candidate,
         baseline=baseline,
     )
     return derived.verdict.model_copy(update={"created_at": MOMENT})
-
-
-def release(**changes: Any) -> Release:
-    model_spec = spec()
-    values: dict[str, Any] = {
-        "created_at": MOMENT,
-        "release_id": "adder-0123456789ab",
-        "model": "adder",
-        "target": model_spec.targets[0],
-        "lane": "cpu",
-        "checkpoint_key": "checkpoints/adder/v1/manifest.json",
-        "checkpoint_digest": "c" * 64,
-        "revision": "v1",
-        "compile_key": "k" * 64,
-        "bundle_digest": "b" * 64,
-        "serving": {},
-        "serving_digest": "s" * 64,
-        "served_model_name": "adder",
-        "toolchain": {},
-        "source": "file:models",
-        "measurement_id": "candidate",
-        "spec": model_spec,
-        "pins": (Pin(name="measurement", key="measurements/m1.json", sha256="a" * 64),),
-        "signature": Signature(key_id="f00dfeed" * 8, scheme="ed25519", signer="yard crew"),
-    }
-    return Release(**{**values, **changes})
 
 
 def judged(
@@ -215,25 +190,26 @@ def channel(**changes: Any) -> Channel:
 
 
 def gate_page() -> str:
-    measured = measurement(figures={**FIGURES, "ttft_p99_ms": 500.0, "output_tokens_per_s": 45.0})
-    return gate_report_html(plan(), measured, verdict("latency", measured, measurement("stable")))
+    bad = measurement(figures={**FIGURES, "ttft_p99_ms": 500.0, "output_tokens_per_s": 45.0})
+    return gate_report_html(plan(), bad, verdict("latency", bad, measurement("stable")))
 
 
 def release_page() -> str:
-    return release_report_html(
-        plan(),
-        measurement(),
-        [verdict("accuracy", measurement()), verdict("latency", measurement())],
-        release(),
-    )
+    return release_report_html(report())
 
 
 def rollout_page() -> str:
     return rollout_report_html(channel(), rollout(), LOOKS)
 
 
-def nothing_yet() -> str:
-    return release_report_html(plan(), measurement(latency=(), accuracy=()), [], None)
+def release_without_figures() -> str:
+    bare = measurement(latency=(), accuracy=())
+    return release_report_html(report(measurement=bare, baseline=None, verdicts=(), targets=()))
+
+
+def release_without_measurement() -> str:
+    gone = ("measurements/m1.json",)
+    return release_report_html(report(measurement=None, baseline=None, lost=gone))
 
 
 def rollout_without_looks() -> str:
@@ -241,7 +217,14 @@ def rollout_without_looks() -> str:
     return rollout_report_html(empty, rollout(outcome=None, phase="deploying", reason=""), [])
 
 
-PAGES = [gate_page, release_page, rollout_page, nothing_yet, rollout_without_looks]
+PAGES = [
+    gate_page,
+    release_page,
+    rollout_page,
+    release_without_figures,
+    release_without_measurement,
+    rollout_without_looks,
+]
 
 
 @pytest.mark.parametrize("make", PAGES)
@@ -286,9 +269,7 @@ def test_the_gate_page_shows_every_check() -> None:
 
 
 def test_the_gate_page_says_why_a_comparison_was_skipped() -> None:
-    measured = measurement()
-
-    page = Page(gate_report_html(plan(), measured, verdict("accuracy", measured)))
+    page = Page(gate_report_html(plan(), measurement(), verdict("accuracy", measurement())))
 
     assert "There is no stable release to compare with." in page.text
     assert "skipped" in page.text
@@ -296,37 +277,93 @@ def test_the_gate_page_says_why_a_comparison_was_skipped() -> None:
 
 
 def test_the_gate_page_shows_a_missing_figure() -> None:
-    measured = measurement(accuracy=())
+    bare = measurement(accuracy=())
 
-    page = Page(gate_report_html(plan(), measured, verdict("accuracy", measured)))
+    page = Page(gate_report_html(plan(), bare, verdict("accuracy", bare)))
 
     assert "no single score for this task and metric. - >= 0.9 ✗ fail" in page.text
     assert "svg" not in page.tags
 
 
+def test_the_release_page_shows_the_verdict_first() -> None:
+    page = Page(release_page())
+
+    assert page.text.startswith("adder-0123456789ab ✗ fail")
+    places = [
+        page.text.index(words)
+        for words in (
+            "Accuracy gate ✗ fail",
+            "Latency gate ! warning",
+            "Latency against load",
+            "Distributions",
+            "Parity with the reference",
+            "Behaviour",
+            "Cost by target",
+            "Start times",
+            "What it is made of",
+        )
+    ]
+    assert places == sorted(places)
+
+
 def test_the_release_page_shows_gates_figures_and_identity() -> None:
     page = Page(release_page())
 
-    assert "adder-0123456789ab ✓ published" in page.text
-    assert "Accuracy gate ✓ pass" in page.text
-    assert "Latency gate ✓ pass" in page.text
-    assert "ttft_p99_ms 210" in page.text
-    assert "completed requests 64" in page.text
+    assert "ttft_p99_ms 461.1 428.8 to 516.4 435 404.6 to 487.2" in page.text
+    assert "The repeats gave 428.8 to 516.4, on both sides of the bound" in page.text
+    assert "11.31 requests a second, with the prompts and answers of level chat." in page.text
+    assert "prompts of 700 to 3000 tokens, answers of 64 to 256" in page.text
     assert f"Bundle digest {'b' * 64}" in page.text
     assert f"by yard crew with the ed25519 key {'f00dfeed' * 8}" in page.text
     assert "Source file:models" in page.text
     assert "Made by urn:trainyard:builder, trainyard" in page.text
     assert f"measurement measurements/m1.json, sha256 {'a' * 64}" in page.text
-    assert "processor Test CPU" in page.text
-    assert "ready after 12.5 s, engine 4.25 s, 0 files compiled anew" in page.text
+    assert "processor Some CPU" in page.text
 
 
-def test_the_release_page_can_be_shown_before_there_is_a_release() -> None:
-    page = Page(nothing_yet())
+def test_the_release_page_draws_what_it_says() -> None:
+    page = Page(release_page())
 
-    assert "not published" in page.text
-    assert "No gate has judged it yet." in page.text
+    # Three metrics: curves of three percentiles, and a distribution of two releases at two levels.
+    assert page.tags.count("polyline") == 3 * 3 + 2 * 3 * 2
+    for words in (
+        "Time to first token in milliseconds against requests a second",
+        "Scores of gsm8k_cot exact_match,strict-match with their 95 % intervals",
+        "Agreement with the reference by position of the answer",
+    ):
+        assert words in page.values("aria-label")
+    assert "level chat, p99: 461 ms" in page.text
+    assert "SLO 500 ms" in page.text
+    assert "11.31 a second meets it" in page.text
+    assert "candidate: 50% within 159 ms" in page.text
+    assert "candidate: 0.75, 95 % interval 0.714 to 0.786, 541 samples" in page.text
+    assert "position 2: 17 of 20 agree, 2 excused" in page.text
+
+
+def test_the_release_page_shows_behaviour_and_ranks_targets_by_cost() -> None:
+    page = Page(release_page())
+
+    assert "stop strings tolerance Rounding. 3 1 0" in page.text
+    assert "Sent stop=END: END came, nothing was expected." in page.text
+    cheap, dear, unknown = (page.text.rindex(name) for name in ("$0.0422", "$7.6", "local costs"))
+    assert cheap < dear < unknown
+    assert "from the bundle 107 s compiling 497 s stable, from its bundle 107 s" in page.text
+
+
+def test_the_release_page_can_do_without_figures() -> None:
+    page = Page(release_without_figures())
+
+    assert "No verdict is on record." in page.text
     assert "No load was measured." in page.text
+    assert "No task was scored." in page.text
+    assert "polyline" not in page.tags
+
+
+def test_the_release_page_says_what_is_gone() -> None:
+    page = Page(release_without_measurement())
+
+    assert "The measurement candidate is gone." in page.text
+    assert "measurements/m1.json is gone or was changed since it was signed." in page.text
 
 
 def test_the_rollout_page_shows_evidence_events_and_outcome() -> None:
@@ -362,17 +399,42 @@ def test_the_rollout_page_without_looks_says_so() -> None:
     assert "svg" not in page.tags
 
 
+def nasty_report(bad: GateVerdict) -> ReleaseReport:
+    """Return a report in which everything that somebody else may write is a script."""
+    figures = measured(machine={NASTY: NASTY}, toolchain={NASTY: NASTY})
+    levels = tuple(
+        each.model_copy(update={"errors": (NASTY,), "name": NASTY}) for each in figures.latency
+    )
+    scores = tuple(each.model_copy(update={"name": NASTY}) for each in figures.accuracy)
+    assert figures.search is not None
+    found = figures.search.model_copy(update={"level": NASTY, "reason": NASTY})
+    price = PRICE.model_copy(update={"source": NASTY})
+    line = report().targets[0]
+    return report(
+        release=release(spec=model_spec(description=NASTY, owner=NASTY), source=NASTY, image=NASTY),
+        problem=NASTY,
+        verdicts=(bad,),
+        measurement=figures.model_copy(
+            update={"latency": levels, "accuracy": scores, "search": found}
+        ),
+        targets=(replace(line, target=NASTY, price=price, cost=None, why_none=NASTY), line),
+        lost=(NASTY,),
+        parity=None,
+        behaviour=behaviour(NASTY),
+    )
+
+
 def test_text_of_others_is_shown_and_not_run() -> None:
     nasty_spec = spec(description=NASTY, owner=NASTY)
-    measured = measurement(machine={NASTY: NASTY})
+    bare = measurement(machine={NASTY: NASTY})
     nasty_plan: Plan = plan(model_spec=nasty_spec)
-    bad = verdict("latency", measured).model_copy(update={"summary": NASTY})
+    bad = verdict("latency", bare).model_copy(update={"summary": NASTY})
     checks = tuple(check.model_copy(update={"note": NASTY, "what": NASTY}) for check in bad.checks)
     bad = bad.model_copy(update={"checks": checks})
     nasty_looks = [look(1, 10, judged(30, harm=1, promote=1, note=NASTY))]
     pages = [
-        gate_report_html(nasty_plan, measured, bad),
-        release_report_html(nasty_plan, measured, [bad], release()),
+        gate_report_html(nasty_plan, bare, bad),
+        release_report_html(nasty_report(bad)),
         rollout_report_html(channel(), rollout(reason=NASTY, requested_by=NASTY), nasty_looks),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from trainyard.spec.check import check_files
 from trainyard.spec.environments import Environments
 from trainyard.spec.loader import load_environments, load_spec
-from trainyard.spec.model import LatencyMetric, ModelSpec
+from trainyard.spec.model import SLO_METRICS, LatencyMetric, ModelSpec
 from trainyard.spec.partial import partial, whole
 
 NAMES = st.from_regex(r"[a-z]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
@@ -35,8 +36,14 @@ TARGETS = st.builds(
         {}, optional={"required": st.booleans(), "kv_cache_gib": POSITIVE, "instance": NAMES}
     ),
 )
+# Each metric at one percentile, so that no two bounds contradict each other; and none of an SLO.
+BOUNDED = [
+    metric
+    for metric in get_args(LatencyMetric)
+    if metric not in SLO_METRICS and not re.search("_p(50|90)_", metric)
+]
 BOUNDS = st.dictionaries(
-    st.sampled_from(get_args(LatencyMetric)),
+    st.sampled_from(BOUNDED),
     st.one_of(
         st.builds(lambda value: {"max": value}, POSITIVE),
         st.builds(lambda value: {"min": value, "severity": "warning"}, POSITIVE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,47 @@ def test_a_machine_without_neuron_packages_says_what_it_lacks(
     with pytest.raises(BadInput, match="Lane neuron-native cannot run here") as caught:
         plan(ReleaseRequest(model="adder", targets=("trn2",)), world.context)
     assert "neuron.image" in caught.value.hint
+
+
+def test_the_plan_knows_the_machine_that_measures(
+    native: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def machine(driver: str) -> dict[str, Any]:
+        monkeypatch.setattr(
+            "trainyard.steps.plan.describe_machine",
+            lambda: {"processor": "Some CPU", "neuron_driver": driver, "load_1min": 0.5},
+        )
+        (planned,) = native.plan().targets
+        return {**planned.machine, "id": planned.measurement_id}
+
+    first, again, other = machine("2.31.7.0"), machine("2.31.7.0"), machine("2.32.0.0")
+
+    assert first == again
+    assert other["id"] != first["id"]
+    assert first["processor"] == "Some CPU"
+    assert first["neuron_driver"] == "2.31.7.0"
+    assert first["instance"] == native.target["instance"]
+
+
+def test_bounds_on_cost_need_a_price(native: World, tmp_path: Path) -> None:
+    native.plan()
+    path = native.context.settings.home / "adder.yaml"
+    data = yaml.safe_load(path.read_text())
+    data["gates"]["latency"]["slo"] = {"ttft_ms": 400}
+    data["gates"]["cost"] = {"bounds": {"usd_per_million_output_tokens": {"max": 5}}}
+    path.write_text(yaml.safe_dump(data))
+    request = ReleaseRequest(model="adder")
+    with pytest.raises(BadInput, match=r"what an hour of instance trn2\.48xlarge costs"):
+        plan(request, native.context)
+
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("as_of: today\nusd_per_hour: {trn2.48xlarge: 40}\n")
+    settings = native.context.settings.model_copy(update={"prices": prices})
+    result = plan(request, replace(native.context, settings=settings))
+
+    (planned,) = read_document(native.context.store, result.key, Plan).targets
+    assert planned.price is not None
+    assert planned.price.usd_per_hour == 40
 
 
 def test_all_three_lanes_fit_into_one_spec() -> None:

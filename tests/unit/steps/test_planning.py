@@ -109,6 +109,11 @@ def test_equal_facts_give_equal_plans_whatever_exists() -> None:
         replace(FACTS, spec=changed_spec("model", "subtracter")),
         with_target(key_inputs={"lane": "cpu", "max_model_len": 512}),
         with_target(serving={"max_num_seqs": 1}),
+        with_target(machine={"processor": "Another CPU"}),
+        with_target(machine={"instance": "trn2.48xlarge", "neuron_driver": "2.31.7.0"}),
+        replace(FACTS, spec=changed_spec("gates.latency.slo", {"ttft_ms": 100})),
+        replace(FACTS, spec=changed_spec("gates.latency.search", {"level": "one"})),
+        replace(FACTS, spec=changed_spec("gates.latency.levels.0.repeats", 3)),
     ],
 )
 def test_what_changes_figures_changes_both_ids(facts: Facts) -> None:

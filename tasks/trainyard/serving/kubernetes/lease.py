@@ -21,6 +21,7 @@ from trainyard.kubernetes.client import Cluster, Object
 from trainyard.kubernetes.kinds import LEASE
 from trainyard.kubernetes.labels import owned, route_name
 from trainyard.serving.lease import LeaseState
+from trainyard.serving.protocol import LeaseSight
 
 SKEW_S = 10.0
 """Seconds by which the clocks of driver and guard may differ when a guard begins."""
@@ -75,6 +76,18 @@ class KubernetesLease:
             },
         }
         self._cluster.apply(LEASE, body)
+
+    def look(self, environment: str, model: str) -> LeaseSight:
+        """Return whether somebody drives the rollout, by the wall clock: one look is all there is.
+
+        Raises:
+            TrainyardError: the API server does not answer, or refuses.
+        """
+        name = route_name(model, environment)
+        found = self._cluster.get(LEASE, name, self._namespace)
+        state = LeaseClock(wall=self._now).state(name, found)
+        spec = (found or {}).get("spec") or {}
+        return LeaseSight(state, spec.get("holderIdentity") or "", str(spec.get("renewTime")))
 
     def release(self, environment: str, model: str, *, holder: str) -> None:
         """End the lease, if `holder` has it."""

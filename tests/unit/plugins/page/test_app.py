@@ -65,6 +65,7 @@ def all_paths(world: PageWorld) -> dict[str, str]:
         "model": f"/trainyard/models/{MODEL}",
         "release": f"/trainyard/releases/{MODEL}/{slow}",
         "difference": f"/trainyard/releases/{MODEL}/{slow}/diff?against={first}",
+        "release report": f"/trainyard/releases/{MODEL}/{slow}/report",
         "run": f"/trainyard/runs/{rollout.driver.run_id}",
         "report": f"/trainyard/reports/{MODEL}-{digest('slow')[:12]}/cpu/latency",
     }
@@ -385,6 +386,22 @@ def test_a_stored_report_can_do_nothing(client: TestClient, world: PageWorld) ->
     assert policy.startswith("sandbox; default-src 'none';")
     assert "allow-" not in policy
     assert "script-src" not in policy
+
+
+def test_the_report_of_a_release_is_one_page_that_can_do_nothing(
+    client: TestClient, world: PageWorld, access: FakeAccess
+) -> None:
+    path = f"/trainyard/releases/{MODEL}/{world.ids['slow']}"
+    answer = client.get(f"{path}/report")
+    page = Page(answer.text)
+    assert f"{world.ids['slow']} ✓ pass" in page.text
+    assert "level busy: ttft_p99_ms 210 <= 400" in page.text
+    assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none';")
+    assert {"script", "a", "link", "img"}.isdisjoint(page.tags)
+    assert f"{path}/report" in Page(client.get(path).text).values("href")
+
+    access.allowed = {("read", PROMOTE)}
+    assert client.get(f"{path}/report").status_code == 403
 
 
 # --- runs -----------------------------------------------------------------------------------------
