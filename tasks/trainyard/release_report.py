@@ -55,9 +55,8 @@ def read_release_report(
         baseline=_find(store, measurement_key(baselines[0]), Measurement) if baselines else None,
         targets=tuple(_targets(store, release, verdicts[0].plan_id)) if verdicts else (),
         lost=tuple(pins_not_held(store, release.pins)),
-        # Checks of their own, which not every measurement has.
-        parity=getattr(measurement, "parity", None),
-        behaviour=getattr(measurement, "behaviour", None),
+        parity=measurement.parity if measurement is not None else None,
+        behaviour=measurement.behaviour if measurement is not None else None,
     )
 
 

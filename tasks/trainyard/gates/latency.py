@@ -33,7 +33,10 @@ _COUNTS = frozenset({"failed_requests"})
 
 
 def latency_expectations(
-    gate: LatencyGate, measurement: Measurement, baseline: Measurement | None
+    gate: LatencyGate,
+    measurement: Measurement,
+    baseline: Measurement | None,
+    why_no_baseline: str = NO_BASELINE,
 ) -> tuple[Expectation, ...]:
     """Return what `gate` expects of `measurement`; `baseline` is the stable release's.
 
@@ -48,11 +51,12 @@ def latency_expectations(
     """
     compares = any(level.max_regression for level in gate.levels)
     other = _other_machine(measurement, baseline) if compares and baseline is not None else ""
+    reason = why_no_baseline if baseline is None else other
     return (
         *(
             expectation
             for level in gate.levels
-            for expectation in _level_expectations(level, measurement, baseline, other)
+            for expectation in _level_expectations(level, measurement, baseline, reason)
         ),
         *_search_expectations(gate.search, measurement.search),
         *([_same_machine(gate, other)] if other else []),
@@ -86,7 +90,7 @@ def _started_from_bundle(measurement: Measurement) -> Expectation:
 
 
 def _level_expectations(
-    level: LoadLevel, measurement: Measurement, baseline: Measurement | None, other: str
+    level: LoadLevel, measurement: Measurement, baseline: Measurement | None, reason: str
 ) -> Iterator[Expectation]:
     measured = _find(measurement, level)
     for metric, bound in level.bounds.items():
@@ -103,7 +107,7 @@ def _level_expectations(
             note=said,
         )
     for metric, share in level.max_regression.items():
-        yield _comparison(level, metric, share, measured, baseline, other)
+        yield _comparison(level, metric, share, measured, baseline, reason)
 
 
 def _absolute(
@@ -160,7 +164,7 @@ def _doubted(
         expectation,
         figure=f"{expectation.figure} beyond {expectation.bound}",
         judged=low if low < minimum else high,
-        severity="warning",
+        severity="info" if expectation.severity == "info" else "warning",
         note=f"{expectation.note} {note}".strip(),
     )
 
@@ -171,14 +175,13 @@ def _comparison(
     share: float,
     measured: LevelFigures | None,
     baseline: Measurement | None,
-    other: str,
+    reason: str,
 ) -> Expectation:
     figure, what = f"{level.name}/{metric}", _what(level, metric)
     observed = _observed(measured, metric)
     better_more = metric in _MORE_IS_BETTER
     sign, percent = (">=", f"- {number(share * 100)} %") if better_more else (
         "<=", f"+ {number(share * 100)} %")  # fmt: skip
-    reason = NO_BASELINE if baseline is None else other
     stable = _Figure(None)
     if baseline is not None and not reason:
         stable = _observed(_find(baseline, level), metric)

@@ -69,7 +69,7 @@ def derive_verdict(
             expectations += behaviour_expectations(gates.behaviour, measurement)
     else:
         expectations = (
-            *latency_expectations(gates.latency, measurement, baseline),
+            *latency_expectations(gates.latency, measurement, baseline, why_no_baseline),
             *cost_expectations(gates, measurement, price),
         )
     evaluation = evaluate(gate, expectations)

@@ -146,6 +146,15 @@ def test_without_a_comparable_figure_the_comparison_is_skipped_and_says_why(
     assert comparison.observed == 210.0
 
 
+def test_it_is_said_why_a_stable_release_cannot_be_compared_with() -> None:
+    gate = LatencyGate.model_validate({"levels": [LEVEL]})
+    why = "The stable release was adopted and never measured."
+
+    found = latency_expectations(gate, measurement(), None, why)
+
+    assert [each.skipped for each in found if each.skipped] == [why, why]
+
+
 def test_a_level_that_was_measured_under_another_name_is_missing() -> None:
     other = LevelFigures(name="idle", figures=FIGURES, duration_s=1.0, completed=64)
 
@@ -189,6 +198,7 @@ def spread(
         (380.0, 400.0, "critical", "pass"),
         (401.0, 500.0, "warning", "warn"),
         (390.0, 420.0, "warning", "warn"),
+        (390.0, 420.0, "info", "info"),
     ],
 )
 def test_a_bound_inside_the_spread_is_a_warning_and_no_coin_toss(
