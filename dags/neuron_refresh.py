@@ -22,9 +22,18 @@ from __future__ import annotations
 
 from airflow.sdk import DAG, Param
 
-from trainyard_airflow.dag_defaults import DEFAULT_ARGS, START_DATE, Tag, refreshed_models
+from trainyard_airflow.dag_defaults import (
+    DEFAULT_ARGS,
+    START_DATE,
+    Tag,
+    may_release,
+    refreshed_models,
+)
+from trainyard_airflow.permits import access_control
 from trainyard_airflow.refresh_operator import RefreshOperator
 from trainyard_airflow.retries import STEP_RETRIES, STEP_RETRY_POLICY
+
+RIGHTS = access_control([may_release()])
 
 for outline in refreshed_models():
     cron = outline.refresh.cron if outline.refresh else None
@@ -40,6 +49,7 @@ for outline in refreshed_models():
         max_active_runs=2,
         default_args=DEFAULT_ARGS,
         tags=[Tag.TRAINYARD, Tag.REFRESH],
+        access_control=RIGHTS,
         params={
             "again": Param(
                 False,
@@ -53,6 +63,7 @@ for outline in refreshed_models():
     ):
         RefreshOperator(
             task_id="check",
+            task_display_name="Check the source",
             model=outline.model,
             cron=cron or "",
             problem=outline.problem,

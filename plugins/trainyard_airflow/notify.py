@@ -38,6 +38,7 @@ _MARKS = {
     "rolled_back": ":leftwards_arrow_with_hook:",
     "withdrawn": ":leftwards_arrow_with_hook:",
     "held": ":pause_button:",
+    "slo_missed": ":rotating_light:",
     "gate_failed": ":no_entry:",
     "waiting_approval": ":raised_hand:",
     "stuck": ":hourglass:",

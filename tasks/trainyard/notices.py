@@ -20,6 +20,7 @@ _KINDS: dict[str, NoticeKind] = {
     "returned": "rolled_back",
     "withdrawn": "withdrawn",
     "held": "held",
+    "slo_missed": "slo_missed",
 }
 """Kinds of notice by the event of a channel's history."""
 
@@ -28,6 +29,7 @@ _HEADLINES: dict[NoticeKind, str] = {
     "rolled_back": "{subject} was rolled back{where}",
     "withdrawn": "{subject} was withdrawn{where}",
     "held": "{subject} is held{where}: the judge cannot decide",
+    "slo_missed": "{subject} misses its objectives{where}",
     "gate_failed": "{subject} did not pass its {what} gate",
     "waiting_approval": "{subject} waits for approval{where}",
     "stuck": "{subject} takes too long{where}",

@@ -23,11 +23,13 @@ NoticeKind = Literal[
     "rolled_back",
     "withdrawn",
     "held",
+    "slo_missed",
     "gate_failed",
     "waiting_approval",
     "stuck",
 ]
-"""What people can be told of. `rolled_back` also tells of rollbacks that somebody asked for."""
+"""What people can be told of. `rolled_back` also tells of rollbacks that somebody asked for;
+`slo_missed`: what serves misses its objectives after its rollout."""
 
 
 class Allowed(SpecPart):
@@ -82,6 +84,7 @@ class Notify(SpecPart):
         "rolled_back",
         "withdrawn",
         "held",
+        "slo_missed",
         "gate_failed",
         "waiting_approval",
         "stuck",
