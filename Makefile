@@ -2,6 +2,9 @@
 
 PYTHON ?= python3.11
 SYSTEM_PACKAGES ?= install
+# What `make up` and `make stop` drive: `embedded` (processes, needs no Docker) or `compose`
+# (docker-compose.yaml). The first stays the default, so that two commands are enough for a start.
+PLATFORM ?= embedded
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -40,7 +43,7 @@ SERVE_STAMP := .venv-serve/.project-$(PROJECT)
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+( [a-z]+)*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+( [a-z-]+)*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: system-packages $(AIRFLOW_STAMP) $(SERVE_STAMP) ## Install everything: system packages, .venv (Airflow), .venv-serve (vLLM)
@@ -69,16 +72,43 @@ check: $(AIRFLOW_STAMP) ## Check format, lint, types and import rules
 	@$(RUN)/mypy
 	@$(RUN)/lint-imports
 
+COMPOSE = docker compose $(if $(wildcard docker-compose.pinned.yaml),-f docker-compose.yaml -f docker-compose.pinned.yaml)
+
 .PHONY: up
-up: setup ## Start Airflow, the serving agent and the proxy, and leave them running
+up: up-$(PLATFORM) ## Start everything and leave it running; PLATFORM=compose uses containers
+
+.PHONY: up-embedded
+up-embedded: setup
 	$(RUN)/trainyard up
 
+.PHONY: up-compose
+up-compose: docker-compose.pinned.yaml
+	$(COMPOSE) up --build --detach --wait
+
 .PHONY: down stop
-down stop: ## Stop all that `make up` or `make demo` left running
+down stop: down-$(PLATFORM) ## Stop all that `make up` or `make demo` left running
+
+.PHONY: down-embedded
+down-embedded:
 	@if [ -x $(RUN)/trainyard ]; then $(RUN)/trainyard down; else echo "Nothing is installed, so nothing runs."; fi
 
+.PHONY: down-compose
+down-compose:
+	$(COMPOSE) --profile '*' down
+
+.env: .env.example
+	@$(PYTHON) .ci/compose-env
+	@touch $@
+
+docker-compose.pinned.yaml: | .env
+	@$(MAKE) pin-images
+
+.PHONY: pin-images
+pin-images: .env ## Find the digests of all images of docker-compose.yaml, as they are now
+	@$(PYTHON) .ci/pin-images
+
 .PHONY: clean
-clean: down ## Stop everything, then remove the environments and all data under .trainyard
+clean: down-embedded ## Stop everything, then remove the environments and all data under .trainyard
 	rm -rf .venv .venv-serve .venv-tools .trainyard .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 COMPILE = $(UV) pip compile --quiet $(UPGRADE) --custom-compile-command "make lock" \

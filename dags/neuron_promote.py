@@ -12,12 +12,15 @@ all traffic back to the stable release, and the run succeeds only if the release
 
 **Runbook.** *It waits for approval:* answer on the Trainyard page, or under *Required actions*; if
 nobody does in time, or somebody rejects it, the run fails and nothing was touched. *Stop a
-rollout:* mark `rollout` as failed; `settle` returns the traffic. *It holds:* the judge cannot tell;
-give it more traffic or time, or mark it failed. *It was rolled back:* the log of `settle` has the
-figures of both sides; the release is remembered as rejected and comes back only with `force` and a
-reason. *It is refused for a freeze or quiet hours:* promote it again when they are over, or now
-with *Wait for a window*, or with `force` and a reason. *The triggerer died:* the next one goes on;
-if none does within the lease, the guard returns the traffic by itself.
+rollout:* mark `rollout` as failed; `settle` returns the traffic. *Wait for people:* `trainyard
+pause`, `resume`, `abort` and `promote-now MODEL ENVIRONMENT --reason …`, from any terminal.
+*Another rollout is under way:* this one is refused, or waits for its turn, as `concurrent_requests`
+of the environment says; its log shows what it waits for. *It holds:* the judge cannot tell; give it
+more traffic or time, or mark it failed. *It was rolled back:* the log of `settle` has the figures
+of both sides; the release is remembered as rejected and comes back only with `force` and a reason.
+*It is refused for a freeze or quiet hours:* promote it again when they are over, or now with *Wait
+for a window*, or with `force` and a reason. *The triggerer died:* the next one goes on; if none
+does within the lease, the guard returns the traffic by itself.
 """
 
 from __future__ import annotations

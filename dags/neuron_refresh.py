@@ -33,6 +33,7 @@ from trainyard_airflow.permits import access_control
 from trainyard_airflow.refresh_operator import RefreshOperator
 from trainyard_airflow.retries import STEP_RETRIES, STEP_RETRY_POLICY
 
+# Whoever triggers it asks for a release.
 RIGHTS = access_control([may_release()])
 
 for outline in refreshed_models():
@@ -63,7 +64,7 @@ for outline in refreshed_models():
     ):
         RefreshOperator(
             task_id="check",
-            task_display_name="Check the source",
+            task_display_name="Check for a new revision",
             model=outline.model,
             cron=cron or "",
             problem=outline.problem,

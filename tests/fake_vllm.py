@@ -1,7 +1,7 @@
 """A server that looks like vLLM to clients, the proxy and the agent, and answers as it is asked.
 
     python tests/fake_vllm.py --port 20001 --name adder-0123456789ab-0 [--compile CACHE_DIR]
-                              [--start-s 0.5] [--exit-code 3]
+                              [--start-s 0.5] [--exit-code 3] [--first-s 0.01]
 
 A request's JSON says how to answer: `tokens`, `delay_s` between them, `stream`, and `fault`: `500`,
 `cut` (breaks off after the first token).
@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,46 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+EDGES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
+
+
+@dataclass
+class FakeHistogram:
+    """A histogram as servers print it."""
+
+    family: str
+    count: int = 0
+    total: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * len(EDGES))
+
+    def observe(self, seconds: float) -> None:
+        self.count += 1
+        self.total += seconds
+        for index, edge in enumerate(EDGES):
+            self.buckets[index] += seconds <= edge
+
+    def page(self) -> str:
+        lines = [f"# TYPE {self.family} histogram"]
+        edges = [*map(str, EDGES), "+Inf"]
+        for edge, value in zip(edges, [*self.buckets, self.count], strict=True):
+            lines.append(f'{self.family}_bucket{{le="{edge}"}} {value}')
+        lines += [f"{self.family}_count {self.count}", f"{self.family}_sum {self.total}"]
+        return "\n".join(lines) + "\n"
+
 
 @dataclass
 class FakeEngine:
     """What the server did so far, and its pages."""
 
     name: str
+    first_s: float = 0.0
+    """Seconds until the first token of a stream."""
+    ttft: FakeHistogram = field(
+        default_factory=lambda: FakeHistogram("vllm:time_to_first_token_seconds")
+    )
+    tpot: FakeHistogram = field(
+        default_factory=lambda: FakeHistogram("vllm:request_time_per_output_token_seconds")
+    )
     running: int = 0
     served: int = 0
     aborted: int = 0
@@ -61,11 +95,13 @@ class FakeEngine:
     async def metrics(self, request: Request) -> Response:
         return PlainTextResponse(
             f'vllm:num_requests_running{{model_name="m"}} {self.running}\n'
-            'vllm:num_requests_waiting{model_name="m"} 0\n'
+            'vllm:num_requests_waiting{model_name="m"} 0\n' + self.ttft.page() + self.tpot.page()
         )
 
     async def told(self, request: Request) -> Response:
-        return JSONResponse({**asdict(self), "pid": os.getpid(), "environment": dict(os.environ)})
+        counts = {"running": self.running, "served": self.served, "aborted": self.aborted}
+        who = {"name": self.name, "healthy": self.healthy, "pid": os.getpid()}
+        return JSONResponse({**who, **counts, "environment": dict(os.environ)})
 
     async def echo(self, request: Request) -> Response:
         return JSONResponse(
@@ -90,18 +126,26 @@ class FakeEngine:
         finally:
             self.running -= 1
         self.served += 1
-        return JSONResponse({"server": self.name, "text": "x" * asked.get("tokens", 1)})
+        text = "x" * asked.get("tokens", 1)
+        return JSONResponse({"server": self.name, "text": text, "choices": [{"text": text}]})
 
     async def tokens(self, asked: dict[str, Any]) -> AsyncIterator[bytes]:
         self.running += 1
         finished = False
+        began = first = time.monotonic()
+        tokens = asked.get("tokens", 1)
         try:
-            for number in range(asked.get("tokens", 1)):
+            await asyncio.sleep(self.first_s)
+            first = time.monotonic()
+            self.ttft.observe(first - began)
+            for number in range(tokens):
                 if number:
                     await asyncio.sleep(asked.get("delay_s", 0.0))
                 yield f"data: {json.dumps({'token': number, 'at': time.time()})}\n\n".encode()
                 if asked.get("fault") == "cut":
                     raise RuntimeError("asked to break off")
+            if tokens > 1:
+                self.tpot.observe((time.monotonic() - first) / (tokens - 1))
             yield b"data: [DONE]\n\n"
             finished = True
         finally:
@@ -121,6 +165,7 @@ def main() -> int:
         "--compile", type=Path, help="add a file to this cache, as a compiler would"
     )
     parser.add_argument("--exit-code", type=int, help="end at once")
+    parser.add_argument("--first-s", type=float, default=0.0, help="before a stream's first token")
     args = parser.parse_args()
     print(f"{args.name} starts", flush=True)
     if args.exit_code is not None:
@@ -130,7 +175,8 @@ def main() -> int:
         args.compile.joinpath("made-now.so").write_text("code")
     time.sleep(args.start_s)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    uvicorn.run(FakeEngine(args.name).app(), host=args.host, port=args.port, access_log=False)
+    engine = FakeEngine(args.name, args.first_s)
+    uvicorn.run(engine.app(), host=args.host, port=args.port, access_log=False)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from tests.fake_neuron_server import FakeServing
@@ -15,7 +15,7 @@ from tests.unit.yard import SPEC, Silent
 
 from trainyard.documents.plan import Plan, PlannedTarget, ReleaseRequest
 from trainyard.settings import Settings
-from trainyard.spec.model import ModelSpec
+from trainyard.spec.model import BehaviourName, ModelSpec
 from trainyard.steps.compile import compile_bundle
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.download import download
@@ -50,6 +50,12 @@ TARGETS: Mapping[str, dict[str, Any]] = {
 }
 
 
+WAIVED = {
+    name: {"severity": "skip", "reason": "The fake server computes no answers."}
+    for name in get_args(BehaviourName)
+}
+
+
 @dataclass
 class NeuronWorld:
     """Everything that a release of one target needs, in one folder."""
@@ -66,6 +72,7 @@ class NeuronWorld:
         catalogue.mkdir(parents=True)
         spec = {**SPEC, "targets": [target]}
         spec["source"] = {"kind": "local", "path": str(self.root / "source")}
+        spec["gates"] = {**SPEC["gates"], "behaviour": {"waivers": WAIVED}}
         spec = ModelSpec.model_validate(spec).model_dump(mode="json", by_alias=True)
         (catalogue / "adder.yaml").write_text(yaml.safe_dump(spec))
         (self.root / "dags" / "environments.yaml").write_text(

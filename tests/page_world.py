@@ -93,6 +93,8 @@ class PageWorld:
     store: Store = field(default_factory=MemoryStore)
     summary: str = ""
     """What the gates say; empty: that they passed."""
+    warnings: tuple[str, ...] = ()
+    """What the verdicts warn of."""
     policy: Mapping[str, Any] | None = None
     """Changes to `production` in the environments file."""
 
@@ -177,6 +179,7 @@ class PageWorld:
                 "target": "cpu",
                 "summary": verdict.summary,
                 "key": key,
+                "warnings": list(self.warnings),
             }
             record_verdict(
                 self.store,

@@ -20,17 +20,24 @@ from trainyard.canonical import digest
 from trainyard.documents.base import FileEntry
 from trainyard.documents.channel import Channel
 from trainyard.documents.evidence import Block, JudgeSpec, Verdict
-from trainyard.documents.look import Histogram, PodCounters
+from trainyard.documents.look import DeviceCounters, Histogram, PodCounters
 from trainyard.documents.release import Release
 from trainyard.errors import Conflict, NotFound, Transient
 from trainyard.rollout.channel_store import list_channels, read_channel
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.driver import DriveResult
+from trainyard.rollout.metrics import Moment
 from trainyard.rollout.rollouts import Rollouts, Tick
 from trainyard.rollout.warm_up import WarmUpReport
 from trainyard.serving.guard import Fuse, ReleaseHealth, Wish, decide
 from trainyard.serving.guard_events import GuardEvent
-from trainyard.serving.protocol import ReleaseTraffic, RouteStatus, ServerState, ServerStatus
+from trainyard.serving.protocol import (
+    LeaseSight,
+    ReleaseTraffic,
+    RouteStatus,
+    ServerState,
+    ServerStatus,
+)
 from trainyard.spec.environments import Environment
 from trainyard.spec.model import ModelSpec
 from trainyard.store.protocol import Entry, Stored
@@ -194,6 +201,8 @@ class World:
         self.now = START
         self.store = store or MemoryStore()
         self.rate = rate
+        self.slice_s = 0.5
+        """Seconds between two looks of the guard."""
         self.behaviour: dict[str, Behaviour] = {}
         self.releases: dict[str, Release] = {}
         self.environments: dict[str, Environment] = {
@@ -221,6 +230,11 @@ class World:
         self.host_mute = False
         self.blind: set[str] = set()
         """Releases whose metrics cannot be read."""
+        self.spoil: Callable[[PodCounters], PodCounters | None] = lambda pod: pod
+        """What becomes of a server's counters on the way; None: they cannot be read."""
+        self.devices: tuple[DeviceCounters, ...] = ()
+        self.memory: tuple[Moment, ...] | None = ()
+        """What the source of the metrics remembers; None: it does not say."""
         self.removed: list[str] = []
         self.judge: Callable[[Sequence[Block], JudgeSpec], Verdict] | None = None
         self.unguarded_arrivals = 0
@@ -318,7 +332,7 @@ class World:
         """Let time pass."""
         left = seconds
         while left > 1e-9:
-            slice_s = min(0.5, left)
+            slice_s = min(self.slice_s, left)
             left -= slice_s
             self.now += timedelta(seconds=slice_s)
             self._servers_go_on()
@@ -504,6 +518,13 @@ class FakeLease:
 
     world: World
 
+    def look(self, environment: str, model: str) -> LeaseSight:
+        until = self.world.lease_until
+        if until is None:
+            return LeaseSight("absent")
+        state = "alive" if self.world.lease_alive() else "expired"
+        return LeaseSight(state, self.world.lease_holder, until.isoformat())
+
     def renew(self, environment: str, model: str, *, holder: str, duration_s: float) -> None:
         self.world.lease_until = self.world.now + timedelta(seconds=duration_s)
         self.world.lease_holder = holder
@@ -519,12 +540,21 @@ class FakeMetrics:
 
     world: World
 
-    def read(self, servers: Sequence[ServerStatus]) -> tuple[PodCounters, ...]:
-        return tuple(
+    def read(self, environment: str, servers: Sequence[ServerStatus]) -> tuple[PodCounters, ...]:
+        read = tuple(
             counters_of(self.world.servers[server.name])
             for server in servers
             if server.name in self.world.servers and server.release_id not in self.world.blind
         )
+        return tuple(pod for one in read if (pod := self.world.spoil(one)) is not None)
+
+    def devices(self, environment: str, pods: Sequence[PodCounters]) -> tuple[DeviceCounters, ...]:
+        return self.world.devices
+
+    def history(
+        self, environment: str, servers: Sequence[ServerStatus], *, until: datetime
+    ) -> tuple[Moment, ...] | None:
+        return self.world.memory
 
 
 def counters_of(server: Server) -> PodCounters:

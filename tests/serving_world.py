@@ -125,10 +125,15 @@ def put_channel(store: Store, channel: Channel) -> None:
 
 
 def make_release(
-    settings: Settings, store: Store, revision: str = "v1", *, signed: bool = True
+    settings: Settings,
+    store: Store,
+    revision: str = "v1",
+    *,
+    signed: bool = True,
+    **changes: Any,
 ) -> Release:
-    """Publish a release whose checkpoint and bundle can be restored."""
-    spec = ModelSpec.model_validate(SPEC)
+    """Publish a release whose checkpoint and bundle can be restored; `changes` are of its spec."""
+    spec = ModelSpec.model_validate({**SPEC, **changes})
     compile_key, serving = digest("code"), {"max_num_seqs": 16}
     weights = store.upload(
         f"{checkpoint_prefix(MODEL, revision)}/weights", io.BytesIO(revision.encode() * 9)

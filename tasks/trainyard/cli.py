@@ -14,12 +14,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from trainyard import __version__
+from trainyard import __version__, cli_rollout
 from trainyard.cli_doctor import doctor_app
 from trainyard.cli_judge import judge
 from trainyard.cli_presets import presets_app
 from trainyard.cli_render import render_app
 from trainyard.cli_store import store_app
+from trainyard.cli_verify import verify_command
 from trainyard.console import err, out
 from trainyard.console import fail as _fail
 from trainyard.console import say as _say
@@ -46,6 +47,7 @@ node_cache = typer.Typer(
 )
 STEPS = "Steps of a release"
 LOOK = "Look at things"
+BY_HAND = "Take a rollout in hand, without Airflow"
 ASK = "Ask an Airflow"
 SERVE = "Serve releases"
 PLATFORM = "The platform on this machine"
@@ -342,6 +344,27 @@ def import_bundle(
     )
 
 
+@app.command("import-reference", rich_help_panel=STEPS)
+def import_reference(
+    plan_id: PlanOption,
+    target: TargetOption,
+    file: Annotated[
+        Path | None, typer.Argument(help="A reference that was made elsewhere; else made here.")
+    ] = None,
+    die_with_parent: DieWithParentOption = False,
+) -> None:
+    """Store what the parity check of a target compares with, apart from the measurement."""
+    from trainyard.steps.reference import import_reference as step
+
+    _run(
+        "import-reference",
+        plan_id,
+        target,
+        die_with_parent,
+        lambda c: step(_plan_of(plan_id, c), target, c, file=file),
+    )
+
+
 # --- Look -------------------------------------------------------------------------------------
 
 
@@ -627,26 +650,18 @@ def _require_known(settings: Settings, model: str, environment: str) -> None:
         )
 
 
-@app.command(rich_help_panel=LOOK)
-def status(plan_id: Annotated[str, typer.Argument(help="Id of a plan.")]) -> None:
-    """Show how far the steps of a plan are."""
-    from trainyard.reports.status import status_table
-    from trainyard.steps.status import list_statuses
-    from trainyard.store.factory import open_store
-
-    try:
-        found = list_statuses(open_store(_settings()), plan_id)
-        if not found:
-            raise NotFound(
-                f"No step of a plan {plan_id} has begun.",
-                hint="`trainyard plan` prints the id of the plan that it makes.",
-            )
-    except TrainyardError as error:
-        _fail(error)
-    _show(status_table(found))
-
-
+app.command(rich_help_panel=LOOK)(cli_rollout.status)
 app.command(rich_help_panel=LOOK)(judge)
+
+for _command in (
+    cli_rollout.rollback,
+    cli_rollout.abort,
+    cli_rollout.pause,
+    cli_rollout.resume,
+    cli_rollout.promote_now,
+    cli_rollout.watch,
+):
+    app.command(rich_help_panel=BY_HAND)(_command)
 
 
 # --- Ask an Airflow ---------------------------------------------------------------------------
@@ -1234,6 +1249,31 @@ def node_cache_evict(
     except TrainyardError as error:
         _fail(error)
     _say(eviction_sentence(eviction))
+
+
+app.command("verify", rich_help_panel=LOOK)(verify_command(_airflow))
+
+
+@app.command(rich_help_panel=LOOK)
+def metrics(
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Print the figures once, for a textfile collector."),
+    ] = False,
+) -> None:
+    """Tell Prometheus about channels, rollouts, gates and steps: what the store says of them.
+
+    Serves `/metrics` at `TRAINYARD_METRICS_PORT` until it is stopped.
+    """
+    from trainyard.metrics.page import page_now, run_exporter
+
+    try:
+        if once:
+            sys.stdout.write(page_now(_settings()).decode())
+        else:
+            run_exporter(_settings())
+    except TrainyardError as error:
+        _fail(error)
 
 
 @app.command(hidden=True)

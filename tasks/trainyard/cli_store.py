@@ -361,7 +361,11 @@ def _show_release(store: Store, found: Settings, key: str) -> None:
         table.add_row(label, value)
     for attestation in list_attestations(store, model, release.release_id):
         said = ", ".join(
-            f"{name} {value}" for name, value in attestation.subject.items() if value is not None
+            f"{name} {value}"
+            for name, value in attestation.subject.items()
+            if value is not None and name != "warnings"
         )
         table.add_row(f"{attestation.kind.capitalize()}", said)
+        for words in attestation.warnings:
+            table.add_row("Warning", words)
     show(table)

@@ -140,11 +140,19 @@ class Settings(BaseSettings):
     """Port at which the guard, and a proxy that follows a route, tell their health and figures; 0
     chooses a free one."""
 
+    metrics_port: int = Field(default=8082, ge=0, le=65535)
+    """Port at which `trainyard metrics` tells Prometheus what the store says; 0 chooses a free
+    one."""
+
+    metrics_interval_s: float = Field(default=15.0, gt=0)
+    """Seconds between two looks of `trainyard metrics` at the store; each costs a few listings."""
+
     follow_port: int = Field(default=8080, ge=0, le=65535)
     """Port of a proxy that follows a route, for clients; 0 chooses a free one."""
 
     listen_host: str = ""
-    """Address on which the cluster's guard and proxies listen. Empty: all of the pod's."""
+    """Address on which proxies, the cluster's guard and `trainyard metrics` listen. Empty: guard
+    and proxies of a cluster on all of the pod's, everything else on loopback."""
 
     signing_key: SecretStr = SecretStr("")
     """Base64 of the 32-byte Ed25519 seed that signs releases. Empty means a key file below the

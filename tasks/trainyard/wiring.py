@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from trainyard.documents.base import Provenance
-from trainyard.errors import NotFound
+from trainyard.errors import NotFound, TrainyardError
 from trainyard.kubernetes.client import Cluster
 from trainyard.proofs import read_proofs
 from trainyard.releases import load_release
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.judge import judge
-from trainyard.rollout.metrics import HttpMetricReader
 from trainyard.rollout.outbox import RolloutEvent
+from trainyard.rollout.readers.choice import MetricsByEnvironment
 from trainyard.rollout.rollouts import Kind, Rollouts, Tick
 from trainyard.rollout.warm_up import HttpWarmer
 from trainyard.serving.by_environment import (
@@ -37,6 +37,7 @@ from trainyard.spec.environments import Environment
 from trainyard.spec.kubernetes import KubernetesServing
 from trainyard.spec.loader import load_environments
 from trainyard.store.factory import open_store
+from trainyard.store.protocol import Store
 
 __all__ = ["Kind", "Rollouts", "Tick", "open_rollout"]
 
@@ -59,17 +60,14 @@ def open_rollout(
     store = open_store(settings)
     environments = load_environments(settings.environments).environments
     # A cluster is connected to at the first use.
-    hosts: dict[str, Host] = {
-        "local": LocalHost(settings),
-        "kubernetes": KubernetesHost(settings, environments),
-    }
+    host, router = open_serving(settings)
     return Rollouts(
         RolloutDeps(
             store=store,
-            host=HostByEnvironment(partial(_host, hosts, environments)),
-            router=RouterByEnvironment(partial(_router, settings, environments)),
+            host=host,
+            router=router,
             lease=LeaseByEnvironment(partial(_lease, settings, environments)),
-            metrics=HttpMetricReader(),
+            metrics=MetricsByEnvironment(environments, _versions(store, settings)),
             warmer=HttpWarmer(store),
             judge=judge,
             load_release=lambda model, release_id: load_release(store, model, release_id, settings),
@@ -81,6 +79,44 @@ def open_rollout(
             notify=notify or (lambda event: None),
             provenance=Provenance.of(settings),
         )
+    )
+
+
+def _versions(store: Store, settings: Settings) -> Callable[[str], str | None]:
+    """Return what tells the vLLM that serves a release; None for releases without a manifest."""
+
+    known: dict[str, str | None] = {}
+
+    def version_of(release_id: str) -> str | None:
+        if release_id not in known:
+            try:
+                release = load_release(store, release_id.rpartition("-")[0], release_id, settings)
+            except NotFound:
+                # An adopted release has no manifest.
+                known[release_id] = None
+            except (TrainyardError, OSError):
+                return None
+            else:
+                known[release_id] = release.toolchain.get("vllm")
+        return known[release_id]
+
+    return version_of
+
+
+def open_serving(settings: Settings) -> tuple[Host, Router]:
+    """Return the host and the router of this installation, each for all environments.
+
+    Raises:
+        BadInput: the environments file cannot be used.
+    """
+    environments = load_environments(settings.environments).environments
+    hosts: dict[str, Host] = {
+        "local": LocalHost(settings),
+        "kubernetes": KubernetesHost(settings, environments),
+    }
+    return (
+        HostByEnvironment(partial(_host, hosts, environments)),
+        RouterByEnvironment(partial(_router, settings, environments)),
     )
 
 

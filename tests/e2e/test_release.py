@@ -1,7 +1,9 @@
 """The whole release on this machine: real Airflow, real vLLM, real clients, and every way it ends.
 
-One platform is started for all tests of this file, and one story is played on it, chapter after
-chapter; the tests of a chapter look at what it left:
+It runs with the variables and files of `docker-compose.yaml`, without containers: Airflow's
+metadata in PostgreSQL, documents in S3 (moto), figures in Prometheus. One platform is started for
+all tests of this file, and one story is played on it, chapter after chapter; the tests of a chapter
+look at what it left:
 
 1. A first release becomes stable. Worse weights fail at the accuracy gate. A release that serves
    one request at a time is published only.
@@ -9,7 +11,8 @@ chapter; the tests of a chapter look at what it left:
 3. The slow twin is promoted by hand: real requests queue up behind it, and the judge takes it back.
 4. What may not happen is tried: forbidden, unknown and repeated requests.
 5. A person rolls back.
-6. Everything is stopped.
+6. Airflow's database is lost, and an old copy of it comes back.
+7. Everything is stopped.
 """
 
 from __future__ import annotations
@@ -18,9 +21,16 @@ import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tests.compose_world import (
+    dump_database,
+    lose_and_restore_database,
+    running_like_compose,
+    verify,
+)
 from tests.platform_world import (
     ENVIRONMENT,
     MODEL,
@@ -31,8 +41,9 @@ from tests.platform_world import (
     Watch,
     needs_everything,
     note,
-    running_platform,
+    wait_for,
 )
+from tests.prometheus import Prometheus
 
 from trainyard.documents.channel import Channel
 from trainyard.documents.measurement import GateVerdict
@@ -53,9 +64,20 @@ FIRST, WORSE, BETTER, TWIN, AGAIN = "e2e-first", "e2e-worse", "e2e-better", "e2e
 
 
 @pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
-    with running_platform() as made:
+def parts() -> Iterator[tuple[Platform, Prometheus]]:
+    with running_like_compose() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def platform(parts: tuple[Platform, Prometheus]) -> Platform:
+    return parts[0]
+
+
+@pytest.fixture(scope="module")
+def figures(parts: tuple[Platform, Prometheus]) -> Prometheus:
+    """The Prometheus that looks on."""
+    return parts[1]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +130,13 @@ def after_promotion(platform: Platform, better: str) -> Channel:
 
 
 @pytest.fixture(scope="module")
-def twin(platform: Platform, slow: str, after_promotion: Channel) -> str:
+def dump(platform: Platform, after_promotion: Channel) -> Path:
+    """Chapter 2: a copy of Airflow's database, made while no run was under way."""
+    return dump_database(platform)
+
+
+@pytest.fixture(scope="module")
+def twin(platform: Platform, slow: str, after_promotion: Channel, dump: Path) -> str:
     """Chapter 3: the release that the judge took back."""
     assert platform.trigger(PROMOTE, "e2e-twin", model=MODEL, release=slow)
     assert platform.ended(PROMOTE, "e2e-twin") == "failed", platform.describe(PROMOTE, "e2e-twin")
@@ -161,6 +189,21 @@ def returned(platform: Platform, refused: dict[str, str], fifty: list[bool]) -> 
         ROLLBACK, "e2e-back"
     )
     return platform.channel
+
+
+@pytest.fixture(scope="module")
+def agreed(platform: Platform, returned: Channel) -> tuple[int, list[dict[str, str]]]:
+    """Chapter 6: what `trainyard verify` said while nothing was lost."""
+    return verify(platform)
+
+
+@pytest.fixture(scope="module")
+def restored(
+    platform: Platform, agreed: tuple[int, list[dict[str, str]]], dump: Path
+) -> list[dict[str, str]]:
+    """Chapter 6: what it said after the database of chapter 2 had come back."""
+    lose_and_restore_database(platform, dump)
+    return verify(platform, "--quick")[1]
 
 
 # --- chapter 1 ------------------------------------------------------------------------------------
@@ -378,13 +421,6 @@ def test_a_callers_result_says_why_nothing_was_promoted(
         assert (result["model"], result["environment"]) == (MODEL, ENVIRONMENT)
 
 
-def test_results_of_what_succeeded_are_typed(
-    platform: Platform, better: str, returned: Channel
-) -> None:
-    assert platform.api.results(RELEASE, BETTER)["collect_releases"] == {"cpu": better}
-    assert platform.api.results(ROLLBACK, "e2e-back")["rollback"]["outcome"] == "rolled_back"
-
-
 def test_an_unknown_model_is_refused_at_the_door(platform: Platform) -> None:
     with pytest.raises(BadInput, match="400"):
         platform.trigger(RELEASE, "e2e-bad-model", model="ader")
@@ -428,6 +464,13 @@ def test_a_rollback_returns_the_traffic_to_the_release_before(
     assert platform.ask() == ("640", first)
 
 
+def test_results_of_what_succeeded_are_typed(
+    platform: Platform, better: str, returned: Channel
+) -> None:
+    assert platform.api.results(RELEASE, BETTER)["collect_releases"] == {"cpu": better}
+    assert platform.api.results(ROLLBACK, "e2e-back")["rollback"]["outcome"] == "rolled_back"
+
+
 def test_its_servers_are_those_of_the_stable_release(platform: Platform, returned: Channel) -> None:
     from trainyard.serving.records import ServingPaths, desired_servers
 
@@ -438,10 +481,52 @@ def test_its_servers_are_those_of_the_stable_release(platform: Platform, returne
     ]
 
 
+def test_prometheus_saw_what_happened(
+    figures: Prometheus, first: str, better: str, returned: Channel
+) -> None:
+    place = f'environment="{ENVIRONMENT}",model="{MODEL}"'
+
+    def ended(outcome: str) -> float | None:
+        return figures.value(f'trainyard_rollouts_ended{{{place},outcome="{outcome}"}}')
+
+    wait_for(lambda: ended("returned") == 1, "the last rollout in Prometheus", timeout_s=60)
+    assert (ended("promoted"), ended("rolled_back")) == (2, 1)
+    for release in (first, better):
+        served = f'sum(max_over_time(vllm:request_success_total{{release="{release}"}}[1h]))'
+        assert (figures.value(served) or 0) > 0
+    assert figures.value('trainyard_bundle_lookups{result="miss"}') == 1
+    assert (figures.value("trainyard_compile_peak_memory_bytes") or 0) > 100e6
+    assert (figures.value(f"trainyard_rollback_seconds{{{place}}}") or 0) > 0
+    failed = f'trainyard_gate_verdicts{{model="{MODEL}",gate="accuracy",outcome="fail"}}'
+    assert figures.value(failed) == 1
+    assert figures.alerts()["TrainyardRolledBack"]
+
+
 # --- chapter 6 ------------------------------------------------------------------------------------
 
 
-def test_no_client_saw_an_error(platform: Platform, returned: Channel, watch: Watch) -> None:
+def test_store_airflow_and_servers_agree(agreed: tuple[int, list[dict[str, str]]]) -> None:
+    code, problems = agreed
+    assert (code, [each for each in problems if each["kind"] != "note"]) == (0, [])
+
+
+def test_a_database_of_before_is_told_apart_and_stops_nobody(
+    platform: Platform, restored: list[dict[str, str]], first: str
+) -> None:
+    (lost,) = restored
+    assert (lost["key"], lost["kind"]) == (f"channels/{MODEL}/{ENVIRONMENT}.json", "note")
+    # The person's rollback was after the copy.
+    assert f"the run of its last rollout, {ROLLBACK}/e2e-back" in lost["message"]
+    assert platform.ask() == ("640", first)
+    assert platform.api.run_state(RELEASE, FIRST) == "success"
+
+
+# --- chapter 7 ------------------------------------------------------------------------------------
+
+
+def test_no_client_saw_an_error(
+    platform: Platform, restored: list[dict[str, str]], watch: Watch
+) -> None:
     clients = platform.stop_traffic()
     note(f"clients: {clients}")
     assert clients.errors == 0, clients.error_examples
@@ -451,7 +536,9 @@ def test_no_client_saw_an_error(platform: Platform, returned: Channel, watch: Wa
     assert watch.violations == []
 
 
-def test_nothing_is_left_after_it_was_stopped(platform: Platform, returned: Channel) -> None:
+def test_nothing_is_left_after_it_was_stopped(
+    platform: Platform, restored: list[dict[str, str]]
+) -> None:
     assert platform.address is not None
     ports = [urlsplit(url).port for url in (platform.address.airflow_url, platform.url)]
     killed = platform.stop()

@@ -18,6 +18,11 @@ from typing import get_args
 import httpx
 import psutil
 import pytest
+from tests.behaviour_world import CAUGHT_BY, check, make_sure
+from tests.fake_answers import serving
+from tests.parity_runs import Run, Runs, broken, figures_of, sums
+from tests.tampered_models import tamper
+from tests.tampering_proxy import Fault, TamperingProxy
 from tests.unit import yard
 
 from trainyard.documents.artifacts import BundleManifest, files_digest
@@ -27,9 +32,10 @@ from trainyard.errors import CacheMiss
 from trainyard.lanes.cpu import CpuLane
 from trainyard.lanes.protocol import StartProof
 from trainyard.materialize import materialize_bundle
+from trainyard.measure.parity import collect
 from trainyard.serving.process import ServerProcess, free_port
 from trainyard.settings import Settings
-from trainyard.spec.model import LatencyMetric
+from trainyard.spec.model import BehaviourName, LatencyMetric
 from trainyard.steps.compile import compile_bundle
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.download import download
@@ -162,6 +168,11 @@ def test_a_measurement_starts_from_the_bundle_and_has_every_figure(made: Yard) -
         assert set(level.figures) == set(get_args(LatencyMetric))
         assert level.figures["failed_requests"] == 0
         assert level.figures["ttft_p50_ms"] > 0
+    assert found.behaviour is not None
+    assert [record.name for record in found.behaviour.records] == list(get_args(BehaviourName))
+    # Weights that were hardly trained find many tokens about as likely.
+    assert [case for record in found.behaviour.records for case in record.cases if
+            case.outcome == "broken"] == []  # fmt: skip
     assert measure(made.plan, "cpu", made.surroundings("again")).reused
     folder = made.surroundings("measure").work_dir.resolve()
     assert not [p for p in psutil.process_iter() if str(folder) in _working_folder(p)]
@@ -175,7 +186,11 @@ def _working_folder(process: psutil.Process) -> str:
 
 
 def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_path: Path) -> None:
-    """The compile key leaves all of this out; and running requests end before the server does."""
+    """The compile key leaves all of this out; and running requests end before the server does.
+
+    Faults of servers are tried here too, for a start of vLLM takes long: each is one of a proxy
+    before this one, and found by the check that is for it. So is what parity sees.
+    """
     cache_dir = materialize_bundle(made.store, made.bundle, tmp_path / "elsewhere" / "cache")
     changes = {
         "max_model_len": 2048,
@@ -187,8 +202,11 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
     }
     model = tmp_path / "weights"
     shutil.copytree(made.settings.home / "demo/models/adder/r2", model)
+    make_sure(model / "model.safetensors")
     with server(made, cache_dir, model=model, **changes) as (process, proof):
         assert proof.used_bundle, proof.reason
+        assert broken_by_faults(process.url, model) == CAUGHT_BY
+        check_parity(made, process, model, tmp_path)
         finished = _answer_through_a_stop(process, tokens=1500)
         assert finished == ["length"]
         process.stop(drain_s=60)
@@ -198,6 +216,54 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
         after=frozenset(),
         bundle=None,
     ).engine_init_s
+
+
+def check_parity(made: Yard, process: ServerProcess, model: Path, folder: Path) -> None:
+    """A faithful server keeps the bounds of the demonstration 20 times; nothing else does once."""
+    check = made.plan.spec.gates.accuracy.parity
+    assert check is not None
+    prompts = sums(20 * 8, seed=1)
+    served = collect(
+        prompts,
+        base_url=process.url,
+        served_model_name="adder",
+        max_tokens=check.max_tokens,
+        top_logprobs=check.top_logprobs,
+    )
+    tampered = {
+        kind: tamper(model, folder, kind) for kind in ("noisy", "swapped_rows", "other_tokenizer")
+    }
+    runs = (
+        Run(name="faithful", model=str(model), sets=20),
+        *(Run(name=kind, model=str(other), sets=2) for kind, other in tampered.items()),
+        Run(name="of a float16 target", model=str(model), served_dtype="float16", sets=2),
+    )
+    found = figures_of(
+        Runs(check=check, set_size=8, prompts=tuple(prompts), served=tuple(served), runs=runs)
+    )
+    stops = {name: [broken(check, each) for each in sets] for name, sets in found.items()}
+    assert stops.pop("faithful") == [[]] * 20
+    for name, figure in {
+        "noisy": "error_ratio",
+        "swapped_rows": "agreement",
+        "other_tokenizer": "prompt_agreement",
+        "of a float16 target": "error_ratio",
+    }.items():
+        assert all(figure in each for each in stops[name]), (name, stops[name])
+
+
+def broken_by_faults(url: str, model: Path) -> dict[Fault, set[BehaviourName]]:
+    """Return for each fault which of the checks that are for it found it."""
+    found: dict[Fault, set[BehaviourName]] = {}
+    for fault, names in CAUGHT_BY.items():
+        # Short answers, but where it is about the server's own limit.
+        limit = 2048 if fault == "too_long" else 64
+        with serving(TamperingProxy(url, fault, limit=4).app()) as spoilt:
+            behaviour = check(
+                spoilt, model, tuple(names), limit, requests=1 if fault == "leak" else 4
+            )
+        found[fault] = {each.name for each in behaviour.records if each.count("broken")}
+    return found
 
 
 def _answer_through_a_stop(process: ServerProcess, tokens: int) -> list[str]:

@@ -26,6 +26,7 @@ from tests.rollout_world import (
 from trainyard.kubernetes.client import Object
 from trainyard.kubernetes.kinds import HTTP_ROUTE, POD
 from trainyard.kubernetes.labels import RELEASE, owned, route_name, server_object_name
+from trainyard.rollout import by_hand
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.serving.guard_events import guard_events
 from trainyard.serving.kubernetes.arrivals import DataPlaneSight, gateway_sight, rule_cluster
@@ -35,6 +36,7 @@ from trainyard.serving.kubernetes.guard_metrics import GuardMetrics
 from trainyard.serving.kubernetes.lease import KubernetesLease
 from trainyard.serving.kubernetes.route import find_rule, new_route, split_weights
 from trainyard.serving.kubernetes.route_status import KubernetesRouter
+from trainyard.serving.protocol import LeaseSight
 from trainyard.spec.kubernetes import KubernetesServing
 
 pytestmark = pytest.mark.integration
@@ -53,6 +55,9 @@ class TwoLeases(FakeLease):
     def release(self, environment: str, model: str, *, holder: str) -> None:
         super().release(environment, model, holder=holder)
         self._real.release(environment, model, holder=holder)
+
+    def look(self, environment: str, model: str) -> LeaseSight:
+        return self._real.look(environment, model)
 
     @property
     def _real(self) -> KubernetesLease:
@@ -256,6 +261,35 @@ def test_a_driver_that_dies_loses_the_traffic_and_the_next_one_hears_of_it(
     result = world.run(world.promote(release_id("b")))
     assert result.outcome == "withdrawn"
     assert "nobody drives it" in result.summary
+
+
+def test_a_persons_command_does_the_work_of_a_driver_that_is_gone(world: ClusterWorld) -> None:
+    world.publish("b")
+
+    def holding(channel: Any) -> bool:
+        return channel.rollout is not None and channel.rollout.phase == "holding"
+
+    world.run(world.promote(release_id("b")), until=holding)
+    deps = world.deps(sleep=lambda seconds: world.advance(max(seconds, 0.1)))
+    began = world.now
+    channel = by_hand.abort_rollout(
+        deps,
+        MODEL,
+        ENVIRONMENT,
+        reason="It is odd.",
+        who="ann",
+        run_id="cli/ann",
+        say=world.said.append,
+        timeout_s=300.0,
+    )
+    assert channel.rollout is not None
+    assert (channel.rollout.outcome, channel.rollout.driver.run_id) == ("withdrawn", "cli/ann")
+    assert (world.now - began).total_seconds() < 90
+    world.advance(2)
+    assert split_weights(world.route) == {release_id("a"): 100}
+    assert world.servers_of(release_id("b")) == []
+    assert world.unguarded_arrivals == 0
+    assert deps.lease.look(ENVIRONMENT, MODEL).state == "absent"
 
 
 def test_a_gateway_that_ignores_the_weights_ends_the_rollout(world: ClusterWorld) -> None:

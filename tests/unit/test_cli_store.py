@@ -14,9 +14,12 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from trainyard import cli
+from trainyard.releases import load_release, record_verdict
 from trainyard.settings import get_settings
+from trainyard.signing.keys import signing_key, trusted_keys
 from trainyard.store.layout import release_key
 
+REPOSITORY = Path(__file__).parents[2]
 COMMANDS: dict[str, Any] = get_command(cli.app).commands["store"].commands  # type: ignore[attr-defined]
 
 
@@ -86,6 +89,28 @@ def test_show_of_a_release_tells_where_it_serves(yard: Yard) -> None:
     assert "checkpoints/adder/v1" in text
     assert "gate accuracy" in text
     assert "outcome pass" in text
+
+
+def test_show_of_a_release_lists_what_its_verdicts_warn_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard = Yard(tmp_path)
+    release_id = release(yard, "v1")
+    subject = {"gate": "accuracy", "outcome": "warn", "plan_id": "p", "warnings": ["It drops it."]}
+    record_verdict(
+        yard.store,
+        load_release(yard.store, "adder", release_id, yard.settings),
+        subject,
+        key=signing_key(yard.settings),
+        trusted=trusted_keys(yard.settings),
+    )
+    monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    get_settings.cache_clear()
+    lines = [" ".join(line.split()) for line in run("show", release_id).stdout.splitlines()]
+    get_settings.cache_clear()
+    assert "│ Verdict │ gate accuracy, outcome warn, plan_id p │" in lines
+    assert "│ Warning │ It drops it. │" in lines
 
 
 def test_show_of_a_folder_shows_its_manifest_with_its_files(yard: Yard) -> None:
@@ -180,3 +205,27 @@ def test_gc_refuses_to_judge_what_it_cannot_read(yard: Yard) -> None:
         yard.store.delete("plans/broken.json")
     assert result.exit_code == 10
     assert "plans/broken.json is not a valid Plan" in result.stderr
+
+
+def test_verify_compares_the_store_with_what_serves(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINYARD_ENVIRONMENTS", str(REPOSITORY / "dags" / "environments.yaml"))
+    get_settings.cache_clear()
+    result = CliRunner().invoke(cli.app, ["verify", "--no-airflow", "--json"])
+    found = json.loads(result.stdout)["problems"]
+
+    # Nobody serves here.
+    assert [each["message"] for each in found] == [
+        f"{released(yard)} is stable and has no ready server."
+    ]
+    assert result.exit_code == 10
+
+
+def test_verify_without_an_airflow_says_how_to_leave_it_out(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = CliRunner().invoke(cli.app, ["verify", "--quick"])
+
+    assert result.exit_code == 10
+    assert "--no-airflow" in result.output

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from trainyard.canonical import digest
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest
 from trainyard.documents.base import FileEntry
+from trainyard.documents.behaviour import Behaviour, BehaviourCase, BehaviourRecord, Capability
 from trainyard.documents.measurement import LevelFigures, Measurement, StartFigures, TaskScore
 from trainyard.documents.plan import Plan, PlannedTarget, ReleaseRequest
 from trainyard.settings import Settings
-from trainyard.spec.model import ModelSpec
+from trainyard.spec.model import BehaviourName, ModelSpec
 from trainyard.steps.context import StepContext
 from trainyard.store.documents import create_document
 from trainyard.store.factory import open_store
@@ -68,6 +69,30 @@ def spec(**changes: Any) -> ModelSpec:
     return ModelSpec.model_validate({**SPEC, **changes})
 
 
+def case(outcome: Literal["held", "broken", "unclear"] = "held") -> BehaviourCase:
+    """Return a case of a behaviour check."""
+    return BehaviourCase(outcome=outcome, sent="a prompt", came="641", expected="640")
+
+
+def behaviour(
+    cases: Mapping[BehaviourName, tuple[BehaviourCase, ...]] | None = None,
+    capabilities: Mapping[BehaviourName, Capability] | None = None,
+) -> Behaviour:
+    """Return a record of all checks, each of which held unless it has other cases."""
+    return Behaviour(
+        near_tie=0.5,
+        records=tuple(
+            BehaviourRecord(
+                name=name,
+                capability=(capabilities or {}).get(name, Capability()),
+                cases=(cases or {}).get(name, (case(),)),
+            )
+            for name in get_args(BehaviourName)
+        ),
+        duration_s=4.5,
+    )
+
+
 def measurement(
     measurement_id: str = "candidate",
     *,
@@ -95,6 +120,7 @@ def measurement(
         "latency": (
             LevelFigures(name="busy", figures=dict(figures), duration_s=9.0, completed=completed),
         ),
+        "behaviour": behaviour(),
         "machine": {"processor": "Test CPU", "cores": 2},
         "toolchain": {"vllm": "0.32.0"},
     }

@@ -257,6 +257,11 @@ class ReleaseView:
     others: tuple[str, ...]
     """Ids of the model's other releases."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its verdicts warn of, the newest first, each once."""
+        return tuple(dict.fromkeys(words for each in self.attestations for words in each.warnings))
+
 
 def release_view(reader: Reader, model: str, release_id: str, settings: Settings) -> ReleaseView:
     """Return a release with all that was found out about it. Raises NotFound."""

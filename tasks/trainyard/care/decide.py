@@ -31,6 +31,8 @@ ORDER: tuple[Kind, ...] = (
     "verdicts",
     "reports",
     "measurement",
+    "samples",
+    "references",
     "checkpoint",
     "bundle",
     "evals",

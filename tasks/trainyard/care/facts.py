@@ -21,8 +21,10 @@ from trainyard.store.layout import (
     evals_prefix,
     measurement_key,
     plan_key,
+    reference_prefix,
     release_key,
     rollout_prefix,
+    samples_prefix,
 )
 from trainyard.store.locks import StepLock
 from trainyard.store.objects import StoredObject, place_of
@@ -157,6 +159,8 @@ def release_facts(
         place_of(release.checkpoint_key).prefix,
         bundle_prefix(release.compile_key),
         measurement_key(release.measurement_id),
+        samples_prefix(release.measurement_id),
+        reference_prefix(release.checkpoint_digest),
         *(place_of(key).prefix for key in inputs),
     }
     for plan_id in judged_by:
@@ -177,9 +181,12 @@ def plan_facts(plan: Plan, checkpoints: Mapping[str, CheckpointManifest]) -> Nam
     names |= {f"{folder}/{plan.plan_id}" for folder in PLAN_FOLDERS}
     names |= {place_of(step.key).prefix for step in plan.steps}
     checkpoint = checkpoints.get(plan.checkpoint_key)
+    if checkpoint is not None:
+        names.add(reference_prefix(checkpoint.digest))
     for target in plan.targets:
-        names |= {bundle_prefix(target.compile_key), measurement_key(target.measurement_id)}
-        names |= {measurement_key(each) for each in target.baselines.values()}
+        names.add(bundle_prefix(target.compile_key))
+        for measured in (target.measurement_id, *target.baselines.values()):
+            names |= {measurement_key(measured), samples_prefix(measured)}
         if checkpoint is not None:
             release_id = release_id_of(
                 plan.spec.model,

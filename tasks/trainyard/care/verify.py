@@ -26,13 +26,15 @@ from trainyard.care.facts import channel_facts
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import Document, FileEntry
 from trainyard.documents.channel import Channel
-from trainyard.documents.look import Look
+from trainyard.documents.look import History, Look
 from trainyard.documents.measurement import GateVerdict, Measurement
+from trainyard.documents.parity import Reference, Samples, reference_digest
 from trainyard.documents.plan import Plan
 from trainyard.documents.refresh import RefreshRecord
 from trainyard.documents.release import Release
 from trainyard.documents.status import StepStatus
 from trainyard.documents.toolchain import ToolchainRecord
+from trainyard.documents.watch import WatchState
 from trainyard.errors import BadInput, NotFound, TrainyardError, Transient
 from trainyard.names import check_relative_path
 from trainyard.proofs import read_proof
@@ -47,9 +49,11 @@ from trainyard.store.layout import (
     attestation_key,
     bundle_manifest_key,
     measurement_key,
+    reference_key,
+    samples_key,
 )
 from trainyard.store.locks import StepLock
-from trainyard.store.objects import StoredObject, group
+from trainyard.store.objects import Kind, StoredObject, group
 from trainyard.store.protocol import Store
 from trainyard.store.transfer import CHUNK_BYTES
 
@@ -308,7 +312,9 @@ class Verifier:
                 return self._channel(key, channel) if stored.kind == "channel" else []
             case "measurement":
                 measurement = parse_document(data, key, Measurement)
-                return _called(key, measurement_key(measurement.measurement_id))
+                return self._measurement(key, measurement)
+            case "samples" | "references":
+                return _called(key, _own_key(stored.kind, key, data))
             case "plan":
                 return _called(key, f"plans/{parse_document(data, key, Plan).plan_id}.json")
             case "verdicts":
@@ -320,6 +326,11 @@ class Verifier:
             case kind if kind in _NAMES_NOTHING:
                 parse_document(data, key, _NAMES_NOTHING[kind])
         return []
+
+    def _measurement(self, key: str, measurement: Measurement) -> Iterator[Problem]:
+        yield from _called(key, measurement_key(measurement.measurement_id))
+        if measurement.samples and not self._store.exists(measurement.samples):
+            yield Problem(measurement.samples, "missing", f"{key} is made of it.")
 
     def _release(self, key: str) -> Iterator[Problem]:
         _, model, name = key.split("/")
@@ -440,10 +451,24 @@ def _called(key: str, called: str) -> list[Problem]:
 
 
 def _kind_in_rollout(key: str) -> type[Document]:
+    if key.endswith("/history.json"):
+        return History
     folder, name = key.split("/")[4:6] if key.count("/") == 5 else ("", "")
     if folder == "looks":
         return Look
+    if folder == "watch":
+        return WatchState
     return GuardEvent if name.startswith("guard-") else RolloutEvent
+
+
+def _own_key(kind: Kind, key: str, data: bytes) -> str:
+    """Return the key under which samples or a reference belong."""
+    if kind == "samples":
+        samples = parse_document(data, key, Samples)
+        content = hashlib.sha256(substance(samples)).hexdigest()
+        return samples_key(samples.measurement_id, short(content))
+    reference = parse_document(data, key, Reference)
+    return reference_key(reference.checkpoint_digest, reference_digest(reference.settings))
 
 
 def _verdict(key: str, data: bytes) -> list[Problem]:

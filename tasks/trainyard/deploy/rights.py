@@ -15,8 +15,8 @@ Where = Literal["steps", "serving", "airflow"]
 """Namespaces by what runs in them."""
 
 WRITTEN_ONCE = (
-    "plans/*", "evals/*", "checkpoints/*", "bundles/*", "measurements/*", "verdicts/*",
-    "reports/*", "rollouts/*", "archive/*", "proofs/*",
+    "plans/*", "evals/*", "checkpoints/*", "bundles/*", "measurements/*", "samples/*",
+    "references/*", "verdicts/*", "reports/*", "rollouts/*", "archive/*", "proofs/*",
 )  # fmt: skip
 """Keys that are created and never replaced: every write must carry `If-None-Match: *`."""
 
@@ -101,7 +101,10 @@ ROLES = (
         "compile", "Stores bundles, and what toolchain its image has.", ["bundles/*"],
         repairs=["bundles/*"], uploads=["bundles/*"], also=["toolchains/*"],
     ),
-    _step("measure", "Stores measurements.", ["measurements/*"]),
+    _step(
+        "measure", "Stores measurements, with their samples and references.",
+        ["measurements/*"], also=["samples/*", "references/*"],
+    ),
     _step(
         "gate", "Stores verdicts and their reports.", ["verdicts/*", "reports/*"],
         status="*-gate/*",
@@ -121,8 +124,9 @@ ROLES = (
         "trainyard-gc", "steps", "Deletes what nobody needs any more.",
         writes=(_ALL_LOCKS, _PROBE),
         deletes=(
-            "plans/*", "evals/*", "checkpoints/*", "bundles/*", "measurements/*", "verdicts/*",
-            "reports/*", "releases/*", "rollouts/*", "status/*", _ALL_LOCKS, _PROBE,
+            "plans/*", "evals/*", "checkpoints/*", "bundles/*", "measurements/*", "samples/*",
+            "references/*", "verdicts/*", "reports/*", "releases/*", "rollouts/*", "status/*",
+            _ALL_LOCKS, _PROBE,
         ),
         # It ends uploads that nobody goes on with.
         uploads=("checkpoints/*", "bundles/*", "evals/*", _PROBE),
@@ -135,7 +139,8 @@ ROLES = (
             "status/*",
             *_ROLLOUT_WRITES, _PROBE,
         ),
-        deletes=(_PROBE,),
+        # The watch of a channel keeps its last states only.
+        deletes=("rollouts/*/watch/*", _PROBE),
         uploads=("evals/*", _PROBE),
         logs="writes",
     ),

@@ -71,6 +71,9 @@ class BundleManifest(Document):
     that was cut had finished. None: imported."""
     engine_init_s: float | None = None
     """Seconds that the engine itself reported."""
+    peak_memory_bytes: int | None = None
+    """Most resident memory that all processes of the compiling server had together, as seen every
+    second or so. None: imported, or nobody looked."""
     dropped: tuple[str, ...] = Field(default=())
     """Cache entries that were left out (failed, locked, half-written), each with the reason."""
     neffs: tuple[NeffRecord, ...] = ()

@@ -26,6 +26,12 @@ against the release (controller lost, aborted, undecided); it may be promoted ag
 EXPOSED_PHASES: frozenset[Phase] = frozenset({"shifting", "holding", "baking"})
 """The only phases in which a candidate may have traffic."""
 
+PAUSE_LIMIT = 20
+"""Pauses of one rollout."""
+
+WAITING_LIMIT = 20
+"""Requests that may wait for a channel at the same time."""
+
 HISTORY_LIMIT = 200
 """Entries of a channel's history that are kept."""
 
@@ -70,12 +76,18 @@ class RolloutPlan(Frozen):
     max_duration_s: float
     on_undecided: Literal["hold", "rollback"]
     max_hold_s: float
+    max_pause_s: float = 4 * 3600.0
+    """Seconds that people may pause it in all; after that it is withdrawn."""
     warm_up_requests: int
     deploy_timeout_s: float
     drain_timeout_s: float
     arrivals_timeout_s: float = 30.0
     """Seconds in which a change of weights must show in the arrivals."""
     lease_s: float
+    blind_candidate_s: float = 180.0
+    """Seconds after which a candidate is withdrawn that cannot be seen while stable can."""
+    blind_s: float = 600.0
+    """Seconds after which it is withdrawn if one of the two could not be seen, whichever."""
     keep_warm_s: float = 0.0
     """Seconds after a promotion during which the old release keeps its servers."""
     judge: JudgeSpec
@@ -96,6 +108,26 @@ class Replicas(Frozen):
     candidate: int = Field(default=0, ge=0)
 
 
+class Pause(Frozen):
+    """A time in which a person keeps the weights where they are."""
+
+    since: datetime
+    until: datetime | None = None
+    """None: it goes on."""
+    who: str = ""
+    reason: str = ""
+
+
+class ByHand(Frozen):
+    """A promotion that a person answers for, not the judge."""
+
+    at: datetime
+    who: str
+    reason: str
+    verdict: str
+    """What the judge said at that time; empty if it had not looked yet."""
+
+
 class ArrivalsMark(Frozen):
     """The router's counters when a change of weights was first seen in effect."""
 
@@ -106,6 +138,19 @@ class ArrivalsMark(Frozen):
     """By release id."""
     errors: dict[str, int] = Field(default_factory=dict)
     """By release id."""
+
+
+class Blindness(Frozen):
+    """Since when looks have not seen what they should."""
+
+    since: datetime
+    """The first of the looks in a row that did not see both releases."""
+    candidate_only_since: datetime | None = None
+    """The first of the looks in a row that saw stable alone; None if the last did not."""
+    why: str = ""
+    """Of the last look, in a few words."""
+    told: bool = False
+    """Have people been told?"""
 
 
 class Rollout(Frozen):
@@ -128,6 +173,12 @@ class Rollout(Frozen):
     """When the candidate first got traffic."""
     held_since: datetime | None = None
     """When an undecided rollout froze its weights."""
+    pauses: tuple[Pause, ...] = ()
+    """All pauses, oldest first; only the last one can still go on."""
+    promoted_by_hand: ByHand | None = None
+    """Who took it to the bake without the judge's proof."""
+    blind: Blindness | None = None
+    """None: the last look saw both releases."""
     replicas: Replicas = Replicas()
     """Desired servers, by the roles of now."""
     ready: Replicas = Replicas()
@@ -151,6 +202,24 @@ class Rollout(Frozen):
     settled: bool = False
     """The run that owned it has taken note of its outcome; the same run may try again."""
 
+    @property
+    def paused(self) -> Pause | None:
+        """The pause that goes on; None if there is none."""
+        last = self.pauses[-1] if self.pauses else None
+        return last if last is not None and last.until is None else None
+
+    def paused_s(self, now: datetime, *, since: datetime | None = None) -> float:
+        """Return the seconds of all pauses until `now`; with `since`, only what is after that."""
+        begin = since or self.started_at
+        return sum(
+            max(0.0, ((pause.until or now) - max(pause.since, begin)).total_seconds())
+            for pause in self.pauses
+        )
+
+    def running_s(self, since: datetime, now: datetime) -> float:
+        """Return the seconds from `since` to `now` without those of pauses."""
+        return (now - since).total_seconds() - self.paused_s(now, since=since)
+
 
 class Rejection(Frozen):
     """A release that must not be promoted again without force and a reason."""
@@ -160,6 +229,18 @@ class Rejection(Frozen):
     rollout: int
     reason: str
     evidence_key: str = ""
+
+
+class Waiting(Frozen):
+    """A request that waits until the channel is free."""
+
+    run_id: str
+    release_id: str
+    since: datetime
+    """When it came: whoever came first is first."""
+    seen_at: datetime
+    """When whoever asks last showed that they still do."""
+    requested_by: str = ""
 
 
 class HistoryEntry(Frozen):
@@ -190,6 +271,8 @@ class Channel(Document):
     weights: Weights = Weights()
     rollout: Rollout | None = None
     rejected: tuple[Rejection, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+    """Requests in the order in which they came."""
     history: tuple[HistoryEntry, ...] = ()
     """Newest last, bounded."""
 

@@ -46,7 +46,7 @@ class Block(_Figures):
     requests: int = Field(ge=0)
     """Requests of the slice that have a value of this metric."""
     total: float = Field(default=0.0, ge=0)
-    """`mean` only: sum of the metric over the requests, in seconds."""
+    """`mean` only: sum of the metric over the requests, in seconds (`prompts`: in tokens)."""
     bad: int = Field(default=0, ge=0)
     """`count` only: how many of the requests were bad."""
     weight_candidate: int = Field(ge=0, le=100)
@@ -153,6 +153,12 @@ class JudgeSpec(_Figures):
     none: those of the first closed block."""
     covariance: Covariance = Covariance()
     """Of the log averages of every `mean` metric that has none of its own."""
+    prompt_drift: float = Field(default=0.1, ge=0)
+    """Relative difference between the two tracks' prompts, in tokens, beyond which their latencies
+    say nothing. 0: not looked at (two checkpoints may count the same text differently)."""
+    prefix_drift: float = Field(default=0.1, ge=0)
+    """As `prompt_drift`, of the shares of prompt tokens found in the prefix cache, in absolute
+    terms: 0.1 is ten percentage points. 0: not looked at."""
     learn_from_history: bool = True
     """Estimate covariances and dispersions from stable's own pods before exposure, where rows of
     the log tell of at least two of them for half an hour."""

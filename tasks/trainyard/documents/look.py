@@ -7,6 +7,7 @@ every verdict can be derived from the looks again.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from pydantic import Field
 
@@ -20,10 +21,10 @@ class Histogram(Frozen):
 
     count: int = Field(ge=0)
     total: float = Field(ge=0, allow_inf_nan=False)
-    """Sum of the observed values, in seconds."""
+    """Sum of the observed values, in the metric's unit (seconds, tokens)."""
     buckets: dict[str, int] = Field(default_factory=dict)
     """Observations at most as large as the edge; keys are the `le` labels as the server wrote
-    them, in seconds."""
+    them, in the metric's unit. Empty where nobody needs them."""
 
 
 class PodCounters(Frozen):
@@ -41,6 +42,38 @@ class PodCounters(Frozen):
     `tpot_requests`)."""
     tpot_requests: int | None = None
     """Finished requests, for servers whose `tpot` has one observation an output event."""
+    events: Histogram | None = None
+    """Time between output events, of servers whose `tpot` has one observation a request: to be
+    compared with servers that have nothing else."""
+    finished: int | None = None
+    """Finished requests, beside `events`."""
+    prompts: Histogram | None = None
+    """Tokens of a prompt."""
+    prefix_queries: int | None = None
+    """Prompt tokens that were looked for in the prefix cache."""
+    prefix_hits: int | None = None
+    """Prompt tokens that were found there."""
+    node: str = ""
+    """The machine, where the source tells."""
+    read_at: datetime | None = None
+    """The moment of these figures by whoever read them off the server. None: the snapshot's."""
+    process_started_s: float | None = Field(default=None, allow_inf_nan=False)
+    """Start of the server's process as it says itself, in seconds of Unix time."""
+
+
+class DeviceCounters(Frozen):
+    """Errors of accelerators since their exporter's start, as neuron-monitor counts them.
+
+    What the exporter does not show is not here: it clears its series while no process uses a
+    device, so "absent" says nothing.
+    """
+
+    place: str
+    """The node."""
+    release_id: str = ""
+    """Whose process had them; empty for errors of the device itself."""
+    errors: dict[str, int]
+    """By kind: `execution/<error_type>` or `ecc/<event_type>`."""
 
 
 class ReleaseCounters(Frozen):
@@ -72,6 +105,25 @@ class Snapshot(Frozen):
     """Servers of both releases; one that could not be read is missing."""
     route: RouteCounters | None
     """None: the router could not be asked."""
+    devices: tuple[DeviceCounters, ...] = ()
+    """Errors of devices on the nodes of these servers; empty where nobody counts them."""
+
+
+class History(Document):
+    """`rollouts/<model>/<environment>/<n>/history.json`: stable before the rollout, written once.
+
+    It is fixed before the candidate gets traffic. What the judge learns from it can be learned
+    again, however long the source of the figures remembers them.
+    """
+
+    rollout: int
+    release_id: str
+    """The stable release."""
+    source: Literal["metrics", "looks", "none"]
+    """`metrics`: the source of the counters remembered them. `looks`: of the rollout before, in
+    which this release became stable. `none`: nobody did."""
+    snapshots: tuple[Snapshot, ...] = ()
+    """Oldest first; counters of its servers only."""
 
 
 class Comparison(Frozen):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from trainyard.documents.base import Document, Frozen
+from trainyard.documents.behaviour import Behaviour
+from trainyard.documents.parity import ParityFigures
 
 
 class TaskScore(Frozen):
@@ -52,9 +54,15 @@ class Measurement(Document):
     start: StartFigures
     accuracy: tuple[TaskScore, ...]
     latency: tuple[LevelFigures, ...]
+    behaviour: Behaviour | None = None
+    """None: it was not measured."""
     machine: dict[str, Any]
     """CPU or device model, cores, memory, kernel, driver: what was seen."""
     toolchain: dict[str, str]
+    parity: ParityFigures | None = None
+    """Served answers against the reference; None: the spec did not ask."""
+    samples: str = ""
+    """Key of the samples that the figures are made of; empty: of an earlier version, or none."""
 
 
 class Check(Frozen):
@@ -69,7 +77,9 @@ class Check(Frozen):
     """The bound's lower limit as a number, where it has one."""
     maximum: float | None = None
     """The bound's upper limit as a number, where it has one."""
-    outcome: Literal["pass", "warn", "fail", "skipped"]
+    outcome: Literal["pass", "info", "warn", "fail", "skipped"]
+    """`info`: outside its bound, which is for people only."""
+    severity: Literal["critical", "warning", "info"] = "critical"
     note: str = ""
 
 
@@ -86,3 +96,5 @@ class GateVerdict(Document):
     """Measurement id of the stable release it was compared with, if any."""
     summary: str
     """One sentence with the figures that decided."""
+    raw_data: tuple[str, ...] = ()
+    """Keys of what the figures come from: measurements, and samples where there are any."""

@@ -70,6 +70,8 @@ class PlannedTarget(Frozen):
     measurement_id: str
     baselines: dict[str, str] = Field(default_factory=dict)
     """For each environment asked for: the measurement id of its stable release, if it has one."""
+    incomparable: dict[str, str] = Field(default_factory=dict)
+    """For each environment asked for whose stable release was never measured: why."""
     warnings: tuple[str, ...] = ()
     """What the lane lets pass but wants people to know."""
 

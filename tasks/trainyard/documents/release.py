@@ -87,6 +87,12 @@ class Attestation(Document):
     release_id: str
     kind: Literal["verdict", "promotion", "rejection", "approval"]
     subject: dict[str, Any]
-    """For verdicts: gate, outcome, key and digest of the verdict document; for the others: why."""
+    """For verdicts: gate, outcome, key and digest of the verdict document, and `warnings`, if it
+    has any; for the others: why."""
     signature: Signature | None = Field(default=None, exclude=True)
     """As of a release; the others have none."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever serves the release should know; verdicts of earlier versions have none."""
+        return tuple(str(words) for words in self.subject.get("warnings", ()))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainyard.documents.measurement import Check, GateVerdict, Measurement
+from trainyard.documents.parity import Samples
 from trainyard.documents.plan import GateName
-from trainyard.gates.accuracy import accuracy_expectations
+from trainyard.gates.accuracy import Baseline, accuracy_expectations
+from trainyard.gates.behaviour import PREFIX, behaviour_expectations
 from trainyard.gates.expectations import evaluate
 from trainyard.gates.latency import latency_expectations
-from trainyard.gates.words import number
+from trainyard.gates.words import NO_BASELINE, number
 from trainyard.spec.model import Gates
 
 _SHOWN = 3
@@ -35,16 +37,34 @@ def derive_verdict(
     target: str,
     measurement: Measurement,
     baseline: Measurement | None,
+    samples: Samples | None = None,
+    baseline_samples: Samples | None = None,
+    why_no_baseline: str = NO_BASELINE,
 ) -> Derived:
     """Return what `gate` makes of `measurement`.
 
     The same arguments always give a verdict of the same substance.
 
+    Args:
+        gate: its name.
+        gates: the spec's bounds.
+        plan_id: for the verdict.
+        target: for the verdict.
+        measurement: of the candidate.
+        baseline: the stable release's; None: there is nothing to compare with.
+        samples: what the measurement's scores are made of, where it is kept.
+        baseline_samples: the same of the stable release.
+        why_no_baseline: said where nothing is compared.
+
     Raises:
         BadInput: the gate's bounds make no sense.
     """
     if gate == "accuracy":
-        expectations = accuracy_expectations(gates.accuracy, measurement, baseline)
+        stable = Baseline(baseline, baseline_samples, why_no_baseline)
+        expectations = accuracy_expectations(gates.accuracy, measurement, stable, samples)
+        # Good behaviour alone says nothing about the answers: without them the gate fails.
+        if expectations:
+            expectations += behaviour_expectations(gates.behaviour, measurement)
     else:
         expectations = latency_expectations(gates.latency, measurement, baseline)
     evaluation = evaluate(gate, expectations)
@@ -58,14 +78,26 @@ def derive_verdict(
         checks=evaluation.checks,
         baseline="" if baseline is None else baseline.measurement_id,
         summary=_summary(gate, outcome, evaluation.checks),
+        raw_data=tuple(_raw_data(measurement, baseline)),
     )
     return Derived(verdict, evaluation.result)
+
+
+def _raw_data(*measurements: Measurement | None) -> Iterator[str]:
+    """Yield the keys of what the figures of a verdict come from."""
+    for each in measurements:
+        if each is not None:
+            yield f"measurements/{each.measurement_id}.json"
+            if each.samples:
+                yield each.samples
+            if each.parity is not None:
+                yield each.parity.reference
 
 
 def _outcome(checks: Sequence[Check]) -> Literal["pass", "warn", "fail"]:
     """Return the worst outcome; a gate that checked nothing fails."""
     outcomes = {check.outcome for check in checks}
-    if "fail" in outcomes or outcomes <= {"skipped"}:
+    if "fail" in outcomes or outcomes <= {"skipped", "info"}:
         return "fail"
     return "warn" if "warn" in outcomes else "pass"
 
@@ -73,15 +105,34 @@ def _outcome(checks: Sequence[Check]) -> Literal["pass", "warn", "fail"]:
 def _summary(
     gate: GateName, outcome: Literal["pass", "warn", "fail"], checks: Sequence[Check]
 ) -> str:
-    counted = [check for check in checks if check.outcome != "skipped"]
+    counted = [check for check in checks if check.outcome not in ("skipped", "info")]
     if outcome == "pass":
-        return f"The {gate} gate passed: {_list(counted, _kept)}."
+        behaviour = sum(_of_behaviour(check) for check in counted)
+        figures = _list([check for check in counted if not _of_behaviour(check)], _kept)
+        held = f"; {behaviour} checks of the behaviour held" if behaviour else ""
+        return f"The {gate} gate passed: {figures}{held}."
     named = [check for check in counted if check.outcome == outcome]
     if outcome == "warn":
         return f"The {gate} gate passed with warnings: {_list(named, _broken)}."
     if not named:
         return f"The {gate} gate failed: nothing could be checked."
     return f"The {gate} gate failed: {_list(named, _broken)}."
+
+
+def warnings_of(verdict: GateVerdict) -> tuple[str, ...]:
+    """Return what whoever serves a release should know: its warnings, and what was not checked.
+
+    A comparison that had no stable release to compare with is none of it.
+    """
+    return tuple(
+        f"{_broken(check) if check.outcome == 'warn' else check.what}. {check.note}".strip()
+        for check in verdict.checks
+        if check.outcome == "warn" or (check.outcome == "skipped" and _of_behaviour(check))
+    )
+
+
+def _of_behaviour(check: Check) -> bool:
+    return check.what.startswith(PREFIX)
 
 
 def _list(checks: Sequence[Check], words: Callable[[Check], str]) -> str:

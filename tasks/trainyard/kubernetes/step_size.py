@@ -133,6 +133,15 @@ def size_of(
     )
 
 
+def host_gib(target: Target) -> float | None:
+    """Return the memory in GiB that a pod with a target's devices can have; None: nobody knows."""
+    devices = devices_of("measure", target)
+    if devices is None or devices.instance.host_memory_gib is None:
+        return None
+    share = min(1.0, devices.chips / devices.instance.chips)
+    return devices.instance.host_memory_gib * NODE_SHARE * share
+
+
 def _more(gib: int, out_of_memory: int) -> int:
     return gib * min(MAX_MEMORY_FACTOR, 1 << min(out_of_memory, 8))
 

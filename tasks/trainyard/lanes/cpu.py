@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.documents.artifacts import BundleManifest
+from trainyard.documents.behaviour import Capability
 from trainyard.errors import Refused
 from trainyard.lanes.cache_files import empty
+from trainyard.lanes.capabilities import of_cpu
 from trainyard.lanes.cpu_toolchain import read_toolchain
-from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
-from trainyard.spec.model import Target
+from trainyard.lanes.protocol import LOOPBACK, Returned, ServerCommand, StartProof
+from trainyard.spec.model import BehaviourName, Target
 
 SHUTDOWN_TIMEOUT_S = 60
 """Seconds that vLLM gives running requests after SIGTERM; it ends at once when there are none."""
@@ -64,9 +66,17 @@ class CpuLane:
         """Return nothing: the lane has no setting that works and surprises."""
         return ()
 
+    def returned(self, target: Target) -> Returned:
+        """Return what vLLM itself can do: its default limit is 20 log-probs a token."""
+        return Returned(top_logprobs=20, prompt_logprobs=True)
+
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return nothing: vLLM itself says what it cannot serve."""
         return ()
+
+    def capability(self, target: Target, name: BehaviourName) -> Capability:
+        """Return what a server of `target` can do of one thing that the checks ask for."""
+        return of_cpu(name)
 
     def toolchain(self, python: Path) -> dict[str, str]:
         """Return the versions and processor features that compiled code depends on."""

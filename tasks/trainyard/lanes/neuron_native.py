@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.documents.artifacts import BundleManifest
+from trainyard.documents.behaviour import Capability
 from trainyard.lanes import native_cache
+from trainyard.lanes.capabilities import of_neuron
 from trainyard.lanes.cpu import SHUTDOWN_TIMEOUT_S
 from trainyard.lanes.neuron_common import (
     DEFAULT_BLOCK_SIZE,
@@ -40,8 +42,8 @@ from trainyard.lanes.neuron_common import (
 from trainyard.lanes.neuron_stages import neuron_stage
 from trainyard.lanes.neuron_support import NeuronLaneName, family_of
 from trainyard.lanes.neuron_toolchain import mismatches, read_neuron_toolchain
-from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
-from trainyard.spec.model import Target
+from trainyard.lanes.protocol import LOOPBACK, Returned, ServerCommand, StartProof
+from trainyard.spec.model import BehaviourName, Target
 from trainyard.spec.neuron import NativeConfig, NativeSettings
 
 _LANE: NeuronLaneName = "neuron-native"
@@ -64,9 +66,23 @@ class NativeLane:
         """Return what is allowed but should be known, each as sentences."""
         return (*_warnings(target), *family_warnings(_LANE, config))
 
+    def returned(self, target: Target) -> Returned:
+        """Return what the plugin's sampler can do.
+
+        It fills in log-probs of answers where it samples on the CPU, and never those of prompts
+        (AWS Neuron SDK 2.32, vllm-neuron/docs/design/vllm/vllm-integration-design-reference.md).
+        """
+        if native_of(target).neuron_config.on_device_sampling_config is not None:
+            return Returned(0, False, "it samples on the device, which returns tokens only")
+        return Returned(20, False, "its plugin returns no log-probs of prompts")
+
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return what the lane cannot do with a model of this config.json."""
         return tuple(_model_problems(target, config))
+
+    def capability(self, target: Target, name: BehaviourName) -> Capability:
+        """Return what a server of `target` can do of one thing that the checks ask for."""
+        return of_neuron(name)
 
     def toolchain(self, python: Path) -> dict[str, str]:
         """Return the versions that compiled code depends on."""

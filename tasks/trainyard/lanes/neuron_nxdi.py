@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.documents.artifacts import BundleManifest
+from trainyard.documents.behaviour import Capability
 from trainyard.lanes import nxdi_folder
 from trainyard.lanes.cache_files import empty
+from trainyard.lanes.capabilities import of_nxdi
 from trainyard.lanes.neuron_common import (
     as_json,
     common_arguments,
@@ -38,8 +40,8 @@ from trainyard.lanes.neuron_native import ascending_problems
 from trainyard.lanes.neuron_stages import neuron_stage
 from trainyard.lanes.neuron_support import NeuronLaneName, family_of
 from trainyard.lanes.neuron_toolchain import mismatches, read_neuron_toolchain
-from trainyard.lanes.protocol import LOOPBACK, ServerCommand, StartProof
-from trainyard.spec.model import Target
+from trainyard.lanes.protocol import LOOPBACK, Returned, ServerCommand, StartProof
+from trainyard.spec.model import BehaviourName, Target
 from trainyard.spec.neuron import NxdiConfig, NxdiSettings
 
 _LANE: NeuronLaneName = "neuron-nxdi"
@@ -77,9 +79,20 @@ class NxdiLane:
         """Return what is allowed but should be known, each as sentences."""
         return (*_warnings(target), *family_warnings(_LANE, config))
 
+    def returned(self, target: Target) -> Returned:
+        """Return what the plugin can do: its compiled graph returns tokens.
+
+        Versions that return more are not told apart; a log-prob that is not promised is not used.
+        """
+        return Returned(0, False, "its plugin promises tokens only")
+
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return what the lane cannot do with a model of this config.json."""
         return tuple(quantization_problems(target, config))
+
+    def capability(self, target: Target, name: BehaviourName) -> Capability:
+        """Return what a server of `target` can do of one thing that the checks ask for."""
+        return of_nxdi(name, target)
 
     def toolchain(self, python: Path) -> dict[str, str]:
         """Return the versions that compiled code depends on."""
@@ -322,13 +335,13 @@ def _warnings(target: Target) -> Iterator[str]:
     yield from _short_buckets(target, nxdi.override_neuron_config)
     if nxdi.override_neuron_config.on_device_sampling_config is not None:
         yield (
-            "Sampling on the device ignores presence and repetition penalties without a word: let "
-            "an accuracy task sample with them."
+            "Sampling on the device ignores presence and repetition penalties without a word: the "
+            "release will carry that as a warning."
         )
     if target.enable_prefix_caching and target.max_num_seqs == 1:
         yield (
-            "Prefix caching with max_num_seqs 1 gave wrong answers in plugin 0.2: let an accuracy "
-            "task share prefixes."
+            "Prefix caching with max_num_seqs 1 gave wrong answers in plugin 0.2: the behaviour "
+            "checks will stop a release that has them."
         )
 
 

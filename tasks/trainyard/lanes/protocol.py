@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainyard.documents.artifacts import BundleManifest
-from trainyard.spec.model import Target
+from trainyard.documents.behaviour import Capability
+from trainyard.spec.model import BehaviourName, Target
 
 LOOPBACK = "127.0.0.1"
 
@@ -39,6 +40,19 @@ class StartProof:
     new_files: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Returned:
+    """What a lane's server can tell about its answers, for one target."""
+
+    top_logprobs: int
+    """Most tokens whose log-probs it returns at each position of an answer; 0: none."""
+    prompt_logprobs: bool
+    """Does it return log-probs of the tokens of a prompt? Tasks that compare given answers
+    (log-likelihoods) need them."""
+    why: str = ""
+    """Why something is missing, as half a sentence; empty: nothing is."""
+
+
 class Lane(Protocol):
     """One way to compile and serve."""
 
@@ -56,8 +70,17 @@ class Lane(Protocol):
         `config` is the model's config.json, as far as it is known.
         """
 
+    def returned(self, target: Target) -> Returned:
+        """Return what the lane's server can tell about its answers."""
+
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         """Return what the lane cannot do with a model of this config.json, with the remedy."""
+
+    def capability(self, target: Target, name: BehaviourName) -> Capability:
+        """Return what a server of `target` can do of one thing that the behaviour checks ask for.
+
+        The tables are in `trainyard.lanes.capabilities`.
+        """
 
     def toolchain(self, python: Path) -> dict[str, str]:
         """Return the versions that go into the compile key, as seen by the serving interpreter.

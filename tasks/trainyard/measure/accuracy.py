@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainyard.documents.measurement import TaskScore
+from trainyard.documents.parity import TaskSamples
 from trainyard.errors import BadInput, Refused
 from trainyard.spec.model import AccuracyTask
+from trainyard.spec.tasks import GENERATE_INSTEAD, GENERATES, needs_logprobs
 
 CONCURRENCY = 8
 """Requests in flight; more does not help a server that runs fewer."""
+
+MAX_SAMPLES = 50_000
+"""Samples of a task whose scores are kept; of a larger task only the score is."""
+
+_DIGITS = 8
+"""Hex digits of a digest that tell samples apart which have the same number."""
 
 
 def evaluate(
@@ -23,8 +32,9 @@ def evaluate(
     served_model_name: str,
     model_dir: Path,
     max_model_len: int,
-) -> TaskScore:
-    """Run one task on a server and return its score.
+    prompt_logprobs: bool = True,
+) -> tuple[TaskScore, TaskSamples | None]:
+    """Run one task on a server and return its score, and the scores of its samples.
 
     Args:
         task: what to run; `path` is relative to `folder`.
@@ -33,9 +43,11 @@ def evaluate(
         served_model_name: the name requests ask for.
         model_dir: where the tokenizer is.
         max_model_len: tokens that prompt and answer may have together.
+        prompt_logprobs: does the server return log-probs of prompts?
 
     Raises:
-        BadInput: the harness does not know the task, or the task does not give the metric.
+        BadInput: the harness does not know the task, the server cannot answer such a task, or the
+            task does not give the metric.
         Refused: the harness failed.
     """
     from lm_eval import simple_evaluate
@@ -53,7 +65,10 @@ def evaluate(
                     f"lm-evaluation-harness knows no task {task.name!r}.",
                     hint="Name one of its tasks, or give the `path` of a task file.",
                 )
-            generates = _output_types(manager, task.name) == {"generate_until"}
+            outputs = _output_types(manager, task.name)
+            generates = outputs == {GENERATES}
+            if not (generates or prompt_logprobs):
+                raise BadInput(needs_logprobs(task.name, outputs), hint=GENERATE_INSTEAD)
             results = simple_evaluate(
                 model="local-completions",
                 model_args={
@@ -71,7 +86,7 @@ def evaluate(
                 num_fewshot=task.num_fewshot,
                 limit=task.limit,
                 task_manager=manager,
-                log_samples=False,
+                log_samples=True,
                 batch_size=1,
             )
         except BadInput:
@@ -81,7 +96,8 @@ def evaluate(
                 f"Accuracy task {task.name} failed: {type(error).__name__}: {error}",
                 hint="The log of the measurement has the details.",
             ) from error
-    return score_of(results or {}, task)
+    score = score_of(results or {}, task)
+    return score, samples_of(results or {}, task)
 
 
 def score_of(results: Mapping[str, Any], task: AccuracyTask) -> TaskScore:
@@ -113,6 +129,30 @@ def score_of(results: Mapping[str, Any], task: AccuracyTask) -> TaskScore:
         samples=int(samples.get("effective", 0)),
         version=str(results.get("versions", {}).get(task.name, "")),
     )
+
+
+def samples_of(results: Mapping[str, Any], task: AccuracyTask) -> TaskSamples | None:
+    """Return the scores of the samples of `task`, or of the tasks of that group.
+
+    None if there are none, too many, or the metric has no score for a single sample (such as
+    perplexity or BLEU of a whole corpus).
+    """
+    figures = results.get("results", {}).get(task.name, {})
+    name, _, chosen = (_metric_key(figures, task.metric) or task.metric).partition(",")
+    scores: dict[str, float] = {}
+    for inner, logged in results.get("samples", {}).items():
+        for sample in logged:
+            value = sample.get(name)
+            if sample.get("filter", chosen) != chosen or not isinstance(value, int | float):
+                continue
+            if not math.isfinite(value):
+                continue
+            digests = (str(sample.get(key, ""))[:_DIGITS] for key in ("prompt_hash", "target_hash"))
+            prefix = f"{inner}/" if inner != task.name else ""
+            scores[f"{prefix}{sample['doc_id']}-{'-'.join(digests)}"] = float(value)
+    if not 0 < len(scores) <= MAX_SAMPLES:
+        return None
+    return TaskSamples(name=task.name, metric=task.metric, scores=scores)
 
 
 def _metric_key(figures: Mapping[str, Any], metric: str) -> str | None:

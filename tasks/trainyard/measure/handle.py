@@ -14,14 +14,15 @@ from typing import IO
 
 from pydantic import ValidationError
 
+from trainyard.documents.parity import Reference
 from trainyard.errors import BadInput, OutOfCapacity, Refused, TrainyardError
-from trainyard.measure.job import EVENTS, Failure, Job, Outcome, Progress, Ready
+from trainyard.measure.job import EVENTS, Failure, Job, Made, Outcome, Progress, Ready
 from trainyard.serving.process import base_environment
 
 _LOOK_S = 0.5
 """Seconds between two looks at the server while nothing is reported."""
 
-Event = Ready | Progress | Outcome | Failure
+Event = Ready | Progress | Made | Outcome | Failure
 
 
 class MeasuringProcess:
@@ -81,6 +82,7 @@ class MeasuringProcess:
         *,
         on_progress: Callable[[float, str], None],
         check_server: Callable[[], None],
+        on_reference: Callable[[Reference], None] = lambda made: None,
     ) -> Outcome:
         """Measure and return the figures.
 
@@ -88,6 +90,7 @@ class MeasuringProcess:
             job: what to measure; its server answers already.
             on_progress: told the fraction (0 to 1) and what is measured now.
             check_server: called now and then; raises if the server is gone.
+            on_reference: given the reference of the parity check if one was made.
 
         Raises:
             BadInput: a task or metric of the spec does not exist, or packages are missing.
@@ -107,6 +110,8 @@ class MeasuringProcess:
             match event:
                 case Progress():
                     on_progress(event.fraction, event.message)
+                case Made():
+                    on_reference(event.reference)
                 case Outcome():
                     return event
                 case Failure():

@@ -6,7 +6,7 @@ A process of its own, because lm-evaluation-harness and vLLM's benchmark print, 
 change folders as they please, and because their imports take as long as the server's start, beside
 which they can run. Standard input: the job as one line of JSON, once the server answers; when it
 closes, this process ends. Standard output: events, one JSON object a line (`Ready`, `Progress`,
-`Outcome`, `Failure`). Standard error: all that the libraries say.
+`Made`, `Outcome`, `Failure`). Standard error: all that the libraries say.
 """
 
 from __future__ import annotations
@@ -16,14 +16,43 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Annotated, Literal, TextIO
 
 from pydantic import Field, TypeAdapter
 
 from trainyard.documents.base import Frozen
+from trainyard.documents.behaviour import Behaviour
 from trainyard.documents.measurement import LevelFigures, TaskScore
+from trainyard.documents.parity import (
+    AnswerFigures,
+    ParityFigures,
+    Reference,
+    ReferenceSettings,
+    TaskSamples,
+)
 from trainyard.errors import BadInput, TrainyardError
+from trainyard.measure.behaviour.run import BehaviourJob, run_behaviour
+from trainyard.measure.parity import Comparison, collect, compare
 from trainyard.spec.model import AccuracyTask, LoadLevel
+
+
+class ParityJob(Frozen):
+    """The parity check of a job."""
+
+    prompts: tuple[str, ...]
+    settings: ReferenceSettings
+    checkpoint_digest: str
+    near_tie: float
+    """Nats."""
+    top_logprobs: int
+    """Tokens whose log-probs the lane returns at each position; 0: none."""
+    key: str
+    """Of the reference."""
+    reference: Reference | None = None
+    """None: it is to be made."""
+    imported: bool = False
+    """The model is too large to be asked again here."""
 
 
 class Job(Frozen):
@@ -37,6 +66,11 @@ class Job(Frozen):
     """The task files of the plan."""
     tasks: tuple[AccuracyTask, ...]
     levels: tuple[LoadLevel, ...]
+    prompt_logprobs: bool = True
+    """Does the lane return log-probs of prompts? Without them only generating tasks can run."""
+    parity: ParityJob | None = None
+    behaviour: BehaviourJob | None = None
+    """None: no check of the behaviour is to be made."""
 
 
 class Ready(Frozen):
@@ -53,12 +87,25 @@ class Progress(Frozen):
     message: str
 
 
+class Made(Frozen):
+    """A reference was made, which is worth keeping whatever becomes of the measurement."""
+
+    event: Literal["made"] = "made"
+    reference: Reference
+
+
 class Outcome(Frozen):
     """All figures; the last event of a measurement that worked."""
 
     event: Literal["outcome"] = "outcome"
     accuracy: tuple[TaskScore, ...]
     latency: tuple[LevelFigures, ...]
+    samples: tuple[TaskSamples, ...] = ()
+    """Of the accuracy tasks."""
+    parity: ParityFigures | None = None
+    answers: tuple[AnswerFigures, ...] = ()
+    """Of the parity check."""
+    behaviour: Behaviour | None = None
 
 
 class Failure(Frozen):
@@ -71,7 +118,7 @@ class Failure(Frozen):
     hint: str
 
 
-Event = Annotated[Ready | Progress | Outcome | Failure, Field(discriminator="event")]
+Event = Annotated[Ready | Progress | Made | Outcome | Failure, Field(discriminator="event")]
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 
 
@@ -98,34 +145,105 @@ def main() -> int:
 def measure(job: Job, events: TextIO) -> Outcome:
     """Measure everything of `job`, reporting progress to `events`.
 
-    Accuracy comes first: its requests also warm the server up.
+    Accuracy comes first: its requests also warm the server up. Latency comes last, so that a
+    server that loses its breath in a behaviour check shows it.
     """
     from pathlib import Path
 
     from trainyard.measure.accuracy import evaluate
     from trainyard.measure.latency import run_level
 
-    parts = len(job.tasks) + len(job.levels)
+    checks = (job.parity is not None) + (job.behaviour is not None)
+    parts = len(job.tasks) + len(job.levels) + checks
     server = {"base_url": job.base_url, "served_model_name": job.served_model_name}
     model_dir = Path(job.model_dir)
+    done = 0
+
+    def tell(what: str, fraction: float = 0.0) -> None:
+        _send(events, Progress(fraction=(done + fraction) / parts, message=what))
+
     scores: list[TaskScore] = []
-    levels: list[LevelFigures] = []
+    samples: list[TaskSamples] = []
     for task in job.tasks:
-        _send(events, Progress(fraction=len(scores) / parts, message=f"accuracy: {task.name}"))
-        scores.append(
-            evaluate(
-                task,
-                folder=Path(job.assets_dir),
-                model_dir=model_dir,
-                max_model_len=job.max_model_len,
-                **server,
-            )
+        tell(f"accuracy: {task.name}")
+        score, of_task = evaluate(
+            task,
+            folder=Path(job.assets_dir),
+            model_dir=model_dir,
+            max_model_len=job.max_model_len,
+            prompt_logprobs=job.prompt_logprobs,
+            **server,
         )
+        scores.append(score)
+        samples += [of_task] if of_task is not None else []
+        done += 1
+    parity: Comparison | None = None
+    if job.parity is not None:
+        parity = _parity(job.parity, job, events, lambda share, what: tell(what, share))
+        done += 1
+    behaviour = None
+    if job.behaviour is not None:
+        tell("behaviour")
+        behaviour = run_behaviour(
+            job.behaviour,
+            model_dir=model_dir,
+            assets_dir=Path(job.assets_dir),
+            max_model_len=job.max_model_len,
+            **server,
+        )
+        done += 1
+    levels: list[LevelFigures] = []
     for level in job.levels:
-        done = len(scores) + len(levels)
-        _send(events, Progress(fraction=done / parts, message=f"latency: level {level.name}"))
+        tell(f"latency: level {level.name}")
         levels.append(run_level(level, model_dir=model_dir, **server))
-    return Outcome(accuracy=tuple(scores), latency=tuple(levels))
+        done += 1
+    return Outcome(
+        accuracy=tuple(scores),
+        latency=tuple(levels),
+        samples=tuple(samples),
+        parity=None if parity is None else parity.figures,
+        answers=() if parity is None else parity.answers,
+        behaviour=behaviour,
+    )
+
+
+def _parity(
+    parity: ParityJob, job: Job, events: TextIO, tell: Callable[[float, str], None]
+) -> Comparison:
+    """Compare the server's answers with the reference, which is made if there is none."""
+    from pathlib import Path
+
+    from trainyard.measure.reference import Rescorer, make_reference
+
+    model_dir = Path(job.model_dir)
+    reference = parity.reference
+    if reference is None:
+        reference = make_reference(
+            model_dir,
+            parity.prompts,
+            parity.settings,
+            checkpoint_digest=parity.checkpoint_digest,
+            tell=tell,
+        )
+        _send(events, Made(reference=reference))
+    tell(0.9, "parity: asking the server")
+    served = collect(
+        parity.prompts,
+        base_url=job.base_url,
+        served_model_name=job.served_model_name,
+        max_tokens=parity.settings.max_tokens,
+        top_logprobs=parity.top_logprobs,
+    )
+    with Rescorer(model_dir, parity.settings.dtype) as rescorer:
+        return compare(
+            reference,
+            served,
+            key=parity.key,
+            near_tie=parity.near_tie,
+            top_logprobs=parity.top_logprobs,
+            rescore=None if parity.imported else rescorer.positions,
+            reused=parity.reference is not None,
+        )
 
 
 def _prepare() -> None:
@@ -154,7 +272,7 @@ def _prepare() -> None:
     datasets.disable_progress_bars()
 
 
-def _send(events: TextIO, event: Ready | Progress | Outcome | Failure) -> None:
+def _send(events: TextIO, event: Ready | Progress | Made | Outcome | Failure) -> None:
     events.write(event.model_dump_json() + "\n")
     events.flush()
 

@@ -139,6 +139,22 @@ class AirflowApi:
         found: dict[str, Any] = response.json()
         return found
 
+    def runs(self, dag_id: str, *, most: int = 1000) -> list[dict[str, Any]]:
+        """Return the newest runs of a DAG as Airflow describes them; none without such a DAG."""
+        found: list[dict[str, Any]] = []
+        while len(found) < most:
+            # Airflow gives a hundred at a time, whatever is asked for.
+            path = f"/api/v2/dags/{dag_id}/dagRuns?limit=100&offset={len(found)}"
+            response = self.request("GET", f"{path}&order_by=-run_after")
+            if response.status_code == 404:
+                return []
+            _check(response, f"the runs of {dag_id}")
+            page: list[dict[str, Any]] = response.json()["dag_runs"]
+            found += page
+            if len(page) < 100:
+                break
+        return found
+
     def run_state(self, dag_id: str, run_id: str) -> str:
         """Return a run's state, such as `running` or `success`."""
         return str(self.run(dag_id, run_id)["state"])

@@ -39,7 +39,8 @@ def bar(check: Check) -> Bar | None:
     if check.observed is None or not limits:
         return None
     largest = max(check.observed, *limits)
-    if largest <= 0:
+    # A bar begins at zero; differences from something else may lie below it.
+    if largest <= 0 or min(check.observed, *limits) < 0:
         return None
 
     def place(value: float | None) -> float | None:

@@ -71,6 +71,8 @@ def _state(channel: Channel) -> tuple[str, Tone]:
     words = rollout.phase.replace("_", " ")
     if rollout.phase == "rolling_back":
         return words, "fail"
+    if rollout.paused is not None:
+        return f"{words}, paused", "warn"
     if rollout.held_since is not None:
         return f"{words}, undecided", "warn"
     if rollout.phase in ("shifting", "holding") and rollout.plan.steps:

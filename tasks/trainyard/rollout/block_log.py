@@ -11,6 +11,7 @@ from trainyard.documents.evidence import Block, JudgeSpec, default_metrics
 from trainyard.documents.look import Comparison, Look
 from trainyard.errors import BadInput, NotFound
 from trainyard.rollout.channel_store import read_channel
+from trainyard.rollout.history_log import HistoryLog
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.slices import blocks_from_snapshots
 from trainyard.store.protocol import Store
@@ -86,8 +87,10 @@ def stored_log(
             f"Rollout {number} of {model} in {environment} compared nothing.",
             hint="It ended before its candidate had traffic, or had nothing to be compared with.",
         )
+    history = HistoryLog(store).read(model, environment, number)
+    before = history.snapshots if history is not None else ()
     blocks = blocks_from_snapshots(
-        [look.snapshot for look in looks],
+        [*before, *(look.snapshot for look in looks)],
         exposed_since=comparison.exposed_since,
         candidate=comparison.candidate,
         stable=comparison.stable,

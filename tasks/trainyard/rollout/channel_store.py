@@ -80,9 +80,13 @@ def write_channel(store: Store, channel: Channel, *, version: str | None) -> str
 
 def list_channels(store: Store, *, model: str = "") -> tuple[Channel, ...]:
     """Return all channels (of one model), sorted by model and environment. Raises CorruptFile."""
+    return tuple(read_document(store, key, Channel) for key in channel_keys(store, model=model))
+
+
+def channel_keys(store: Store, *, model: str = "") -> tuple[str, ...]:
+    """Return the keys of all channels (of one model), sorted by model and environment."""
     prefix = f"{CHANNELS}/{check_name(model, 'Model')}" if model else CHANNELS
-    keys = [entry.key for entry in store.list(prefix)]
-    return tuple(read_document(store, key, Channel) for key in keys if key.count("/") == 2)
+    return tuple(entry.key for entry in store.list(prefix) if entry.key.count("/") == 2)
 
 
 def reset_channel(store: Store, model: str, environment: str) -> str:
@@ -105,7 +109,7 @@ def reset_channel(store: Store, model: str, environment: str) -> str:
         raise Busy(
             f"Rollout {channel.rollout.number} of {channel.rollout.release_id} is under way in "
             f"{environment}.",
-            hint="End it first: mark the task `rollout` of its run in Airflow as failed.",
+            hint=f"End it first: `trainyard abort {model} {environment}`.",
         )
     content = short(digest(channel.model_dump(mode="json", by_alias=True)))
     key = f"{ARCHIVE}/{model}/{environment}/{channel.generation:06d}-{content}.json"

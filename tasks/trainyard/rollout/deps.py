@@ -11,6 +11,7 @@ from trainyard.documents.base import Provenance
 from trainyard.documents.evidence import Block, JudgeSpec, Verdict
 from trainyard.documents.release import Release
 from trainyard.errors import NotFound
+from trainyard.rollout.history_log import HistoryLog
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.metrics import MetricReader
 from trainyard.rollout.outbox import Outbox, RolloutEvent
@@ -55,12 +56,14 @@ class RolloutDeps:
     now: Callable[[], datetime] = _utc_now
     sleep: Callable[[float], None] = time.sleep
     looks: LookLog = field(init=False)
+    history: HistoryLog = field(init=False)
     outbox: Outbox = field(init=False)
     _releases: dict[str, Release] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make the caches; all of them are of things that never change."""
         object.__setattr__(self, "looks", LookLog(self.store))
+        object.__setattr__(self, "history", HistoryLog(self.store))
         object.__setattr__(self, "outbox", Outbox(self.store, self.tell, self.notify))
 
     def release(self, model: str, release_id: str) -> Release:

@@ -19,6 +19,7 @@ from datetime import datetime
 from trainyard.approvals import demand_approval
 from trainyard.documents.channel import (
     EXPOSED_PHASES,
+    WAITING_LIMIT,
     Channel,
     Outcome,
     Rollout,
@@ -26,7 +27,7 @@ from trainyard.documents.channel import (
     RolloutPlan,
 )
 from trainyard.documents.release import Release
-from trainyard.errors import Busy, Conflict, NotFound, StaleDriver, TrainyardError
+from trainyard.errors import Busy, Conflict, NotFound, Refused, StaleDriver, TrainyardError
 from trainyard.rollout.act import act, strays
 from trainyard.rollout.adopted import known_release
 from trainyard.rollout.channel_store import (
@@ -41,6 +42,8 @@ from trainyard.rollout.events import (
     DriverClaimed,
     Event,
     OutcomeNoted,
+    QueueJoined,
+    QueueLeft,
     RequesterNoted,
     RolloutRequested,
 )
@@ -52,7 +55,7 @@ from trainyard.rollout.plan_rollout import (
     recorded_reason,
     rollback_target,
 )
-from trainyard.rollout.state_machine import commands_for, step
+from trainyard.rollout.state_machine import commands_for, place_in_line, step
 from trainyard.rollout.words import describe_entry
 from trainyard.serving.protocol import ServerStatus
 from trainyard.store.layout import rollout_prefix
@@ -118,19 +121,31 @@ def start_rollout(
     Going on raises the epoch, so that whoever drove the rollout before stops. A run whose rollout
     is over gets the channel as it is, until it has been settled; then it may try again.
 
+    Where the environment lets requests wait, one that comes while the channel is in use, or while
+    others wait that came before, is in `waiting` of the channel that is returned: call again until
+    it is not.
+
     Returns:
-        The channel. If its rollout does not belong to `run_id`, there was nothing to do.
+        The channel. If its rollout does not belong to `run_id`, and it does not wait, there was
+        nothing to do.
 
     Raises:
         Busy, BadInput, NotFound, Refused: as `plan_rollout`.
-        Refused: also if the environment takes only what was approved, and this was not.
+        Refused: also if it has waited for `queue_timeout_s`, or if the environment takes only what
+            was approved, and this was not.
         Conflict: others kept changing the channel.
     """
     now = deps.now()
+    rules = deps.environment(environment)
 
     def change(channel: Channel) -> Channel:
         if goes_on(channel, run_id, release_id):
             return step(channel, DriverClaimed(run_id), now)[0]
+        busy = channel.in_progress or place_in_line(channel, run_id, now) > 0
+        if busy and rules.concurrent_requests == "queue":
+            _refuse_to_wait(channel, run_id, rules.queue_timeout_s, now)
+            return step(channel, QueueJoined(run_id, release_id, requested_by), now)[0]
+        channel = step(channel, QueueLeft(run_id), now)[0]
         plan = plan_for(deps, channel, release_id, force=force, reason=reason)[1]
         if isinstance(plan, NothingToDo):
             return channel
@@ -139,7 +154,49 @@ def start_rollout(
         why = recorded_reason(deps.environment(environment), now, force=force, reason=reason)
         return _requested(deps, channel, release_id, plan, run_id, requested_by, why, now)
 
-    return change_channel(deps.store, model, environment, change)
+    try:
+        return change_channel(deps.store, model, environment, change)
+    except TrainyardError as error:
+        if not error.retryable or isinstance(error, Busy):
+            leave_queue(deps, model, environment, run_id)
+        raise
+
+
+def waits(channel: Channel, run_id: str) -> bool:
+    """Tell whether a run waits for the channel."""
+    return any(waiting.run_id == run_id for waiting in channel.waiting)
+
+
+def leave_queue(deps: RolloutDeps, model: str, environment: str, run_id: str) -> Channel:
+    """Let a run wait no longer. Idempotent."""
+    now = deps.now()
+    return change_channel(
+        deps.store, model, environment, lambda channel: step(channel, QueueLeft(run_id), now)[0]
+    )
+
+
+def waiting_summary(channel: Channel, run_id: str, now: datetime) -> str:
+    """Return what a run that waits is waiting for, in one sentence or two."""
+    before = place_in_line(channel, run_id, now)
+    line = f"{before} request{'s' * (before != 1)} before it. " if before else ""
+    own = next((w for w in channel.waiting if w.run_id == run_id), None)
+    name = own.release_id if own is not None else "The request"
+    return f"{name} waits for the channel. {line}{summary_of(channel)}"
+
+
+def _refuse_to_wait(channel: Channel, run_id: str, timeout_s: float, now: datetime) -> None:
+    own = next((w for w in channel.waiting if w.run_id == run_id), None)
+    if own is not None and (now - own.since).total_seconds() >= timeout_s:
+        raise Refused(
+            f"{own.release_id} has waited for {timeout_s:g} s. {summary_of(channel)}",
+            hint="Ask again once the rollout under way is over, or end it.",
+        )
+    if own is None and len(channel.waiting) >= WAITING_LIMIT:
+        raise Busy(
+            f"{len(channel.waiting)} requests wait for {channel.environment} of {channel.model} "
+            "already.",
+            hint="Wait until some of them are over.",
+        )
 
 
 def goes_on(channel: Channel, run_id: str, release_id: str | None = None) -> bool:
@@ -414,8 +471,10 @@ def summary_of(channel: Channel) -> str:
     if rollout is None:
         return f"{channel.environment} of {channel.model} has had no rollout yet."
     if rollout.outcome is None:
+        pause = rollout.paused
+        paused = f" (paused by {pause.who or 'somebody'}: {pause.reason})" if pause else ""
         return (
-            f"{rollout.release_id} in {channel.environment}: {rollout.phase}, "
+            f"{rollout.release_id} in {channel.environment}: {rollout.phase}{paused}, "
             f"{channel.weights.candidate} % of the traffic to the candidate. {rollout.reason}"
         )
     how = rollout.outcome.replace("_", " ")
@@ -489,6 +548,7 @@ def settle(
     number = number_of_run(read_channel(deps.store, model, environment), run_id)
 
     def change(channel: Channel) -> Channel:
+        channel = step(channel, QueueLeft(run_id), now)[0]
         if not _drives(channel, run_id, number) or not channel.in_progress:
             return channel
         claimed = step(channel, DriverClaimed(run_id), now)[0]

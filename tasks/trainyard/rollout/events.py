@@ -107,6 +107,18 @@ class FuseBlown:
     """The candidate is broken beyond statistics."""
 
     reason: str
+    against_release: bool = True
+    """False: what is broken is the machine, so the release may come again."""
+
+
+@dataclass(frozen=True)
+class Sighted:
+    """A look was tried: who could be seen?"""
+
+    candidate: str
+    """Why the release under test was not seen, in a few words; empty if it was."""
+    stable: str
+    """As `candidate`, of the release that it is compared with."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,62 @@ class AbortRequested:
 
     reason: str
     who: str = ""
+
+
+@dataclass(frozen=True)
+class PauseRequested:
+    """Somebody wants the weights to stay where they are; looks and safety go on."""
+
+    reason: str
+    who: str = ""
+
+
+@dataclass(frozen=True)
+class ResumeRequested:
+    """Somebody wants a paused rollout to go on."""
+
+    reason: str = ""
+    who: str = ""
+
+
+@dataclass(frozen=True)
+class PromotionForced:
+    """Somebody answers for the candidate, so that it bakes without the judge's proof."""
+
+    reason: str
+    who: str = ""
+
+
+@dataclass(frozen=True)
+class QueueJoined:
+    """A run waits for the channel, or shows that it still does."""
+
+    run_id: str
+    release_id: str
+    requested_by: str = ""
+
+
+@dataclass(frozen=True)
+class QueueLeft:
+    """A run does not wait for the channel any more."""
+
+    run_id: str
+
+
+@dataclass(frozen=True)
+class ObjectiveMissed:
+    """The stable release misses its objectives, or they cannot be told."""
+
+    alert: str
+    """Its name; the same alert is noted once until it is over."""
+    why: str
+
+
+@dataclass(frozen=True)
+class ObjectiveMet:
+    """An alert of the watch is over."""
+
+    alert: str
 
 
 @dataclass(frozen=True)
@@ -157,9 +225,17 @@ Event = (
     | RouteSeen
     | WarmedUp
     | Looked
+    | Sighted
     | FuseBlown
     | ControllerLost
     | AbortRequested
+    | PauseRequested
+    | ResumeRequested
+    | PromotionForced
+    | QueueJoined
+    | QueueLeft
+    | ObjectiveMissed
+    | ObjectiveMet
     | OutcomeNoted
     | RequesterNoted
     | Adopted

@@ -28,6 +28,17 @@ class LookLog:
                 self._known[key] = read_document(self._store, key, Look)
         return [self._known[key] for key in keys]
 
+    def newest(self, model: str, environment: str, number: int) -> Look | None:
+        """Return the newest look of a rollout that was read or written here; None if none was.
+
+        Asks the store only if nothing is known of the rollout.
+        """
+        folder = f"{_folder(model, environment, number)}/"
+        mine = [look for key, look in self._known.items() if key.startswith(folder)]
+        if not mine:
+            mine = self.read(model, environment, number)
+        return max(mine, key=lambda look: look.snapshot.at, default=None)
+
     def write(self, model: str, environment: str, look: Look) -> tuple[str, Look]:
         """Store a look, unless another driver has written this slot: then that one counts.
 

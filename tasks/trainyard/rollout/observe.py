@@ -18,6 +18,7 @@ from trainyard.documents.look import (
 )
 from trainyard.errors import TrainyardError
 from trainyard.rollout.deps import RolloutDeps
+from trainyard.rollout.device_errors import device_trouble
 from trainyard.rollout.events import (
     ControllerLost,
     Event,
@@ -26,10 +27,12 @@ from trainyard.rollout.events import (
     RouteSeen,
     ServerSeen,
     ServersSeen,
+    Sighted,
     TimePassed,
     TrafficSeen,
 )
 from trainyard.rollout.looks import look_key
+from trainyard.rollout.sight import unseen
 from trainyard.rollout.slices import blocks_from_snapshots
 from trainyard.rollout.state_machine import has_comparison
 from trainyard.rollout.words import describe_look
@@ -49,6 +52,17 @@ class Sight:
     """Lines for people that are in no event."""
 
 
+@dataclass(frozen=True)
+class _Looking:
+    """What one look found."""
+
+    events: tuple[Event, ...]
+    messages: tuple[str, ...]
+
+
+_CLOCK_WENT_BACK = "the clock went back behind the last look"
+
+
 def observe(deps: RolloutDeps, channel: Channel, now: datetime) -> Sight:
     """Look at everything that matters to the rollout under way.
 
@@ -65,12 +79,12 @@ def observe(deps: RolloutDeps, channel: Channel, now: datetime) -> Sight:
     if route is not None:
         events.append(route_seen(route))
     messages: tuple[str, ...] = ()
-    if _is_look_due(deps, channel, rollout, now):
-        look, key = _look(deps, channel, rollout, servers or (), route, now)
-        if look.message:
-            messages = (look.message,)
-        if look.verdict is not None:
-            events.append(Looked(look.verdict, key))
+    if _is_before_its_looks(deps, channel, rollout, now):
+        events.append(Sighted(_CLOCK_WENT_BACK, _CLOCK_WENT_BACK))
+    elif _is_look_due(deps, channel, rollout, now):
+        looking = _look(deps, channel, rollout, servers or (), route, now)
+        messages = looking.messages
+        events.extend(looking.events)
     events.append(TimePassed())
     return Sight(tuple(events), tuple(servers or ()), messages)
 
@@ -147,6 +161,16 @@ def _is_look_due(deps: RolloutDeps, channel: Channel, rollout: Rollout, now: dat
     return not deps.store.exists(key)
 
 
+def _is_before_its_looks(
+    deps: RolloutDeps, channel: Channel, rollout: Rollout, now: datetime
+) -> bool:
+    """Tell whether the clock has gone back behind a look: the slices of now are taken already."""
+    if not has_comparison(rollout.plan) or rollout.exposed_since is None:
+        return False
+    newest = deps.looks.newest(channel.model, channel.environment, rollout.number)
+    return newest is not None and newest.snapshot.at > now
+
+
 def _look(
     deps: RolloutDeps,
     channel: Channel,
@@ -154,19 +178,23 @@ def _look(
     servers: Sequence[ServerStatus],
     route: RouteStatus | None,
     now: datetime,
-) -> tuple[Look, str]:
+) -> _Looking:
     """Read all counters, ask the judge about everything so far, and store both as one look."""
+    model, environment = channel.model, channel.environment
     compared = {rollout.release_id, rollout.reference_id}
     ready = [s for s in servers if s.state == "ready" and s.release_id in compared]
+    pods = deps.metrics.read(environment, ready)
     snapshot = Snapshot(
         at=now,
         phase=rollout.phase,
         step_index=rollout.step_index,
-        pods=deps.metrics.read(ready),
+        pods=pods,
         route=_route_counters(route, compared) if route is not None else None,
+        devices=deps.metrics.devices(environment, pods),
     )
-    earlier = deps.looks.read(channel.model, channel.environment, rollout.number)
-    verdict = _verdict(deps, rollout, [*(look.snapshot for look in earlier), snapshot])
+    past = [look.snapshot for look in deps.looks.read(model, environment, rollout.number)]
+    history = deps.history.gather(model, environment, rollout, deps.metrics, ready, now)
+    verdict = _verdict(deps, rollout, [*history, *past, snapshot])
     slot = slot_of(rollout, now)
     weight = snapshot.route.weights.get(rollout.release_id, 0) if snapshot.route else 0
     look = Look(
@@ -177,8 +205,28 @@ def _look(
         comparison=_comparison(rollout) if verdict is not None else None,
         message=describe_look(slot, weight, verdict) if verdict is not None else "",
     )
-    key, stored = deps.looks.write(channel.model, channel.environment, look)
-    return stored, key
+    key, stored = deps.looks.write(model, environment, look)
+    events: list[Event] = [_sighted(rollout, past, stored.snapshot, ready)]
+    trouble = device_trouble(
+        [*past, stored.snapshot], candidate=rollout.release_id, stable=rollout.reference_id
+    )
+    if trouble is not None:
+        events.append(FuseBlown(f"Fuse: {trouble.reason}", trouble.against_release))
+    if stored.verdict is not None:
+        events.append(Looked(stored.verdict, key))
+    return _Looking(tuple(events), (stored.message,) if stored.message else ())
+
+
+def _sighted(
+    rollout: Rollout, past: Sequence[Snapshot], now: Snapshot, ready: Sequence[ServerStatus]
+) -> Sighted:
+    reference = rollout.reference_id
+    gone = rollout.phase == "baking" and all(s.release_id != reference for s in ready)
+    return Sighted(
+        candidate=unseen(past, now, rollout.release_id, ready),
+        # In the bake the old release may be gone already; there is nothing to see, then.
+        stable="" if gone else unseen(past, now, reference, ready),
+    )
 
 
 def _verdict(deps: RolloutDeps, rollout: Rollout, snapshots: Sequence[Snapshot]) -> Verdict | None:

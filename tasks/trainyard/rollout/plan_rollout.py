@@ -135,6 +135,7 @@ def promotion_plan(
         max_duration_s=spec.max_duration_s,
         on_undecided=spec.on_undecided,
         max_hold_s=spec.max_hold_s,
+        max_pause_s=spec.max_pause_s,
         warm_up_requests=spec.warm_up_requests,
         deploy_timeout_s=spec.deploy_timeout_s,
         drain_timeout_s=drain_timeout_s,
@@ -192,6 +193,7 @@ def plan_rollback(
         max_duration_s=spec.max_duration_s,
         on_undecided=spec.on_undecided,
         max_hold_s=spec.max_hold_s,
+        max_pause_s=spec.max_pause_s,
         warm_up_requests=spec.warm_up_requests,
         deploy_timeout_s=spec.deploy_timeout_s,
         drain_timeout_s=drain_timeout_s,
@@ -256,6 +258,8 @@ def judge_spec(spec: RolloutSpec) -> JudgeSpec:
             min_requests_per_block=settings.min_requests_per_block,
             min_blocks_last_step=settings.min_blocks_last_step,
             last_weight=spec.steps[-1].weight,
+            prompt_drift=settings.prompt_drift,
+            prefix_drift=settings.prefix_drift,
             covariance=Covariance().with_block_noise(settings.block_noise),
         )
     except ValidationError as error:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from trainyard.documents.channel import Channel
 from trainyard.errors import BadInput, StaleDriver
+from trainyard.rollout import by_hand
 from trainyard.rollout.channel_store import read_channel
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.driver import (
@@ -23,11 +24,16 @@ from trainyard.rollout.driver import (
     settle,
     start_rollout,
     summary_of,
+    waiting_summary,
+    waits,
 )
 from trainyard.rollout.plan_rollout import NothingToDo, describe_plan
 
 Kind = Literal["promote", "rollback"]
 Tick = Callable[[], DriveResult]
+
+WAIT_PAUSE_S = 2.0
+"""Seconds between two looks at whether a request may begin that waits."""
 
 WATCH_PAUSE_S = 2.0
 """Seconds between two looks at a rollout that somebody else drives."""
@@ -57,10 +63,19 @@ class Rollouts:
         channel = read_channel(self.deps.store, model, environment)
         if goes_on(channel, run_id, release_id):
             return summary_of(channel)
+        waiting = ""
+        if self._lets_wait(channel):
+            # What else there is to be refused need not wait.
+            waiting = f"It waits for its turn: {summary_of(channel)} Then, as it looks now: "
+            channel = _as_if_over(channel)
         release, plan = plan_for(self.deps, channel, release_id, force=force, reason=reason)
         if isinstance(plan, NothingToDo):
-            return plan.message
-        return describe_plan(release, plan)
+            return f"{waiting}{plan.message}"
+        return f"{waiting}{describe_plan(release, plan)}"
+
+    def _lets_wait(self, channel: Channel) -> bool:
+        rules = self.deps.environment(channel.environment)
+        return channel.in_progress and rules.concurrent_requests == "queue"
 
     def begin(
         self,
@@ -90,19 +105,44 @@ class Rollouts:
             raise BadInput(
                 f"No release of {model} was named.", hint="Say which release is to be promoted."
             )
-        channel = start_rollout(
-            self.deps,
-            model,
-            environment,
-            release_id,
-            run_id=run_id,
-            force=force,
-            reason=reason,
-            requested_by=requested_by,
-        )
-        if not goes_on(channel, run_id):
-            return lambda: _nothing_to_do(channel)
-        return self._tick(channel)
+
+        def request() -> Channel:
+            return start_rollout(
+                self.deps,
+                model,
+                environment,
+                release_id,
+                run_id=run_id,
+                force=force,
+                reason=reason,
+                requested_by=requested_by,
+            )
+
+        return self._in_its_turn(request(), request, run_id)
+
+    def _in_its_turn(self, channel: Channel, request: Callable[[], Channel], run_id: str) -> Tick:
+        """Return the tick of a promotion, which asks again while it has to wait."""
+        if not waits(channel, run_id):
+            if not goes_on(channel, run_id):
+                return lambda: _nothing_to_do(channel)
+            return self._tick(channel)
+        begun: Tick | None = None
+        said = ""
+
+        def tick() -> DriveResult:
+            nonlocal begun, said
+            if begun is not None:
+                return begun()
+            current = request()
+            if not waits(current, run_id):
+                begun = self._in_its_turn(current, request, run_id)
+                return begun()
+            summary = waiting_summary(current, run_id, self.deps.now())
+            messages = (summary,) if summary != said else ()
+            said = summary
+            return DriveResult(False, current, None, summary, messages, WAIT_PAUSE_S)
+
+        return tick
 
     def _begin_rollback(
         self,
@@ -159,6 +199,18 @@ class Rollouts:
         """End the rollout under way. Raises NotFound if there is none."""
         return abort(self.deps, model, environment, reason=reason, who=who)
 
+    def pause(self, *, model: str, environment: str, reason: str, who: str = "") -> Channel:
+        """Freeze the weights of the rollout under way. Raises BadInput, Refused."""
+        return by_hand.pause(self.deps, model, environment, reason=reason, who=who)
+
+    def resume(self, *, model: str, environment: str, reason: str = "", who: str = "") -> Channel:
+        """Let a paused rollout go on. Raises Refused."""
+        return by_hand.resume(self.deps, model, environment, reason=reason, who=who)
+
+    def promote_now(self, *, model: str, environment: str, reason: str, who: str = "") -> Channel:
+        """Take the candidate to the bake; `who` answers for it. Raises BadInput, Refused."""
+        return by_hand.promote_now(self.deps, model, environment, reason=reason, who=who)
+
     def _tick(self, channel: Channel) -> Tick:
         assert channel.rollout is not None
         driver, number = channel.rollout.driver, channel.rollout.number
@@ -189,6 +241,14 @@ class Rollouts:
             return DriveResult(False, channel, None, summary_of(channel), (), WATCH_PAUSE_S)
         summary = f"Rollout {number} is in no channel any more; the channel was reset."
         return DriveResult(True, channel, "withdrawn", summary)
+
+
+def _as_if_over(channel: Channel) -> Channel:
+    """Return the channel as if the rollout under way had ended without a change."""
+    rollout = channel.rollout
+    assert rollout is not None
+    over = rollout.model_copy(update={"outcome": rollout.ending or "withdrawn"})
+    return channel.model_copy(update={"rollout": over, "candidate": None})
 
 
 def _is_rollback(channel: Channel) -> bool:

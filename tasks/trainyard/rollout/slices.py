@@ -4,7 +4,9 @@ A slice is the time between two consecutive snapshots. It counts only where its 
 
 * the router was asked at both ends, had not been restarted in between, and had the same weights in
   effect at both; otherwise nobody knows which share of the traffic the figures stand for;
-* the server is the same start of the same server and no counter went backwards;
+* the server is the same start of the same server, no counter went backwards, and the figures are
+  newer than the ones before; counters that stand still while the router sends the server requests
+  are a source that has frozen;
 * both ends lie in the candidate's exposure, or both before it: the latter are rows of stable alone
   with weight 0, from which the judge learns stable's noise.
 
@@ -12,18 +14,25 @@ Latencies count only while a server of the candidate gets at most `LOAD_PARITY` 
 requests as one of stable's: a busier server is slower, whatever it serves. A candidate that gets
 fewer is compared all the same; that can only hide harm for a while, not invent it.
 
+Figures that somebody else has read off the servers (a Prometheus) are older than the look. They
+count for a weight only if the router had it already when they were read.
+
 Whatever is not comparable is missing. It is never taken for zero, and never negative.
 
 Metrics:
 
 =============  =======  ========================================================================
 `ttft`         average  seconds to the first token, a request
-`tpot`         average  seconds per output token after the first. One value a request where the
-                        server has it; else the mean over output events, counted as many times
-                        as requests finished, because events of one request are not independent
+`tpot`         average  seconds per output token after the first. One value a request where both
+                        releases have it; else the mean over output events of both, counted as
+                        many times as requests finished, because events of one request are not
+                        independent (the two are different averages, so they are never mixed)
 `errors`       count    requests that failed at the router, of those that ended there
 `ttft_tail`    count    requests whose first token came later than a bucket edge that is fixed
                         before exposure: the lowest one that 99 % of stable's requests kept
+`prompts`      average  tokens of a prompt; for the judge's guard against another mix of prompts
+`prefix_hits`  count    tokens found in the prefix cache, of those looked for; for its guard
+                        against a cold cache
 =============  =======  ========================================================================
 """
 
@@ -51,6 +60,13 @@ two may be compared."""
 ROUTER = "router"
 """Name under which the router's counts of a release appear in place of a server's."""
 
+FROZEN_REQUESTS = 20
+"""Requests that a server must have been sent for counters that stand still to be a frozen source:
+at equal shares it gets none of so many by accident once in 10**8 slices."""
+
+LONGEST_HISTORY_SLICE_S = 600.0
+"""A slice of history that is longer is a gap, over which pods' noise has averaged out."""
+
 
 def blocks_from_snapshots(
     snapshots: Sequence[Snapshot],
@@ -71,13 +87,16 @@ def blocks_from_snapshots(
     ordered = sorted(snapshots, key=lambda snapshot: snapshot.at)
     fixed = tail_edge(ordered, stable=stable, exposed_since=exposed_since)
     blocks: list[Block] = []
+    by_events = False
     for index, (before, after) in enumerate(pairwise(ordered)):
+        by_events = by_events or _has_events_only(after)
         if after.at <= before.at:
             continue
         if after.at <= exposed_since:
             early = fixed is not None and ordered[fixed[1]].at <= exposed_since
             edge = fixed[0] if fixed is not None and early else None
-            blocks.extend(_history(before, after, stable, exposed_since, edge))
+            if (after.at - before.at).total_seconds() <= LONGEST_HISTORY_SLICE_S:
+                blocks.extend(_history(before, after, stable, exposed_since, edge, by_events))
             continue
         if before.at < exposed_since:
             continue
@@ -95,13 +114,46 @@ def blocks_from_snapshots(
                 weight=route[1].weights.get(candidate, 0),
             )
             if load_ratio(after, candidate=candidate, stable=stable) <= LOAD_PARITY:
-                blocks.extend(_server_blocks(slice_, before, after, edge))
+                pairs = [
+                    (old, new)
+                    for old, new in comparable_pods(before, after, release_id)
+                    if _had_weights(ordered[: index + 1], old.read_at, route[1])
+                ]
+                blocks.extend(_server_blocks(slice_, pairs, edge, by_events))
             blocks.extend(_error_blocks(slice_, *route))
     return blocks
 
 
+def _has_events_only(snapshot: Snapshot) -> bool:
+    """Tell whether a server has no time per output token a request, only times of events."""
+    return any(pod.tpot is not None and pod.tpot_requests is not None for pod in snapshot.pods)
+
+
+def _had_weights(earlier: Sequence[Snapshot], since: datetime | None, now: RouteCounters) -> bool:
+    """Tell whether the router has had the weights of now ever since a moment.
+
+    Args:
+        earlier: snapshots up to the slice's beginning, oldest first.
+        since: None is the slice's beginning, at which the weights are known to have been there.
+        now: the weights.
+    """
+    if since is None:
+        return True
+    for snapshot in reversed(earlier):
+        if snapshot.route is None or _comparable(snapshot.route, now) is None:
+            return False
+        if snapshot.at <= since:
+            return True
+    return False
+
+
 def _history(
-    before: Snapshot, after: Snapshot, stable: str, exposed_since: datetime, edge: str | None
+    before: Snapshot,
+    after: Snapshot,
+    stable: str,
+    exposed_since: datetime,
+    edge: str | None,
+    by_events: bool,
 ) -> list[Block]:
     """Return the rows of stable alone, before exposure: what its noise is learned from.
 
@@ -114,7 +166,8 @@ def _history(
         track="stable",
         weight=0,
     )
-    blocks = _server_blocks(slice_, before, after, edge)
+    pairs = comparable_pods(before, after, stable)
+    blocks = _server_blocks(slice_, pairs, edge, by_events)
     route = _comparable(before.route, after.route)
     return blocks + (_error_blocks(slice_, *route) if route is not None else [])
 
@@ -221,15 +274,51 @@ def _comparable(
     return (before, after) if weights[0] == weights[1] else None
 
 
+Pair = tuple[PodCounters, PodCounters]
+"""The counters of one start of one server at both ends of a slice."""
+
+
+def comparable_pods(before: Snapshot, after: Snapshot, release_id: str) -> list[Pair]:
+    """Return those servers of a release whose counters can be compared over a slice."""
+    earlier = {start_of(pod): pod for pod in before.pods if pod.release_id == release_id}
+    pods = [pod for pod in after.pods if pod.release_id == release_id]
+    pairs = [(earlier[start_of(pod)], pod) for pod in pods if start_of(pod) in earlier]
+    sent = requests_sent(before, after, release_id) / max(1, len(pods))
+    return [pair for pair in pairs if not is_old(*pair) and not is_frozen(*pair, sent=sent)]
+
+
+def start_of(pod: PodCounters) -> tuple[str, datetime | None, float | None]:
+    """Return what tells one start of a server from another."""
+    return pod.pod, pod.started_at, pod.process_started_s
+
+
+def is_old(old: PodCounters, new: PodCounters) -> bool:
+    """Tell whether the figures of the slice's end are those of its beginning."""
+    return old.read_at is not None and new.read_at is not None and new.read_at <= old.read_at
+
+
+def is_frozen(old: PodCounters, new: PodCounters, *, sent: float) -> bool:
+    """Tell whether counters stand still although the server was sent `sent` requests."""
+    still = old.ttft == new.ttft and old.tpot == new.tpot
+    return sent >= FROZEN_REQUESTS and still and not is_old(old, new)
+
+
+def requests_sent(before: Snapshot, after: Snapshot, release_id: str) -> int:
+    """Return how many requests to a release ended in a slice, if the router knows."""
+    if before.route is None or after.route is None or before.route.epoch != after.route.epoch:
+        return 0
+    old, new = (one.releases.get(release_id) for one in (before.route, after.route))
+    if old is None or new is None:
+        return 0
+    good = [(one.arrivals - one.in_flight - one.errors) for one in (old, new)]
+    return good[1] - good[0]
+
+
 def _server_blocks(
-    slice_: _Slice, before: Snapshot, after: Snapshot, edge: str | None
+    slice_: _Slice, pairs: Sequence[Pair], edge: str | None, by_events: bool
 ) -> list[Block]:
-    earlier = {(pod.pod, pod.started_at): pod for pod in before.pods}
     blocks: list[Block] = []
-    for pod in after.pods:
-        old = earlier.get((pod.pod, pod.started_at))
-        if pod.release_id != slice_.release_id or old is None or old.release_id != pod.release_id:
-            continue
+    for old, pod in pairs:
         ttft = _difference(old.ttft, pod.ttft)
         if ttft is not None:
             blocks.append(slice_.mean(pod.pod, "ttft", ttft.count, ttft.total))
@@ -237,25 +326,53 @@ def _server_blocks(
                 late = ttft.count - ttft.buckets[edge]
                 if late >= 0:
                     blocks.append(slice_.count(pod.pod, "ttft_tail", ttft.count, late))
-        tpot = _tpot(old, pod)
+        tpot = _by_events(old, pod) if by_events else _difference_of_tpot(old, pod)
         if tpot is not None:
             blocks.append(slice_.mean(pod.pod, "tpot", *tpot))
+        blocks.extend(_prompt_blocks(slice_, old, pod))
     return blocks
 
 
-def _tpot(old: PodCounters, new: PodCounters) -> tuple[int, float] | None:
-    """Return requests and the sum of their times per output token."""
-    observed = _difference(old.tpot, new.tpot)
-    if observed is None or (old.tpot_requests is None) != (new.tpot_requests is None):
+def _prompt_blocks(slice_: _Slice, old: PodCounters, new: PodCounters) -> list[Block]:
+    """Return what the prompts were like: covariates, which nobody judges."""
+    blocks: list[Block] = []
+    prompts = _difference(old.prompts, new.prompts)
+    if prompts is not None:
+        blocks.append(slice_.mean(new.pod, "prompts", prompts.count, prompts.total))
+    figures = (old.prefix_queries, new.prefix_queries, old.prefix_hits, new.prefix_hits)
+    if all(figure is not None for figure in figures):
+        queries, hits = figures[1] - figures[0], figures[3] - figures[2]  # type: ignore[operator]
+        if 0 <= hits <= queries:
+            blocks.append(slice_.count(new.pod, "prefix_hits", queries, hits))
+    return blocks
+
+
+def _difference_of_tpot(old: PodCounters, new: PodCounters) -> tuple[int, float] | None:
+    """Return requests and the sum of their times per output token, where each has one."""
+    if old.tpot_requests is not None or new.tpot_requests is not None:
         return None
-    if old.tpot_requests is None or new.tpot_requests is None:
-        return observed.count, observed.total
-    requests = new.tpot_requests - old.tpot_requests
+    observed = _difference(old.tpot, new.tpot)
+    return (observed.count, observed.total) if observed is not None else None
+
+
+def _by_events(old: PodCounters, new: PodCounters) -> tuple[int, float] | None:
+    """Return requests and, so many times, the mean time between output events."""
+    (events, finished), (later, later_finished) = _events_of(old), _events_of(new)
+    observed = _difference(events, later)
+    if observed is None or finished is None or later_finished is None:
+        return None
+    requests = later_finished - finished
     if requests < 0:
         return None
     if observed.count == 0:
         return 0, 0.0
     return requests, requests * observed.total / observed.count
+
+
+def _events_of(pod: PodCounters) -> tuple[Histogram | None, int | None]:
+    if pod.tpot_requests is not None:
+        return pod.tpot, pod.tpot_requests
+    return pod.events, pod.finished
 
 
 def _difference(old: Histogram | None, new: Histogram | None) -> Histogram | None:

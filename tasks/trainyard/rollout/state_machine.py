@@ -34,7 +34,16 @@ holding         a look without harm, `hold_s` passed, more steps        shifting
 baking          `bake_s` passed without harm, all servers ready         scaling (to be promoted)
 any exposed     a look says HARM, or a fuse blew                        rolling_back (rejected)
 any exposed     the lease ran out                                       rolling_back (withdrawn)
+any exposed     the candidate was not seen for `blind_candidate_s`, or  rolling_back (withdrawn)
+                not both releases for `blind_s`
 any             AbortRequested                                          rolling_back (withdrawn)
+holding         PromotionForced: a person answers for the candidate     baking: roles are swapped
+any             PauseRequested: weights and steps stay as they are,     the same, paused
+                looks and all of the safety above go on
+any paused      ResumeRequested                                         the same
+                paused for `max_pause_s` in all                         rolling_back (withdrawn)
+any             QueueJoined, QueueLeft: who waits for the channel       the same
+idle            ObjectiveMissed, ObjectiveMet: what the watch saw       idle
 idle            Adopted, and there is no stable release                 idle
 rolling_back    arrivals stop, requests end, servers are gone           idle
 ==============  ======================================================  ==========================
@@ -42,10 +51,19 @@ rolling_back    arrivals stop, requests end, servers are gone           idle
 Exposed phases are shifting, holding and baking; in all others the candidate's weight is 0. Whatever
 takes traffic away does so in the same change of the channel in which it is decided.
 
+While a look did not see both releases, nothing goes forward: no step, no promotion, no end of the
+bake. Nobody calls silence peace.
+
 During the bake the roles are swapped: track `stable` is the new release, track `candidate` the old
 one with the holdback weight. A release that has nothing to be compared with (the first one of a
 channel, or `single`) skips the steps: it must answer every warm-up request, gets all traffic at
 once, and bakes under an absolute limit on errors.
+
+While a rollout is paused its servers still start and warm up, but get no traffic; no step, no hold
+and no bake ends well. The time of pauses does not count against `deploy_timeout_s`,
+`max_duration_s`, `max_hold_s` and the end of the bake; `max_pause_s` bounds it. Rollbacks, and
+rollouts for which the stable servers have stopped, cannot be paused: that would only keep clients
+waiting.
 """
 
 from __future__ import annotations
@@ -58,10 +76,15 @@ from typing import Any
 from trainyard.documents.channel import (
     EXPOSED_PHASES,
     HISTORY_LIMIT,
+    PAUSE_LIMIT,
+    WAITING_LIMIT,
     ArrivalsMark,
+    Blindness,
+    ByHand,
     Channel,
     HistoryEntry,
     Outcome,
+    Pause,
     Phase,
     Rejection,
     Replicas,
@@ -69,6 +92,7 @@ from trainyard.documents.channel import (
     RolloutDriver,
     RolloutPlan,
     Track,
+    Waiting,
     Weights,
 )
 from trainyard.rollout.events import (
@@ -84,15 +108,23 @@ from trainyard.rollout.events import (
     HoldAutoscaling,
     Looked,
     Notify,
+    ObjectiveMet,
+    ObjectiveMissed,
     OutcomeNoted,
+    PauseRequested,
+    PromotionForced,
+    QueueJoined,
+    QueueLeft,
     ReleaseLease,
     RemoveServers,
     RenewLease,
     RequesterNoted,
     ResumeAutoscaling,
+    ResumeRequested,
     RolloutRequested,
     RouteSeen,
     ServersSeen,
+    Sighted,
     TimePassed,
     TrafficSeen,
     WarmedUp,
@@ -118,8 +150,20 @@ QUIET_S = 1.0
 PATIENCE = 4
 """So many times `arrivals_timeout_s` may pass before servers go whose requests do not stop."""
 
+BLIND_NOTICE_S = 60.0
+"""Seconds of blindness after which people are told."""
+
 ERROR_LIMIT = 0.005
 """Share of failed requests that a release without comparison may have, if its plan names none."""
+
+STILL_WAITS_S = 30.0
+"""Seconds after which a run that waits writes again that it does."""
+
+FORGOTTEN_S = 180.0
+"""Seconds after which a run that has not done so is passed over; its place is kept."""
+
+GIVEN_UP_S = 86400.0
+"""Seconds after which its place is given up."""
 
 NOTABLE = frozenset(
     {
@@ -127,6 +171,14 @@ NOTABLE = frozenset(
         "driver",
         "weights",
         "held",
+        "paused",
+        "resumed",
+        "queued",
+        "slo_missed",
+        "slo_met",
+        "promoted_by_hand",
+        "blind",
+        "sighted",
         "proven",
         "holdback",
         "ending",
@@ -249,6 +301,7 @@ def _requested(channel: Channel, event: RolloutRequested, now: datetime) -> Chan
             "candidate": Track(release_id=event.release_id, since=now, verified=verified),
             "weights": Weights(),
             "rollout": rollout,
+            "waiting": tuple(w for w in channel.waiting if w.run_id != event.run_id),
         }
     )
     return _noted(
@@ -282,6 +335,214 @@ def _abort(channel: Channel, event: AbortRequested, now: datetime) -> Channel:
     if rollout is None or not channel.in_progress or rollout.ending is not None:
         return channel
     return _ended(channel, "withdrawn", event.reason, now, who=event.who)
+
+
+# --- requests that wait ---------------------------------------------------------------------------
+
+
+def place_in_line(channel: Channel, run_id: str, now: datetime) -> int:
+    """Return how many requests that are still alive come before that of `run_id`.
+
+    A run that does not wait yet comes last.
+    """
+    place = 0
+    for waiting in channel.waiting:
+        if waiting.run_id == run_id:
+            break
+        place += _seconds(waiting.seen_at, now) < FORGOTTEN_S
+    return place
+
+
+def _queue_joined(channel: Channel, event: QueueJoined, now: datetime) -> Channel:
+    known = next((w for w in channel.waiting if w.run_id == event.run_id), None)
+    if known is not None:
+        if _seconds(known.seen_at, now) < STILL_WAITS_S:
+            return channel
+        seen = known.model_copy(update={"seen_at": now})
+        waiting = tuple(seen if w is known else w for w in channel.waiting)
+        return channel.model_copy(update={"waiting": waiting})
+    alive = tuple(w for w in channel.waiting if _seconds(w.seen_at, now) < GIVEN_UP_S)
+    if len(alive) >= WAITING_LIMIT:
+        return channel
+    channel = channel.model_copy(update={"waiting": alive})
+    place = place_in_line(channel, event.run_id, now) + 1
+    new = Waiting(
+        run_id=event.run_id,
+        release_id=event.release_id,
+        since=now,
+        seen_at=now,
+        requested_by=event.requested_by,
+    )
+    channel = channel.model_copy(update={"waiting": (*channel.waiting, new)})
+    return _noted(
+        channel,
+        now,
+        "queued",
+        release_id=event.release_id,
+        who=event.requested_by,
+        run_id=event.run_id,
+        place=place,
+    )
+
+
+def _queue_left(channel: Channel, event: QueueLeft, now: datetime) -> Channel:
+    known = next((w for w in channel.waiting if w.run_id == event.run_id), None)
+    if known is None:
+        return channel
+    waiting = tuple(w for w in channel.waiting if w is not known)
+    channel = channel.model_copy(update={"waiting": waiting})
+    return _noted(channel, now, "unqueued", release_id=known.release_id, run_id=event.run_id)
+
+
+# --- the watch after a rollout --------------------------------------------------------------------
+
+
+def open_alerts(channel: Channel) -> frozenset[str]:
+    """Return the names of the alerts that the watch has noted of the stable release and not ended.
+
+    They are found in the history. One that has fallen out of it is noted again.
+    """
+    found: set[str] = set()
+    if channel.stable is None:
+        return frozenset()
+    for entry in channel.history:
+        if entry.at < channel.stable.since or entry.release_id != channel.stable.release_id:
+            continue
+        if entry.event == "slo_missed":
+            found.add(str(entry.detail.get("alert", "")))
+        elif entry.event == "slo_met":
+            found.discard(str(entry.detail.get("alert", "")))
+    return frozenset(found)
+
+
+def _objective_missed(channel: Channel, event: ObjectiveMissed, now: datetime) -> Channel:
+    if channel.in_progress or channel.stable is None or event.alert in open_alerts(channel):
+        return channel
+    release_id = channel.stable.release_id
+    return _noted(
+        channel, now, "slo_missed", release_id=release_id, alert=event.alert, why=event.why
+    )
+
+
+def _objective_met(channel: Channel, event: ObjectiveMet, now: datetime) -> Channel:
+    if channel.in_progress or channel.stable is None or event.alert not in open_alerts(channel):
+        return channel
+    return _noted(channel, now, "slo_met", release_id=channel.stable.release_id, alert=event.alert)
+
+
+# --- by hand --------------------------------------------------------------------------------------
+
+
+def pause_refusal(channel: Channel, now: datetime) -> str:
+    """Return why the rollout cannot be paused, in one sentence; empty if it can."""
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress or rollout.ending is not None:
+        return "No rollout is under way that could be paused."
+    plan = rollout.plan
+    if plan.kind == "rollback":
+        return "A rollback is not paused: it brings clients back to a proven release."
+    if rollout.exposed_since is None and plan.capacity == "single" and channel.stable is not None:
+        return "The stable servers have stopped; a pause would only make the downtime longer."
+    if rollout.paused is not None:
+        return f"It is paused already, by {rollout.paused.who or 'somebody'}."
+    if len(rollout.pauses) >= PAUSE_LIMIT:
+        return f"It was paused {PAUSE_LIMIT} times already; that is the limit."
+    if rollout.paused_s(now) >= plan.max_pause_s:
+        return f"It was paused for {plan.max_pause_s:g} s in all; that is the limit."
+    return ""
+
+
+def resume_refusal(channel: Channel) -> str:
+    """Return why there is nothing to resume, in one sentence; empty if there is."""
+    if channel.in_progress and channel.rollout is not None and channel.rollout.paused is not None:
+        return ""
+    return "No rollout is paused."
+
+
+def promotion_refusal(channel: Channel) -> str:
+    """Return why a person cannot answer for the candidate now; empty if that is possible."""
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        return "No rollout is under way."
+    if rollout.ending is not None:
+        return f"The rollout is ending already. {rollout.reason}"
+    if not has_comparison(rollout.plan):
+        return "It is not compared with another release; it needs nobody's word to go on."
+    if rollout.phase == "baking":
+        return f"{rollout.release_id} has taken over already; it bakes."
+    if rollout.phase != "holding":
+        return f"It is {rollout.phase}: the candidate's share of the requests is not sure yet."
+    if rollout.verdict is not None and rollout.verdict.outcome == "HARM":
+        return f"The judge says HARM: {rollout.verdict.reason}"
+    needed = rollout.plan.replicas if rollout.plan.capacity == "surge" else 1
+    if rollout.ready.candidate < needed:
+        return f"{rollout.ready.candidate} of {needed} servers of the candidate are ready."
+    return ""
+
+
+def _pause(channel: Channel, event: PauseRequested, now: datetime) -> Channel:
+    if pause_refusal(channel, now):
+        return channel
+    rollout = _rollout(channel)
+    pause = Pause(since=now, who=event.who, reason=event.reason)
+    channel = _with(channel, pauses=(*rollout.pauses, pause))
+    return _noted(
+        channel,
+        now,
+        "paused",
+        release_id=rollout.release_id,
+        who=event.who,
+        weight=channel.weights.candidate,
+        until_s=round(rollout.plan.max_pause_s - rollout.paused_s(now), 1),
+        why=event.reason,
+    )
+
+
+def _resume(channel: Channel, event: ResumeRequested, now: datetime) -> Channel:
+    if resume_refusal(channel):
+        return channel
+    rollout = _rollout(channel)
+    assert rollout.paused is not None
+    return _noted(
+        _with(channel, pauses=_over(rollout, now)),
+        now,
+        "resumed",
+        release_id=rollout.release_id,
+        who=event.who,
+        after_s=round(_seconds(rollout.paused.since, now), 1),
+        why=event.reason,
+    )
+
+
+def _over(rollout: Rollout, now: datetime) -> tuple[Pause, ...]:
+    """Return the pauses with the last one over."""
+    if rollout.paused is None:
+        return rollout.pauses
+    return (*rollout.pauses[:-1], rollout.paused.model_copy(update={"until": now}))
+
+
+def _promotion_forced(channel: Channel, event: PromotionForced, now: datetime) -> Channel:
+    if promotion_refusal(channel) or not event.reason.strip():
+        return channel
+    rollout = _rollout(channel)
+    by_hand = ByHand(
+        at=now,
+        who=event.who,
+        reason=event.reason,
+        verdict=rollout.verdict.outcome if rollout.verdict is not None else "",
+    )
+    channel = _with(channel, promoted_by_hand=by_hand, pauses=_over(rollout, now))
+    channel, holdback = _take_over(channel, now)
+    return _noted(
+        channel,
+        now,
+        "promoted_by_hand",
+        release_id=rollout.release_id,
+        who=event.who,
+        holdback=holdback,
+        verdict=by_hand.verdict or "no look yet",
+        why=event.reason,
+    )
 
 
 def _outcome_noted(channel: Channel, event: OutcomeNoted, now: datetime) -> Channel:
@@ -395,6 +656,8 @@ def _warming(channel: Channel, seen: _Seen, now: datetime) -> Channel:
     target = candidate_target(rollout.plan, rollout.step_index)
     if rollout.replicas.candidate < target:
         return _scaling(_phase(channel, "scaling", now, "Waiting for more servers."), seen, now)
+    if rollout.paused is not None:
+        return _with(channel, reason="Ready for traffic, which it gets when it is resumed.")
     return _take_traffic(channel, now)
 
 
@@ -444,7 +707,8 @@ def _holding(channel: Channel, seen: _Seen, now: datetime) -> Channel:
     if broken is not None:
         return _rejected(channel, broken, now)
     following = min(rollout.step_index + 1, len(rollout.plan.steps) - 1)
-    if rollout.plan.capacity == "replace" and rollout.held_since is None:
+    frozen = rollout.held_since is not None or rollout.paused is not None
+    if rollout.plan.capacity == "replace" and not frozen:
         target = candidate_target(rollout.plan, following)
         return _with(channel, replicas=_sizes(rollout, target))
     return channel
@@ -467,8 +731,10 @@ def _baking(channel: Channel, seen: _Seen, now: datetime) -> Channel:
         if broken is not None:
             return _rejected(channel, broken, now)
         channel = _bake_sizes(channel, now)
-    if _seconds(rollout.phase_since, now) < plan.bake_s:
+    if rollout.paused is not None or _seconds(rollout.phase_since, now) < plan.bake_s:
         return channel
+    if rollout.blind is not None:
+        return _with(channel, reason=f"The bake cannot end blind: {rollout.blind.why}.")
     if rollout.ready.stable < plan.replicas:
         return _with(channel, reason=seen.waiting(channel.stable, plan.replicas))
     return _baked(channel, now)
@@ -488,7 +754,9 @@ def _bake_sizes(channel: Channel, now: datetime) -> Channel:
     rollout = _rollout(channel)
     plan = rollout.plan
     replicas = rollout.replicas
-    if plan.capacity == "replace":
+    if rollout.paused is not None and rollout.ready.candidate > 0:
+        return channel
+    if plan.capacity == "replace" and rollout.paused is None:
         new = min(plan.replicas, rollout.ready.stable + 1)
         old = max(1, plan.stable_replicas + 1 - new)
         replicas = Replicas(stable=new, candidate=old)
@@ -650,12 +918,14 @@ def _looked(channel: Channel, event: Looked, now: datetime) -> Channel:
     channel = _with(channel, verdict=verdict, evidence_key=event.evidence_key)
     if verdict.outcome == "HARM":
         return _rejected(channel, verdict.reason, now)
-    if rollout.phase != "holding":
+    if rollout.phase != "holding" or rollout.blind is not None:
         return channel
     rollout = _rollout(channel)
     plan = rollout.plan
     rested = _seconds(rollout.phase_since, now) >= plan.steps[rollout.step_index].hold_s
     last = rollout.step_index == len(plan.steps) - 1
+    if rollout.paused is not None:
+        return _with(channel, reason=verdict.reason)
     if last and rested and verdict.outcome == "NON_INFERIOR":
         return _proven(channel, now)
     channel = _with(channel, reason=verdict.reason)
@@ -670,7 +940,39 @@ def _fuse(channel: Channel, event: FuseBlown, now: datetime) -> Channel:
     rollout = channel.rollout
     if rollout is None or not channel.in_progress or rollout.phase not in EXPOSED_PHASES:
         return channel
+    if not event.against_release:
+        return _ended(channel, "withdrawn", event.reason, now)
     return _rejected(channel, event.reason, now)
+
+
+def _sighted(channel: Channel, event: Sighted, now: datetime) -> Channel:
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress or rollout.phase not in EXPOSED_PHASES:
+        return channel
+    before = rollout.blind
+    if not event.candidate and not event.stable:
+        if before is None or not before.told:
+            return _with(channel, blind=None)
+        channel = _with(channel, blind=None)
+        return _noted(channel, now, "sighted", release_id=rollout.release_id)
+    only = before.candidate_only_since if before is not None else None
+    blind = Blindness(
+        since=before.since if before is not None else now,
+        candidate_only_since=None if event.stable else only or now,
+        why=event.candidate or event.stable,
+        told=before is not None and before.told,
+    )
+    if blind.told or _seconds(blind.since, now) < BLIND_NOTICE_S:
+        return _with(channel, blind=blind)
+    channel = _with(channel, blind=blind.model_copy(update={"told": True}))
+    return _noted(
+        channel,
+        now,
+        "blind",
+        release_id=rollout.release_id,
+        why=blind.why,
+        until_s=rollout.plan.blind_s,
+    )
 
 
 def _controller_lost(channel: Channel, event: ControllerLost, now: datetime) -> Channel:
@@ -690,17 +992,38 @@ def _time_passed(channel: Channel, event: TimePassed, now: datetime) -> Channel:
     if rollout.cleanup is not None:
         return _cleaning_time(channel, now)
     plan = rollout.plan
+    if rollout.paused is not None and rollout.paused_s(now) >= plan.max_pause_s:
+        reason = f"It was paused for {plan.max_pause_s:g} s in all, and nobody resumed it."
+        return _ended(channel, "withdrawn", reason, now)
+    too_long = _blind_too_long(rollout, now)
+    if too_long:
+        return _ended(channel, "withdrawn", too_long, now)
     if rollout.phase == "baking":
-        if _seconds(rollout.phase_since, now) < plan.bake_s + plan.deploy_timeout_s:
+        if rollout.running_s(rollout.phase_since, now) < plan.bake_s + plan.deploy_timeout_s:
             return channel
         reason = f"The bake could not be finished. {rollout.reason}"
         return _ended(channel, "withdrawn", reason, now)
     if rollout.phase in EXPOSED_PHASES:
         return _canary_time(channel, now)
-    if _seconds(rollout.started_at, now) < plan.deploy_timeout_s:
+    if rollout.running_s(rollout.started_at, now) < plan.deploy_timeout_s:
         return channel
     reason = f"Not ready for traffic within {plan.deploy_timeout_s:g} s. {rollout.reason}"
     return _ended(channel, "withdrawn", reason, now)
+
+
+def _blind_too_long(rollout: Rollout, now: datetime) -> str:
+    """Return why nobody may go on without seeing; empty while it is not too long."""
+    blind, plan = rollout.blind, rollout.plan
+    if blind is None or rollout.phase not in EXPOSED_PHASES:
+        return ""
+    only = blind.candidate_only_since
+    if only is not None and _seconds(only, now) >= plan.blind_candidate_s:
+        return f"The candidate was not seen for {_seconds(only, now):.0f} s: {blind.why}."
+    if _seconds(blind.since, now) >= plan.blind_s:
+        return (
+            f"The releases were not both seen for {_seconds(blind.since, now):.0f} s: {blind.why}."
+        )
+    return ""
 
 
 def _canary_time(channel: Channel, now: datetime) -> Channel:
@@ -708,11 +1031,12 @@ def _canary_time(channel: Channel, now: datetime) -> Channel:
     rollout = _rollout(channel)
     plan = rollout.plan
     assert rollout.exposed_since is not None
-    if rollout.held_since is not None:
-        if _seconds(rollout.held_since, now) >= plan.max_hold_s:
-            return _undecided_end(channel, now)
-    elif _seconds(rollout.exposed_since, now) >= plan.max_duration_s:
-        return _undecided(channel, now)
+    if rollout.paused is None:
+        if rollout.held_since is not None:
+            if rollout.running_s(rollout.held_since, now) >= plan.max_hold_s:
+                return _undecided_end(channel, now)
+        elif rollout.running_s(rollout.exposed_since, now) >= plan.max_duration_s:
+            return _undecided(channel, now)
     in_phase_s = _seconds(rollout.phase_since, now)
     if rollout.phase != "shifting" or rollout.mark is not None or rollout.ready.stable == 0:
         return channel
@@ -788,15 +1112,26 @@ def _shift(channel: Channel, step_index: int, now: datetime) -> Channel:
     )
 
 
-def _proven(channel: Channel, now: datetime) -> Channel:
-    """Swap the roles: the candidate is stable now, the old release keeps a share for the bake."""
+def _take_over(channel: Channel, now: datetime) -> tuple[Channel, int]:
+    """Swap the roles: the candidate is stable now, the old release keeps a share for the bake.
+
+    Returns:
+        The channel and that share.
+    """
     rollout = _rollout(channel)
     plan = rollout.plan
     holdback = 0
     if rollout.ready.stable > 0:
         holdback = _holdback_weight(plan, rollout.ready.candidate, rollout.replicas.stable)
     channel = _weigh(_swapped(channel, now), holdback)
-    channel = _phase(channel, "baking", now, "Watching for late harm.")
+    channel = _with(channel, held_since=None)
+    return _phase(channel, "baking", now, "Watching for late harm."), holdback
+
+
+def _proven(channel: Channel, now: datetime) -> Channel:
+    """Let the candidate take over because the judge says that it is good enough."""
+    rollout = _rollout(channel)
+    channel, holdback = _take_over(channel, now)
     return _noted(
         channel,
         now,
@@ -869,6 +1204,8 @@ def _ended(
         cleanup="traffic" if had_traffic else "removing",
         cleanup_since=now,
         held_since=None,
+        pauses=_over(rollout, now),
+        blind=None,
     )
     return _noted(
         channel, now, "ending", release_id=rollout.release_id, who=who, outcome=ending, why=reason
@@ -986,6 +1323,9 @@ def _finished(channel: Channel, now: datetime) -> Channel:
 
 
 def _grounds(rollout: Rollout) -> str:
+    by_hand = rollout.promoted_by_hand
+    if by_hand is not None:
+        return f"{by_hand.who or 'Somebody'} promoted it by hand: {by_hand.reason}"
     if rollout.verdict is not None:
         return rollout.verdict.reason
     return "It had nothing to be compared with; it kept the absolute limits."
@@ -1071,6 +1411,8 @@ def _attestations(channel: Channel, rollout: Rollout) -> list[Command]:
             "evidence": rollout.evidence_key,
             "at": rollout.phase_since.isoformat(),
         }
+        if rollout.promoted_by_hand is not None:
+            subject["by_hand"] = rollout.promoted_by_hand.model_dump(mode="json")
         return [Attest("promotion", rollout.release_id, rollout.number, subject)]
     return []
 
@@ -1107,9 +1449,17 @@ _HANDLERS: dict[type, Callable[[Channel, Any, datetime], Channel]] = {
     RouteSeen: _route_seen,
     WarmedUp: _warmed_up,
     Looked: _looked,
+    Sighted: _sighted,
     FuseBlown: _fuse,
     ControllerLost: _controller_lost,
     AbortRequested: _abort,
+    PauseRequested: _pause,
+    ResumeRequested: _resume,
+    PromotionForced: _promotion_forced,
+    QueueJoined: _queue_joined,
+    QueueLeft: _queue_left,
+    ObjectiveMissed: _objective_missed,
+    ObjectiveMet: _objective_met,
     OutcomeNoted: _outcome_noted,
     RequesterNoted: _requester_noted,
     Adopted: _adopted,

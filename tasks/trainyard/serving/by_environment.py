@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from trainyard.documents.release import Release
-from trainyard.serving.protocol import Host, Lease, Router, RouteStatus, ServerStatus
+from trainyard.serving.protocol import (
+    Host,
+    Lease,
+    LeaseSight,
+    Router,
+    RouteStatus,
+    ServerStatus,
+)
 
 PartT = TypeVar("PartT")
 
@@ -77,6 +84,10 @@ class LeaseByEnvironment:
     def __init__(self, open_lease: Callable[[str], Lease]) -> None:
         """Open leases by the name of their environment."""
         self._leases = _Opened(open_lease)
+
+    def look(self, environment: str, model: str) -> LeaseSight:
+        """Return whether somebody drives the rollout, as far as its lease tells."""
+        return self._leases.of(environment).look(environment, model)
 
     def renew(self, environment: str, model: str, *, holder: str, duration_s: float) -> None:
         """Say that `holder` drives the rollout for another `duration_s`."""

@@ -20,7 +20,7 @@ if the new one has no ready server, with or without a lease.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -82,6 +82,23 @@ class Wish(Frozen):
             in_progress=channel.in_progress,
             baking=channel.rollout is not None and channel.rollout.phase == "baking",
         )
+
+
+def wish_to_follow(stored: Wish, followed: Wish | None, is_ready: Callable[[str], bool]) -> Wish:
+    """Return the wish that holds: that of the store, unless it would take the model off the air.
+
+    A channel's generation only ever grows. An older one comes from a store that was restored from a
+    copy; the servers of what it calls stable may be long gone. As long as they are, what was
+    followed before goes on to hold.
+
+    Args:
+        stored: what the store says now.
+        followed: the newest wish that was ever followed.
+        is_ready: tells whether a release has a ready server.
+    """
+    if followed is None or stored.generation >= followed.generation:
+        return stored
+    return stored if stored.stable is not None and is_ready(stored.stable) else followed
 
 
 class Fuse(Frozen):

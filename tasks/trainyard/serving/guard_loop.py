@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trainyard.documents.channel import Channel
 from trainyard.errors import TrainyardError
-from trainyard.serving.guard import Wish, decide
+from trainyard.serving.guard import Wish, decide, wish_to_follow
 from trainyard.serving.guard_events import GuardMemory, remember, write_event
 from trainyard.serving.lease import FileLease, LeaseState
 from trainyard.serving.records import (
@@ -43,6 +43,15 @@ class Sight:
     lease: LeaseState
     servers: Sequence[ObservedServer]
     """Those that are ready."""
+    lease_age_s: float | None = None
+    """Seconds since the lease was renewed; None: there is none."""
+
+
+class LocalMemory(GuardMemory):
+    """What the guard of this machine must know of a channel after a restart."""
+
+    followed: Wish | None = None
+    """The newest wish that was ever followed."""
 
 
 class ChannelReader:
@@ -108,34 +117,40 @@ class Guard:
     routes: dict[ChannelName, Route] = field(default_factory=dict)
     retired: list[Upstream] = field(default_factory=list)
     """Upstreams that get no new requests; to be closed once they have none."""
-    _memory: dict[ChannelName, GuardMemory] = field(default_factory=dict)
-    _stored_memory: dict[ChannelName, GuardMemory] = field(default_factory=dict)
+    _memory: dict[ChannelName, LocalMemory] = field(default_factory=dict)
+    _stored_memory: dict[ChannelName, LocalMemory] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Open what it reads from."""
         self._paths = ServingPaths.of(self.settings)
         self._lease = FileLease(self.settings)
         self._channels = ChannelReader(self.store)
+        self._seen: dict[ChannelName, Channel] = {}
 
     def look(self) -> dict[ChannelName, Sight]:
         """Read everything the decisions need. Waits for files: not for the event loop."""
         # Channels first: servers are ready before a channel wishes traffic for them.
-        channels = self._channels.channels()
-        ready = [
-            server
-            for server in observed_servers(self._paths)
-            if server.state == "ready" and server.alive
-        ]
+        channels = {
+            (channel.environment, channel.model): channel
+            for channel in self._channels.channels()
+            if channel.environment not in self.elsewhere
+        }
+        ready: dict[ChannelName, list[ObservedServer]] = {}
+        for server in observed_servers(self._paths):
+            if server.state == "ready" and server.alive:
+                ready.setdefault((server.environment, server.model), []).append(server)
+        # A channel that is gone keeps its route as long as it has servers: an empty store, such as
+        # one that is just being restored, must take no model off the air.
+        gone = {name: each for name, each in self._seen.items() if name in ready.keys() - channels}
+        self._seen = {**gone, **channels}
         sights = {}
-        for channel in channels:
-            if channel.environment in self.elsewhere:
-                continue
-            name = (channel.environment, channel.model)
+        for name, channel in self._seen.items():
             self._recall(name)
             sights[name] = Sight(
                 channel=channel,
                 lease=self._lease.state(*name),
-                servers=[s for s in ready if (s.environment, s.model) == name],
+                servers=ready.get(name, []),
+                lease_age_s=self._lease.age_s(*name),
             )
         return sights
 
@@ -147,12 +162,31 @@ class Guard:
             self.retired += [up for ups in gone.upstreams.values() for up in ups]
         for name, sight in sights.items():
             route = self.routes.setdefault(name, Route(*name))
-            wish, endpoints = Wish.of(sight.channel), map(Endpoint.of_server, sight.servers)
-            self.retired += route.update(wish, list(endpoints))
             memory = self._memory[name]
+            wish, endpoints = self._wish(sight, memory), map(Endpoint.of_server, sight.servers)
+            self.retired += route.update(wish, list(endpoints))
             decision = decide(wish, sight.lease, route.health(), memory.fuse, now)
-            route.decision = decision
-            self._memory[name] = remember(memory, wish, decision, now)
+            route.decision, route.lease_age_s = decision, sight.lease_age_s
+            kept = remember(memory, wish, decision, now)
+            followed = max(
+                (each for each in (memory.followed, wish) if each), key=lambda each: each.generation
+            )
+            self._memory[name] = LocalMemory(**dict(kept), followed=followed)
+
+    def _wish(self, sight: Sight, memory: LocalMemory) -> Wish:
+        ready = {server.release_id for server in sight.servers}
+        stored = Wish.of(sight.channel)
+        wish = wish_to_follow(stored, memory.followed, ready.__contains__)
+        if wish is not stored:
+            log.warning(
+                "%s/%s: the store is at generation %s, older than %s, which is followed; it was "
+                "restored from a copy, and its stable release has no server",
+                stored.environment,
+                stored.model,
+                stored.generation,
+                wish.generation,
+            )
+        return wish
 
     def persist(self) -> None:
         """Write down what happened. Waits for files: not for the event loop."""
@@ -175,10 +209,10 @@ class Guard:
 
     def _recall(self, name: ChannelName) -> None:
         if name not in self._memory:
-            found = read_record(self._paths.guard(*name), GuardMemory) or GuardMemory()
+            found = read_record(self._paths.guard(*name), LocalMemory) or LocalMemory()
             self._memory[name] = self._stored_memory[name] = found
 
-    def _store_memory(self, name: ChannelName, memory: GuardMemory) -> None:
+    def _store_memory(self, name: ChannelName, memory: LocalMemory) -> None:
         if self._stored_memory.get(name) != memory:
             write_record(self._paths.guard(*name), memory)
             self._stored_memory[name] = memory

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal
 
 from trainyard.documents.base import Frozen
+from trainyard.serving.protocol import LeaseSight
+from trainyard.serving.protocol import LeaseState as LeaseState
 from trainyard.serving.records import ServingPaths, read_record, write_record
 from trainyard.settings import Settings
 from trainyard.store.disk import boot_id
-
-LeaseState = Literal["alive", "expired", "absent"]
 
 
 class LeaseRecord(Frozen):
@@ -70,12 +69,29 @@ class FileLease:
         if record is not None and record.holder == holder:
             path.unlink(missing_ok=True)
 
-    def state(self, environment: str, model: str) -> LeaseState:
-        """Tell whether somebody holds the lease now."""
+    def age_s(self, environment: str, model: str) -> float | None:
+        """Return the seconds since the lease was renewed; None if there is none."""
         record = read_record(self._paths.lease(environment, model), LeaseRecord)
-        return lease_state(
+        if record is None:
+            return None
+        left_s = seconds_left(
             record, wall=self._wall(), monotonic=self._monotonic(), boot=self._boot_id
         )
+        return record.duration_s - left_s
+
+    def state(self, environment: str, model: str) -> LeaseState:
+        """Tell whether somebody holds the lease now."""
+        return self.look(environment, model).state
+
+    def look(self, environment: str, model: str) -> LeaseSight:
+        """Return whether somebody drives the rollout, as far as its lease tells."""
+        record = read_record(self._paths.lease(environment, model), LeaseRecord)
+        state = lease_state(
+            record, wall=self._wall(), monotonic=self._monotonic(), boot=self._boot_id
+        )
+        if record is None:
+            return LeaseSight(state)
+        return LeaseSight(state, record.holder, f"{record.boot_id} {record.ends_monotonic}")
 
 
 def lease_state(
@@ -84,9 +100,13 @@ def lease_state(
     """Judge a lease at a moment that is given on both clocks, in seconds."""
     if record is None:
         return "absent"
-    if record.boot_id and record.boot_id == boot:
-        left_s = record.ends_monotonic - monotonic
-    else:
-        left_s = record.ends_wall - wall
+    left_s = seconds_left(record, wall=wall, monotonic=monotonic, boot=boot)
     # More than it was given can only come from a clock that was set back.
     return "alive" if 0 < left_s <= record.duration_s else "expired"
+
+
+def seconds_left(record: LeaseRecord, *, wall: float, monotonic: float, boot: str) -> float:
+    """Return how long a lease still holds, by the clock that counts; negative once it is over."""
+    if record.boot_id and record.boot_id == boot:
+        return record.ends_monotonic - monotonic
+    return record.ends_wall - wall

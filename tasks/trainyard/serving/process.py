@@ -247,6 +247,14 @@ class ServerProcess:
         """Return the living processes of the server's session, the leader included."""
         return list(self._session())
 
+    def memory_bytes(self) -> int:
+        """Return the resident memory that all its processes have together now."""
+        size = 0
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                size += process.memory_info().rss
+        return size
+
     def log_text(self, max_bytes: int = 1 << 20) -> str:
         """Return what this start wrote to its log, or the last `max_bytes` of it."""
         try:

@@ -90,8 +90,25 @@ class Router(Protocol):
         """Return what the router does now; None if it cannot be asked (it may be restarting)."""
 
 
+LeaseState = Literal["alive", "expired", "absent"]
+
+
+@dataclass(frozen=True)
+class LeaseSight:
+    """A lease as somebody finds it who does not hold it."""
+
+    state: LeaseState
+    holder: str = ""
+    """Run and epoch of the driver, as `run#epoch`; empty: nobody."""
+    mark: str = ""
+    """Changes with each renewal."""
+
+
 class Lease(Protocol):
     """The sign of life of a rollout's driver."""
+
+    def look(self, environment: str, model: str) -> LeaseSight:
+        """Return whether somebody drives the rollout, as far as its lease tells."""
 
     def renew(self, environment: str, model: str, *, holder: str, duration_s: float) -> None:
         """Say that `holder` drives the rollout for another `duration_s`."""

@@ -139,20 +139,21 @@ def _listen(settings: Settings, earlier: ProxyRecord | None) -> socket.socket:
         BadInput: the port that the settings name is taken.
     """
     wanted = settings.proxy_port or (earlier.port if earlier else 0)
+    host = settings.listen_host or LOOPBACK
     if not wanted:
-        return bind_port(choose_port())
+        return bind_port(choose_port(), host)
     deadline = time.monotonic() + PORT_WAIT_S
     while True:
         try:
-            return bind_port(wanted)
+            return bind_port(wanted, host)
         except OSError as error:
             if time.monotonic() < deadline:
                 time.sleep(0.1)
                 continue
             if settings.proxy_port:
                 raise BadInput(
-                    f"Port {wanted} of {LOOPBACK} is taken: {error.strerror}.",
+                    f"Port {wanted} of {host} is taken: {error.strerror}.",
                     hint="Stop what listens there, or set TRAINYARD_PROXY_PORT to another port.",
                 ) from error
             log.warning("Port %s was taken by somebody else: clients need the new URL", wanted)
-            return bind_port(choose_port())
+            return bind_port(choose_port(), host)

@@ -82,6 +82,9 @@ class ProxyApp:
             return JSONResponse({"status": "ok", "epoch": self._epoch})
         if path == "/-/metrics":
             return PlainTextResponse(self._metrics.text(self._keeper.routes.values()))
+        if path == "/-/targets":
+            routes = self._keeper.routes.values()
+            return JSONResponse([target for route in routes for target in route.targets()])
         _, _, page, *names = path.split("/")[:5] + [""] * 5
         if self._own_port is not None and page == "status":
             return self._status_page(names[0], names[1])

@@ -84,6 +84,12 @@ class ProxyMetrics:
             _LABELS,
             registry=self._registry,
         )
+        self._lease_age = Gauge(
+            "trainyard_proxy_lease_age_seconds",
+            "Since the rollout's driver renewed its lease; absent without a lease.",
+            ("environment", "model"),
+            registry=self._registry,
+        )
         self._guard = Gauge(
             "trainyard_proxy_guard_state",
             "1 for what the guard does now, 0 for the other states.",
@@ -112,8 +118,11 @@ class ProxyMetrics:
         """Return everything in Prometheus' text format."""
         self._weight.clear()
         self._guard.clear()
+        self._lease_age.clear()
         for route in routes:
             self._show(route.environment, route.model, route.decision.weights, route.decision.guard)
+            if route.lease_age_s is not None:
+                self._lease_age.labels(route.environment, route.model).set(route.lease_age_s)
         return generate_latest(self._registry)
 
     def _show(

@@ -308,12 +308,12 @@ def is_held(lock: Path) -> bool:
     return False
 
 
-def bind_port(port: int) -> socket.socket:
-    """Return a socket bound to `port` of loopback. Raises OSError if somebody else has it."""
+def bind_port(port: int, host: str = LOOPBACK) -> socket.socket:
+    """Return a socket bound to `port`. Raises OSError if somebody else has it."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((LOOPBACK, port))
+        sock.bind((host, port))
     except OSError:
         sock.close()
         raise

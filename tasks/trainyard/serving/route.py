@@ -39,13 +39,15 @@ class Endpoint:
     """Tells this start of this server from all others."""
     host: str
     port: int
+    name: str = ""
+    """Of the server, where its keeper gives it one."""
 
     @classmethod
     def of_server(cls, server: ObservedServer) -> Endpoint:
         """Return the endpoint of a process on this machine that has a port."""
         assert server.port is not None
         key = (server.name, server.pid, server.process_started, server.port)
-        return cls(server.release_id, key, LOOPBACK, server.port)
+        return cls(server.release_id, key, LOOPBACK, server.port, server.name)
 
 
 @dataclass(eq=False)
@@ -131,6 +133,8 @@ class Route:
     upstreams: dict[str, list[Upstream]] = field(default_factory=dict)
     """Ready servers by release id."""
     traffic: dict[str, Traffic] = field(default_factory=dict)
+    lease_age_s: float | None = None
+    """Seconds since the rollout's driver renewed its lease, as last seen; None: no lease."""
     _choice: WeightedChoice = field(default_factory=WeightedChoice)
     _turn: int = 0
 
@@ -211,6 +215,22 @@ class Route:
     def traffic_of(self, release_id: str) -> Traffic:
         """Return the counts of a release."""
         return self.traffic.setdefault(release_id, Traffic())
+
+    def targets(self) -> list[dict[str, object]]:
+        """Return its ready servers for Prometheus, one group each, labelled as in a cluster."""
+        return [
+            {
+                "targets": [upstream.host],
+                "labels": {
+                    "environment": self.environment,
+                    "model": self.model,
+                    "release": release,
+                    "pod": upstream.endpoint.name,
+                },
+            }
+            for release, upstreams in sorted(self.upstreams.items())
+            for upstream in upstreams
+        ]
 
     def status(self, epoch: str) -> RouteStatus:
         """Return what `Router.status` tells."""

@@ -17,6 +17,7 @@ from trainyard.names import check_relative_path
 from trainyard.spec.model import AccuracyTask, ModelSpec
 from trainyard.spec.partial import known
 from trainyard.spec.rules import Finding
+from trainyard.spec.tasks import missing_data, task_config
 from trainyard.spec.yaml_source import Location, read_yaml
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".md"})
@@ -44,8 +45,12 @@ def asset_files(spec: ModelSpec, folder: Path) -> tuple[dict[str, Path], list[Fi
             if known(task, "path") and task.path is not None:
                 where = ("gates", "accuracy", "tasks", index, "path")
                 findings += _add_task(task, task.path, folder, where, files)
+        parity = accuracy.parity if known(accuracy, "parity") else None
+        if parity is not None and known(parity, "prompts") and parity.prompts is not None:
+            place = ("gates", "accuracy", "parity", "prompts")
+            findings += _add_prompts(parity.prompts, folder, files, place)
     if known(spec, "prompts") and spec.prompts is not None:
-        findings += _add_prompts(spec.prompts, folder, files)
+        findings += _add_prompts(spec.prompts, folder, files, ("prompts",))
     return dict(sorted(files.items())), findings
 
 
@@ -104,6 +109,12 @@ def _task_findings(task: AccuracyTask, path: Path, where: Location) -> Iterator[
         yield Finding(where, f"{path.name}, line {flaw.position.line}: {flaw.message}", flaw.remedy)
     if content.data is None:
         return
+    for name in missing_data(task_config(path), path.parent):
+        yield Finding(
+            where,
+            f"{path.name} reads {name}, which is not in its folder.",
+            "Put the file there, or correct `data_files`.",
+        )
     if known(task, "name") and content.data.get("task") != task.name:
         yield Finding(
             where,
@@ -112,8 +123,9 @@ def _task_findings(task: AccuracyTask, path: Path, where: Location) -> Iterator[
         )
 
 
-def _add_prompts(name: str, folder: Path, files: dict[str, Path]) -> Iterator[Finding]:
-    where = ("prompts",)
+def _add_prompts(
+    name: str, folder: Path, files: dict[str, Path], where: Location
+) -> Iterator[Finding]:
     problem = _file_problem(folder, name)
     if problem is None:
         path = folder / name

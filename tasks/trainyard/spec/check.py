@@ -28,10 +28,20 @@ from trainyard.spec.rules import (
     spec_findings,
 )
 from trainyard.spec.sentences import say
+from trainyard.spec.tasks import (
+    GENERATE_INSTEAD,
+    GENERATES,
+    needs_logprobs,
+    output_type,
+    task_config,
+)
 from trainyard.spec.yaml_source import Location, YamlFile, read_yaml
 
 LaneRules = Callable[[Target], Sequence[str]]
 """Returns every rule of its lane that a target breaks, each as a sentence with the remedy."""
+
+PromptLogprobs = Callable[[Target], bool]
+"""Tells whether a target's server returns log-probs of prompts."""
 
 Root = TypeVar("Root", bound=SpecPart)
 
@@ -81,13 +91,19 @@ class Checked(Generic[Root]):
     problems: tuple[Problem, ...]
 
 
-def check_files(paths: Iterable[Path], *, lane_rules: LaneRules | None = None) -> list[Problem]:
+def check_files(
+    paths: Iterable[Path],
+    *,
+    lane_rules: LaneRules | None = None,
+    prompt_logprobs: PromptLogprobs | None = None,
+) -> list[Problem]:
     """Return every mistake in these files, and between them, in the order of files and lines.
 
     Args:
         paths: model specs and environments files; a file with the key `environments` and no key
             `model` is one of the latter.
         lane_rules: what the lanes demand of a target; None leaves that out.
+        prompt_logprobs: what the lanes can tell of prompts; None leaves that out.
     """
     specs: list[Checked[ModelSpec]] = []
     environments: list[Checked[Environments]] = []
@@ -101,7 +117,7 @@ def check_files(paths: Iterable[Path], *, lane_rules: LaneRules | None = None) -
         if _is_environments(source):
             environments.append(check_environments(source))
         else:
-            specs.append(check_spec(source, lane_rules=lane_rules))
+            specs.append(check_spec(source, lane_rules=lane_rules, prompt_logprobs=prompt_logprobs))
     for spec in specs:
         problems += spec.problems
     for surroundings in environments:
@@ -110,7 +126,12 @@ def check_files(paths: Iterable[Path], *, lane_rules: LaneRules | None = None) -
     return sorted(set(problems))
 
 
-def check_spec(source: YamlFile, *, lane_rules: LaneRules | None = None) -> Checked[ModelSpec]:
+def check_spec(
+    source: YamlFile,
+    *,
+    lane_rules: LaneRules | None = None,
+    prompt_logprobs: PromptLogprobs | None = None,
+) -> Checked[ModelSpec]:
     """Return a model spec as far as it is right, and every mistake inside it."""
     root, problems = _validated(source, ModelSpec)
     findings = [*spec_findings(root), *_name_findings(source, root)]
@@ -121,8 +142,32 @@ def check_spec(source: YamlFile, *, lane_rules: LaneRules | None = None) -> Chec
                 findings += [
                     Finding(("targets", index), sentence, "") for sentence in lane_rules(target)
                 ]
+    if prompt_logprobs is not None:
+        findings += task_findings(root, source.path.parent, prompt_logprobs)
     problems += [_problem(source, finding) for finding in findings]
     return Checked(source, root, tuple(sorted(problems)))
+
+
+def task_findings(
+    spec: ModelSpec, folder: Path, prompt_logprobs: PromptLogprobs
+) -> Iterable[Finding]:
+    """Yield the task files that the servers of some target cannot be asked."""
+    if not (known(spec, "gates", "targets") and known(spec.gates, "accuracy")):
+        return
+    accuracy = spec.gates.accuracy
+    silent = [
+        target.name for target in spec.targets if whole(target) and not prompt_logprobs(target)
+    ]
+    for index, task in enumerate(accuracy.tasks if silent and known(accuracy, "tasks") else ()):
+        if not known(task, "name", "path") or task.path is None:
+            continue  # whoever runs the harness finds out about its own tasks
+        kind = output_type(task_config(folder / task.path))
+        if kind and kind != GENERATES:
+            yield Finding(
+                ("gates", "accuracy", "tasks", index, "path"),
+                f"{needs_logprobs(task.name, [kind])} (target {', '.join(silent)})",
+                GENERATE_INSTEAD,
+            )
 
 
 def check_environments(source: YamlFile) -> Checked[Environments]:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from trainyard.spec.kubernetes import KubernetesServing, KubernetesSteps
+from trainyard.spec.metrics import MetricsSource
 from trainyard.spec.model import Capacity, Name, SpecPart
 from trainyard.spec.ways import Allowed, Approval, Notify, Permissions, Person
 from trainyard.spec.windows import Closure, FreezeWindow, QuietHours, closure_at
@@ -36,6 +37,12 @@ class Environment(SpecPart):
     """Seconds after which a rollout without a living driver loses its traffic."""
     rollback_window_s: float = Field(default=0.0, ge=0)
     """Seconds after a promotion during which the old servers stay warm."""
+    concurrent_requests: Literal["refuse", "queue"] = "refuse"
+    """What happens to a promotion that is asked for while another rollout is under way: it is
+    refused, or it waits for its turn (`queue_timeout_s`). A rollback never waits: it ends a
+    promotion under way."""
+    queue_timeout_s: float = Field(default=4 * 3600.0, gt=0)
+    """Seconds that a promotion waits for its turn before it is refused."""
     proven_only: bool | None = None
     """Must image, instance and lane of a Neuron target be proven (`trainyard doctor neuron`) before
     a release may come here? Empty: yes for the environment named `production`, no elsewhere."""
@@ -45,6 +52,8 @@ class Environment(SpecPart):
     """Hours of the week in which no promotion begins here, unless it is forced."""
     kubernetes: KubernetesServing | None = None
     """Where in the cluster its servers run; only, and always, on platform `kubernetes`."""
+    metrics: MetricsSource = MetricsSource()
+    """Who reads its servers' counters during a rollout. Empty: each server is asked itself."""
     allowed: Permissions = Permissions()
     """Who may promote to it, roll it back and approve, beside what Airflow's rights say."""
     approval: Approval | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, StringConstraints
 
@@ -120,6 +120,10 @@ class Target(SpecPart):
     """More settings of lane `neuron-nxdi`; only there."""
 
 
+Severity = Literal["critical", "warning", "info"]
+"""What a figure outside its bound means."""
+
+
 class AccuracyTask(SpecPart):
     """One task of lm-evaluation-harness with its bounds."""
 
@@ -138,6 +142,8 @@ class AccuracyTask(SpecPart):
     """The score a release must reach, as a share of 1."""
     max_drop: float | None = Field(default=None, ge=0, le=1)
     """How much lower than the stable release's score it may be, as a share of 1."""
+    on_undecided: Literal["warn", "fail"] = "warn"
+    """What follows when the samples are too few to prove that `max_drop` is kept."""
 
 
 class Bound(SpecPart):
@@ -147,8 +153,9 @@ class Bound(SpecPart):
     """The least that passes."""
     max: float | None = None
     """The most that passes."""
-    severity: Literal["critical", "warning"] = "critical"
-    """`critical`: a figure outside stops the release. `warning`: it is reported only."""
+    severity: Severity = "critical"
+    """`critical`: a figure outside stops the release. `warning`: the release carries a warning.
+    `info`: it is shown only."""
 
 
 LatencyMetric = Literal[
@@ -189,11 +196,50 @@ class LoadLevel(SpecPart):
     """How much worse than the stable release's figure it may be, as a share (0.2 is 20 %)."""
 
 
+ParityMetric = Literal[
+    "agreement",
+    "excused",
+    "exact_answers",
+    "first_divergence",
+    "logprob_error",
+    "error_ratio",
+]
+"""Figures of the parity check: shares, a number of tokens, an error in nats, a ratio of errors."""
+PARITY_SHARES: frozenset[str] = frozenset({"agreement", "excused", "exact_answers"})
+PARITY_LOGPROBS: frozenset[str] = frozenset({"logprob_error", "error_ratio"})
+MAX_PARITY_POSITIONS = 20_000
+"""Tokens of all answers of a parity check."""
+
+
+class ParityCheck(SpecPart):
+    """The server's greedy answers against a forward pass of the same checkpoint on a CPU."""
+
+    prompts: str | None = None
+    """JSONL file (`{"prompt": …}` a line), relative to the spec file. Empty: the spec's prompts."""
+    num_prompts: int = Field(default=32, ge=1, le=2000)
+    """How many of them, from the first; all if there are fewer."""
+    max_tokens: int = Field(default=32, ge=1, le=1024)
+    """Longest answer, in tokens."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the reference; `bfloat16` needs half the memory and tells less."""
+    reference: Literal["made", "imported"] = "made"
+    """`made`: where the release is measured, unless the store has it. `imported`: with `trainyard
+    import-reference`, because the model is too large for the machine that measures."""
+    near_tie: float = Field(default=0.25, ge=0, le=5)
+    """Nats between the reference's two best tokens below which either of them is right."""
+    top_logprobs: int = Field(default=5, ge=1, le=10)
+    """Tokens whose log-probs are compared at each position, where the lane returns any."""
+    bounds: dict[ParityMetric, Bound] = Field(min_length=1)
+    """Limits by figure."""
+
+
 class AccuracyGate(SpecPart):
     """The answers that a release must get right."""
 
     tasks: tuple[AccuracyTask, ...] = Field(min_length=1)
     """Tasks of lm-evaluation-harness."""
+    parity: ParityCheck | None = None
+    """Does the compiled code answer as the checkpoint does? Empty: it is not asked."""
 
 
 class LatencyGate(SpecPart):
@@ -203,6 +249,42 @@ class LatencyGate(SpecPart):
     """Loads that are measured one after the other."""
 
 
+BehaviourName = Literal[
+    "batching",
+    "prefix_cache",
+    "penalties",
+    "stop_strings",
+    "streaming",
+    "longest_prompt",
+    "concurrency",
+    "cancellation",
+]
+"""Checks of how a server behaves, whatever its model answers."""
+
+
+class BehaviourWaiver(SpecPart):
+    """Why a check of the behaviour does not stop this model's releases."""
+
+    severity: Literal["warning", "skip"]
+    """`warning`: what it finds is reported only. `skip`: it is not made."""
+    reason: str = Field(min_length=1)
+    """Why, for whoever reads the verdict."""
+
+
+class BehaviourGate(SpecPart):
+    """How a server must behave, whatever its model answers. Every check is made by itself."""
+
+    waivers: dict[BehaviourName, BehaviourWaiver] = Field(default_factory=dict)
+    """The checks that do not stop a release, by name."""
+
+    @property
+    def checks(self) -> tuple[BehaviourName, ...]:
+        """The checks that are made, in their order."""
+        names: tuple[BehaviourName, ...] = get_args(BehaviourName)
+        skipped = {name for name, waiver in self.waivers.items() if waiver.severity == "skip"}
+        return tuple(name for name in names if name not in skipped)
+
+
 class Gates(SpecPart):
     """What a release must show before it is published."""
 
@@ -210,6 +292,8 @@ class Gates(SpecPart):
     """Bounds on task scores."""
     latency: LatencyGate
     """Bounds on latency and throughput under load."""
+    behaviour: BehaviourGate = BehaviourGate()
+    """How the server must behave; part of the accuracy gate."""
 
 
 class RolloutStep(SpecPart):
@@ -251,8 +335,38 @@ class JudgeSettings(SpecPart):
     block_noise: float = Field(default=0.0, ge=0, le=1)
     """Extra noise of one pod's block mean, in log units, on machines that are shared (0.1 is about
     10 %). Added to the judge's default covariance."""
+    prompt_drift: float = Field(default=0.1, ge=0, le=1)
+    """Relative difference between the prompts of the two releases, in tokens, beyond which their
+    latencies are not compared. 0: not looked at, for a checkpoint with another tokenizer."""
+    prefix_drift: float = Field(default=0.1, ge=0, le=1)
+    """Difference between the shares of prompt tokens that the two releases find in their prefix
+    caches beyond which times to the first token are not compared. 0: not looked at."""
     margins: dict[JudgedMetric, Margins] = Field(default_factory=dict)
     """Other margins than the documented ones, by metric."""
+
+
+class LatencyObjective(SpecPart):
+    """How many requests must be how fast."""
+
+    within_s: float = Field(gt=0)
+    """Seconds. The server's next larger bucket edge counts."""
+    share: float = Field(default=0.95, gt=0, lt=1)
+    """Share of requests that must not take longer."""
+
+
+class Slo(SpecPart):
+    """What a release must keep while it serves, watched once its rollout is over."""
+
+    availability: float | None = Field(default=0.999, gt=0, lt=1)
+    """Share of requests that must not fail. Empty: failed requests are not watched."""
+    ttft: LatencyObjective | None = None
+    """Of the time to the first token. Empty: not watched."""
+    tpot: LatencyObjective | None = None
+    """Of the time per output token. Empty: not watched."""
+    period_s: float = Field(default=30 * 86400.0, ge=86400.0)
+    """Seconds for which the allowance of bad requests is meant to last."""
+    min_requests: int = Field(default=100, ge=1)
+    """Requests in a window below which nothing is said about it."""
 
 
 class RolloutSpec(SpecPart):
@@ -278,12 +392,17 @@ class RolloutSpec(SpecPart):
     """What happens when the judge cannot tell in `max_duration_s`."""
     max_hold_s: float = Field(default=4 * 3600.0, gt=0)
     """Seconds that an undecided candidate may keep its servers before it is withdrawn."""
+    max_pause_s: float = Field(default=4 * 3600.0, gt=0)
+    """Seconds that people may pause a rollout in all before it is withdrawn. They do not count
+    against the other limits."""
     warm_up_requests: int = Field(default=20, ge=0)
     """Requests that each new server answers before it gets traffic."""
     deploy_timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds that a candidate may take to become ready."""
     judge: JudgeSettings = JudgeSettings()
     """How the candidate is compared with the stable release."""
+    slo: Slo | None = None
+    """What the release must keep after its rollout (`neuron_watch`). Empty: it is not watched."""
     expected_rps: float | None = Field(default=None, gt=0)
     """Requests a second that a channel is expected to get, for the plan's forecast. Empty: what the
     channel's last rollout saw."""

@@ -16,9 +16,14 @@ from itertools import pairwise
 from trainyard.errors import BadInput
 from trainyard.spec.cron import cron_problem
 from trainyard.spec.environments import Environment, Environments
+from trainyard.spec.metrics import MetricsSource
 from trainyard.spec.model import (
     AVERAGES,
+    MAX_PARITY_POSITIONS,
+    PARITY_SHARES,
     AccuracyTask,
+    BehaviourName,
+    BehaviourWaiver,
     Bound,
     Capacity,
     HuggingFaceSource,
@@ -27,6 +32,7 @@ from trainyard.spec.model import (
     LocalSource,
     Margins,
     ModelSpec,
+    ParityCheck,
     RolloutSpec,
     S3Source,
     Source,
@@ -74,17 +80,7 @@ def spec_findings(spec: ModelSpec) -> Iterator[Finding]:
     for index, target in enumerate(targets):
         yield from _below(target_findings(target), "targets", index)
     if known(spec, "gates"):
-        gates = spec.gates
-        if known(gates, "accuracy") and known(gates.accuracy, "tasks"):
-            tasks = gates.accuracy.tasks
-            yield from _below(_repeated(tasks, "task"), "gates", "accuracy", "tasks")
-        if known(gates, "latency") and known(gates.latency, "levels"):
-            where = ("gates", "latency", "levels")
-            levels = gates.latency.levels
-            yield from _below(_repeated(levels, "level"), *where)
-            for index, level in enumerate(levels):
-                yield from _below(level_findings(level), *where, index)
-                yield from _below(fit_findings(level, targets), *where, index)
+        yield from _below(_gates_findings(spec, targets), "gates")
     if known(spec, "rollout"):
         yield from _below(rollout_findings(spec.rollout), "rollout")
     if known(spec, "refresh") and spec.refresh is not None and known(spec.refresh, "cron"):
@@ -95,6 +91,31 @@ def spec_findings(spec: ModelSpec) -> Iterator[Finding]:
                 problem,
                 "Write minute, hour, day of the month, month and day of the week, "
                 "such as `0 3 * * mon`.",
+            )
+
+
+def _gates_findings(spec: ModelSpec, targets: Sequence[Target]) -> Iterator[Finding]:
+    gates = spec.gates
+    if known(gates, "accuracy"):
+        yield from _below(_accuracy_findings(spec, targets), "accuracy")
+    if known(gates, "latency") and known(gates.latency, "levels"):
+        levels = gates.latency.levels
+        yield from _below(_repeated(levels, "level"), "latency", "levels")
+        for index, level in enumerate(levels):
+            yield from _below(level_findings(level), "latency", "levels", index)
+            yield from _below(fit_findings(level, targets), "latency", "levels", index)
+    if known(gates, "behaviour") and known(gates.behaviour, "waivers"):
+        yield from _below(waiver_findings(gates.behaviour.waivers), "behaviour", "waivers")
+
+
+def waiver_findings(waivers: Mapping[BehaviourName, BehaviourWaiver]) -> Iterator[Finding]:
+    """Yield which waivers say nothing."""
+    for name, waiver in waivers.items():
+        if known(waiver, "reason") and not waiver.reason.strip():
+            yield Finding(
+                (name, "reason"),
+                f"Nobody can tell why {name} is waived.",
+                "Write the reason as a sentence: the verdict shows it.",
             )
 
 
@@ -240,6 +261,83 @@ def _lane_part_findings(target: Target) -> Iterator[Finding]:
                 (part,),
                 f"{part} is for lane {' and '.join(lanes)}, and this target's is {target.lane}.",
                 f"Remove {part}, or change the lane.",
+            )
+
+
+def _accuracy_findings(spec: ModelSpec, targets: Sequence[Target]) -> Iterator[Finding]:
+    accuracy = spec.gates.accuracy
+    if known(accuracy, "tasks"):
+        yield from _below(_repeated(accuracy.tasks, "task"), "tasks")
+    if known(accuracy, "parity") and accuracy.parity is not None:
+        yield from _below(parity_findings(accuracy.parity, spec, targets), "parity")
+
+
+def parity_findings(
+    parity: ParityCheck, spec: ModelSpec, targets: Sequence[Target]
+) -> Iterator[Finding]:
+    """Yield what is wrong with the parity check."""
+    if known(parity, "prompts") and known(spec, "prompts") and not (parity.prompts or spec.prompts):
+        yield Finding(
+            ("prompts",),
+            "There are no prompts to compare answers to.",
+            "Give `prompts` here or at the top of the spec.",
+        )
+    if known(parity, "num_prompts", "max_tokens"):
+        positions = parity.num_prompts * parity.max_tokens
+        if positions > MAX_PARITY_POSITIONS:
+            yield Finding(
+                ("num_prompts",),
+                f"{parity.num_prompts} prompts of {parity.max_tokens} tokens are {positions} "
+                f"positions, and a reference holds {MAX_PARITY_POSITIONS}.",
+                "Give fewer prompts or a smaller max_tokens.",
+            )
+    if known(parity, "max_tokens"):
+        for target in targets:
+            if known(target, "max_model_len") and parity.max_tokens >= target.max_model_len:
+                yield Finding(
+                    ("max_tokens",),
+                    f"Answers of {parity.max_tokens} tokens leave no room for a prompt in "
+                    f"max_model_len {target.max_model_len}.",
+                    f"Give less than {target.max_model_len}.",
+                )
+    if known(parity, "bounds"):
+        for metric, bound in parity.bounds.items():
+            findings = [*_bound_findings(bound), *_parity_bound_findings(metric, bound)]
+            yield from _below(findings, "bounds", metric)
+        yield from _below(_ratio_findings(parity, targets), "bounds")
+
+
+def _parity_bound_findings(metric: str, bound: Bound) -> Iterator[Finding]:
+    if not known(bound, "min", "max"):
+        return
+    limits = [("min", bound.min), ("max", bound.max)]
+    highest = 1.0 if metric in PARITY_SHARES else float("inf")
+    for name, limit in limits:
+        if limit is not None and not 0 <= limit <= highest:
+            yield Finding(
+                (name,),
+                f"{metric} is never {limit:g}.",
+                "Give a share from 0 to 1." if highest == 1 else "Give a number of at least 0.",
+            )
+
+
+def _ratio_findings(parity: ParityCheck, targets: Sequence[Target]) -> Iterator[Finding]:
+    """Yield why the ratio to the served number format's rounding cannot be told."""
+    if "error_ratio" not in parity.bounds:
+        return
+    if known(parity, "dtype") and parity.dtype != "float32":
+        yield Finding(
+            ("error_ratio",),
+            "error_ratio tells a served number format from its rounding, and a reference in "
+            f"{parity.dtype} has rounding of its own.",
+            "Set dtype: float32, or bound logprob_error instead.",
+        )
+    for target in targets:
+        if known(target, "dtype", "name") and target.dtype == "float32":
+            yield Finding(
+                ("error_ratio",),
+                f"Target {target.name} serves in float32, where a float32 reference rounds alike.",
+                "Bound logprob_error instead.",
             )
 
 
@@ -428,6 +526,40 @@ def _environment_findings(environment: Environment) -> Iterator[Finding]:
         )
     yield from _place_findings(environment)
     yield from _window_findings(environment)
+    if known(environment, "metrics"):
+        yield from _below(_metrics_findings(environment.metrics), "metrics")
+
+
+def _metrics_findings(source: MetricsSource) -> Iterator[Finding]:
+    """Yield where the keys of a source of metrics contradict each other."""
+    if not known(source, "source", "url", "auth"):
+        return
+    if source.source == "scrape":
+        if source.url is not None:
+            yield Finding(
+                ("url",),
+                "source scrape asks each server itself and has no url.",
+                "Remove url, or set source: prometheus.",
+            )
+        return
+    if source.url is None:
+        yield Finding(
+            ("source",),
+            "source prometheus needs to know where.",
+            "Add `url`: what comes before `/api/v1/query`.",
+        )
+    elif source.auth != "none" and not _is_private(source.url):
+        yield Finding(
+            ("url",),
+            f"auth {source.auth} would go over the network in the clear.",
+            "Write https://, or set auth: none.",
+        )
+
+
+def _is_private(url: str) -> bool:
+    """Tell whether nobody but the server can read what is sent to it."""
+    host = re.sub(r"^https?://|[:/].*$", "", url)
+    return url.startswith("https://") or host in {"127.0.0.1", "localhost"}
 
 
 def _window_findings(environment: Environment) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from trainyard.spec.kubernetes import (
     ENV_NAME_PATTERN,
     RESERVATION_PATTERN,
 )
+from trainyard.spec.metrics import HTTP_URL_PATTERN, LABEL_PATTERN, REGION_PATTERN
 from trainyard.spec.model import (
     HUB_REPO_PATTERN,
     HUB_REVISION_PATTERN,
@@ -60,6 +61,11 @@ _PATTERNS = {
     TIME_OF_DAY_PATTERN: 'Write hours and minutes in quotes, such as `"18:00"`.',
     TIME_ZONE_PATTERN: "Write a name of the IANA database, such as `Europe/Berlin`.",
     ENV_NAME_PATTERN: "Use letters, digits and underscores, not starting with a digit.",
+    HTTP_URL_PATTERN: "Write `http://` or `https://`, a host and perhaps a path, without user, "
+    "password or query.",
+    LABEL_PATTERN: "Use letters, digits and underscores, not starting with a digit, as "
+    "Prometheus does.",
+    REGION_PATTERN: "Write an AWS region, such as `eu-central-1`.",
     PERSON_PATTERN: "Write the name with which they log in to Airflow, without spaces around it.",
     CONNECTION_PATTERN: "Write the id of an Airflow connection: letters, digits, dots, hyphens and "
     "underscores.",

@@ -131,7 +131,7 @@ def _compile(
             cache_only=False,
         ) as server:
             ask(server, name)
-            log = server.process.log_text()
+            log, peak_memory = server.process.log_text(), server.peak_memory_bytes
     except TrainyardError as error:
         raise explained(error, cache_dir) from error
     files, dropped = lane.capture(cache_dir, planned.target)
@@ -150,6 +150,7 @@ def _compile(
         toolchain=toolchain,
         compile_s=round(server.ready_s, 2),
         engine_init_s=start.engine_init_s,
+        peak_memory_bytes=peak_memory,
         dropped=tuple(dropped),
         neffs=neffs,
         recorded_versions=versions,
@@ -235,6 +236,7 @@ def _result(key: str, manifest: BundleManifest, *, reused: bool) -> StepResult:
             "files": len(manifest.files),
             "bytes": size,
             "compile_s": manifest.compile_s,
+            "peak_memory_bytes": manifest.peak_memory_bytes,
             "dropped": len(manifest.dropped),
         },
     )

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from dataclasses import dataclass
 
+from trainyard.canonical import short
 from trainyard.documents.base import Provenance
 from trainyard.documents.measurement import GateVerdict, Measurement
+from trainyard.documents.parity import Samples
 from trainyard.documents.plan import GateName, Plan, PlannedTarget
 from trainyard.errors import Conflict, CorruptFile, NotFound, Refused
 from trainyard.gates.verdict import Derived, derive_verdict
+from trainyard.gates.words import NO_BASELINE
 from trainyard.reports.gate import gate_report_html
 from trainyard.steps.compile import planned_target
 from trainyard.steps.context import StepContext, StepResult
-from trainyard.store.documents import create_document, read_document
+from trainyard.store.documents import create_document, read_document, substance
 from trainyard.store.layout import (
     expectations_key,
     gate_report_key,
     measurement_key,
+    samples_key,
     verdict_key,
 )
 from trainyard.store.protocol import Store
@@ -32,6 +37,11 @@ class GateInputs:
     measurement: Measurement
     baseline: Measurement | None
     """The stable release's measurement."""
+    samples: Samples | None = None
+    """Of the measurement, where it has any."""
+    baseline_samples: Samples | None = None
+    """Of the baseline, where they are still there."""
+    why_no_baseline: str = NO_BASELINE
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -89,18 +99,23 @@ def read_inputs(plan: Plan, target_name: str, store: Store) -> GateInputs:
 
     Raises:
         BadInput: the plan has no such target.
-        NotFound: there is no measurement of it, or of the baseline.
+        NotFound: there is no measurement of it, or of the baseline, or not the samples of one.
         CorruptFile: the measurement is of something else.
     """
     planned = planned_target(plan, target_name)
     measurement = _read_measurement(store, planned.measurement_id, f"target {target_name}")
     _check_subject(planned, measurement)
+    samples = _read_samples(store, measurement)
     for environment in plan.request.environments:
         measurement_id = planned.baselines.get(environment)
         if measurement_id:
             what = f"the stable release in {environment}"
-            return GateInputs(planned, measurement, _read_measurement(store, measurement_id, what))
-    return GateInputs(planned, measurement, None)
+            baseline = _read_measurement(store, measurement_id, what)
+            return GateInputs(
+                planned, measurement, baseline, samples, _read_samples(store, baseline)
+            )
+    why = next(iter(planned.incomparable.values()), NO_BASELINE)
+    return GateInputs(planned, measurement, None, samples, why_no_baseline=why)
 
 
 def derive(plan: Plan, gate_name: GateName, inputs: GateInputs) -> Derived:
@@ -112,7 +127,37 @@ def derive(plan: Plan, gate_name: GateName, inputs: GateInputs) -> Derived:
         target=inputs.planned.target.name,
         measurement=inputs.measurement,
         baseline=inputs.baseline,
+        samples=inputs.samples,
+        baseline_samples=inputs.baseline_samples,
+        why_no_baseline=inputs.why_no_baseline,
     )
+
+
+def _read_samples(store: Store, measurement: Measurement) -> Samples | None:
+    """Return the samples that a measurement names; None if it names none.
+
+    Raises:
+        NotFound: they are gone, and without them the verdict would be another one.
+        CorruptFile: they are not the ones that the measurement names.
+    """
+    if not measurement.samples:
+        return None
+    try:
+        samples = read_document(store, measurement.samples, Samples)
+    except NotFound as error:
+        raise NotFound(
+            f"The samples {measurement.samples} of measurement {measurement.measurement_id} are "
+            "not in the store.",
+            hint="Somebody removed them; remove the measurement too, and measure again.",
+        ) from error
+    content = short(hashlib.sha256(substance(samples)).hexdigest())
+    if samples_key(measurement.measurement_id, content) != measurement.samples:
+        raise CorruptFile(
+            f"{measurement.samples} does not hold the samples of measurement "
+            f"{measurement.measurement_id}.",
+            hint="Somebody changed or copied it; remove both and measure again.",
+        )
+    return samples
 
 
 def _read_measurement(store: Store, measurement_id: str, what: str) -> Measurement:

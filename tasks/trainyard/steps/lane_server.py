@@ -21,6 +21,7 @@ from trainyard.steps.context import StepContext
 _PORTS_TO_TRY = 5
 _TAIL_LINES = 15
 _REQUEST_TIMEOUT_S = 120.0
+_MEMORY_SAMPLE_S = 1.0
 _MISS_HINT = (
     "The bundle lacks code that this start needs. What differs between the two is in neither the "
     "compile key nor the files: the image, the node's settings, or a plugin that was changed."
@@ -36,6 +37,9 @@ class RunningServer:
     """Seconds from its start to its first healthy answer, or until all was compiled."""
     answers: bool = True
     """False: it only compiles, and may have ended."""
+    peak_memory_bytes: int | None = None
+    """Most resident memory that its processes had together until it was ready, as seen every second
+    or so; None: nobody could look."""
 
     def check(self) -> None:
         """Raise the reason if the server ended meanwhile."""
@@ -98,13 +102,15 @@ def lane_server(
         )
         try:
             try:
-                ready_s = _wait(lane, process, context, command.answers, cache_only=cache_only)
+                ready_s, peak = _wait(
+                    lane, process, context, command.answers, cache_only=cache_only
+                )
             except PortTaken:
                 if attempt == _PORTS_TO_TRY:
                     raise
                 context.progress.say(f"Another process took port {port}; trying another one.")
                 continue
-            yield RunningServer(process, ready_s, command.answers)
+            yield RunningServer(process, ready_s, command.answers, peak)
             return
         except TrainyardError as error:
             if not process.alive() and process.exit_code != 0:
@@ -155,12 +161,16 @@ def _wait(
     answers: bool,
     *,
     cache_only: bool,
-) -> float:
-    """Wait until the server is ready and return the seconds that took."""
+) -> tuple[float, int | None]:
+    """Wait until the server is ready; return the seconds that took and the most memory it had."""
     told, began = "", time.monotonic()
+    peak: int | None = None
+    sampled = 0.0
 
-    def tell(_seconds: float, _line: str) -> None:
-        nonlocal told
+    def tell(seconds: float, _line: str) -> None:
+        nonlocal told, peak, sampled
+        if peak is None or seconds - sampled >= _MEMORY_SAMPLE_S:
+            peak, sampled = max(peak or 0, process.memory_bytes()), seconds
         stage = lane.stage(process.log_text())
         if stage != told:
             told = stage
@@ -170,8 +180,8 @@ def _wait(
         context.settings.server_start_timeout_s, lane.start_timeout_s(cache_only=cache_only)
     )
     try:
-        return process.wait_healthy(timeout_s, tell)
+        return process.wait_healthy(timeout_s, tell), peak
     except TrainyardError:
         if answers or process.alive() or process.exit_code != 0:
             raise
-        return time.monotonic() - began
+        return time.monotonic() - began, peak

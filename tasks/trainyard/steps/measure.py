@@ -1,41 +1,49 @@
 """Measures one target: restores checkpoint and bundle, starts the server, and puts load on it.
 
 First comes the proof that the server started from its bundle, without compiling; then accuracy
-through lm-evaluation-harness and latency through vLLM's serving benchmark, all in one go. The
-measuring process imports its libraries while the server starts.
+through lm-evaluation-harness, parity with a reference of the checkpoint, and latency through vLLM's
+serving benchmark, all in one go. The measuring process imports its libraries while the server
+starts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from trainyard.canonical import short
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry, Provenance
 from trainyard.documents.measurement import Measurement, StartFigures
+from trainyard.documents.parity import Reference, Samples
 from trainyard.documents.plan import Plan, PlannedTarget
-from trainyard.errors import BadInput, CacheMiss, CorruptFile, NotFound
+from trainyard.errors import BadInput, CacheMiss, Conflict, CorruptFile, NotFound
 from trainyard.lanes.neuron_common import compiled_off_device
 from trainyard.lanes.neuron_device import driver_version
 from trainyard.lanes.protocol import Lane, StartProof
 from trainyard.lanes.registry import get_lane
 from trainyard.materialize import materialize_bundle, materialize_checkpoint
+from trainyard.measure.behaviour.run import BehaviourJob
 from trainyard.measure.handle import MeasuringProcess
-from trainyard.measure.job import Job
+from trainyard.measure.job import Job, Outcome, ParityJob
 from trainyard.measure.machine import describe_machine
 from trainyard.names import check_relative_path
+from trainyard.references import planned_reference
 from trainyard.steps.compile import planned_target
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.lane_server import RunningServer, ask, check_toolchain, lane_server
 from trainyard.steps.restoring import told_to
-from trainyard.store.documents import create_document, read_document
+from trainyard.store.documents import create_document, read_document, substance
 from trainyard.store.layout import (
     bundle_manifest_key,
     checkpoint_manifest_key,
     evals_prefix,
     measurement_key,
     plan_key,
+    samples_key,
 )
 from trainyard.store.transfer import pump
 
@@ -100,7 +108,8 @@ def _measure(
         work_dir = context.work_dir
         model_dir = materialize_checkpoint(context.store, checkpoint, work_dir / "model", means)
         cache_dir = materialize_bundle(context.store, bundle, work_dir / "cache", means)
-        assets_dir = _restore_assets(plan, context)
+        assets_dir = restore_assets(plan, context)
+        parity = _parity_job(plan, planned, lane, checkpoint.digest, assets_dir, context)
         before = lane.snapshot(cache_dir)
         context.progress.say(f"Starting the server of lane {lane.name} from its bundle.")
         with lane_server(
@@ -125,16 +134,21 @@ def _measure(
                     assets_dir=str(assets_dir.absolute()),
                     tasks=plan.spec.gates.accuracy.tasks,
                     levels=plan.spec.gates.latency.levels,
+                    prompt_logprobs=lane.returned(planned.target).prompt_logprobs,
+                    parity=parity,
+                    behaviour=_behaviour_job(plan, planned, lane),
                 ),
                 on_progress=context.progress.fraction,
                 check_server=server.check,
+                on_reference=_keep_reference(parity, context),
             )
             # Load may bring shapes that the start did not.
             proof = _prove(lane, server, cache_dir, before, bundle)
+    made_from = [plan_key(plan.plan_id), checkpoint_key, bundle_key]
+    made_from += [parity.key] if parity is not None else []
+    context.ensure_held()
     return Measurement(
-        provenance=Provenance.of(
-            context.settings, plan_key(plan.plan_id), checkpoint_key, bundle_key
-        ),
+        provenance=Provenance.of(context.settings, *made_from),
         measurement_id=planned.measurement_id,
         model=plan.spec.model,
         revision=plan.revision,
@@ -150,8 +164,108 @@ def _measure(
         ),
         accuracy=outcome.accuracy,
         latency=outcome.latency,
+        behaviour=outcome.behaviour,
         machine=machine,
         toolchain=toolchain,
+        parity=outcome.parity,
+        samples=_keep_samples(planned.measurement_id, outcome, context),
+    )
+
+
+def _parity_job(
+    plan: Plan,
+    planned: PlannedTarget,
+    lane: Lane,
+    checkpoint_digest: str,
+    assets_dir: Path,
+    context: StepContext,
+) -> ParityJob | None:
+    """Return the parity check that the spec asks for, with its reference if the store has it.
+
+    Raises:
+        NotFound: the reference is to be imported, and nobody has done it.
+    """
+    check = plan.spec.gates.accuracy.parity
+    if check is None:
+        return None
+    wanted = planned_reference(plan.spec, planned.target, checkpoint_digest, assets_dir)
+    reference: Reference | None = None
+    try:
+        reference = read_document(context.store, wanted.key, Reference)
+        context.progress.say(f"The parity reference of this checkpoint exists: {wanted.key}.")
+    except NotFound as error:
+        if check.reference == "imported":
+            raise NotFound(
+                f"There is no parity reference {wanted.key} of this checkpoint, and the spec says "
+                "that it is imported.",
+                hint=f"Run `trainyard import-reference --plan {plan.plan_id} --target "
+                f"{planned.target.name}` on a "
+                "machine with enough memory.",
+            ) from error
+        context.progress.say("The parity reference of this checkpoint will be made.")
+    most = lane.returned(planned.target).top_logprobs
+    return ParityJob(
+        prompts=wanted.prompts,
+        settings=wanted.settings,
+        checkpoint_digest=checkpoint_digest,
+        near_tie=check.near_tie,
+        top_logprobs=min(most, check.top_logprobs),
+        key=wanted.key,
+        reference=reference,
+        imported=check.reference == "imported",
+    )
+
+
+def _keep_reference(parity: ParityJob | None, context: StepContext) -> Callable[[Reference], None]:
+    """Return what stores the reference of a job once it is made."""
+
+    def keep(made: Reference) -> None:
+        if parity is None:
+            return
+        context.ensure_held()
+        provenance = Provenance.of(context.settings)
+        try:
+            create_document(
+                context.store, parity.key, made.model_copy(update={"provenance": provenance})
+            )
+        except Conflict:
+            # Another measurement of the checkpoint was faster; its figures differ by rounding.
+            context.progress.say(f"Somebody else has made {parity.key} meanwhile.")
+        else:
+            context.progress.say(f"Stored the parity reference as {parity.key}.")
+
+    return keep
+
+
+def _keep_samples(measurement_id: str, outcome: Outcome, context: StepContext) -> str:
+    """Store what the figures are made of and return the key; empty if there is nothing."""
+    if not (outcome.samples or outcome.answers):
+        return ""
+    samples = Samples(
+        provenance=Provenance.of(context.settings),
+        measurement_id=measurement_id,
+        tasks=outcome.samples,
+        answers=outcome.answers,
+    )
+    key = samples_key(measurement_id, short(hashlib.sha256(substance(samples)).hexdigest()))
+    create_document(context.store, key, samples)
+    return key
+
+
+def _behaviour_job(plan: Plan, planned: PlannedTarget, lane: Lane) -> BehaviourJob | None:
+    """Return the checks that the spec does not skip, None if there are none."""
+    target, gate = planned.target, plan.spec.gates.behaviour
+    checks = gate.checks
+    if not checks:
+        return None
+    copies = target.neuron.data_parallel_size if target.neuron else 1
+    return BehaviourJob(
+        capabilities={name: lane.capability(target, name) for name in checks},
+        dtype=target.dtype,
+        max_num_seqs=target.max_num_seqs * copies,
+        block_size=target.block_size,
+        prefix_caching=target.enable_prefix_caching,
+        prompts=plan.spec.prompts if plan.assets else None,
     )
 
 
@@ -184,7 +298,7 @@ def _folder(context: StepContext) -> Path:
     return context.work_dir
 
 
-def _restore_assets(plan: Plan, context: StepContext) -> Path:
+def restore_assets(plan: Plan, context: StepContext) -> Path:
     """Copy the plan's task files into the scratch folder and return their folder.
 
     Raises:
@@ -238,4 +352,9 @@ def _summary(measurement: Measurement) -> str:
         f"{level.figures.get('output_tokens_per_s', math.nan):.0f} tokens/s"
         for level in measurement.latency
     ]
-    return "; ".join([*scores, *levels]) + "."
+    behaviour = []
+    if measurement.behaviour is not None:
+        records = measurement.behaviour.records
+        good = sum(not record.count("broken") for record in records)
+        behaviour = [f"{good} of {len(records)} behaviour checks held"]
+    return "; ".join([*scores, *behaviour, *levels]) + "."

@@ -8,9 +8,12 @@ found everything that can be found wrong without doing the work.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import psutil
 
 from trainyard.canonical import digest
 from trainyard.documents.artifacts import CheckpointManifest
@@ -20,10 +23,12 @@ from trainyard.documents.plan import EvalAssets, Plan, ReleaseRequest
 from trainyard.documents.proof import Proof
 from trainyard.errors import BadInput, Conflict, NotFound
 from trainyard.kubernetes.step_pod import StepWork, place_warnings
+from trainyard.kubernetes.step_size import host_gib
 from trainyard.lanes.neuron_common import UNPROVEN_PAIR
 from trainyard.lanes.neuron_memory import memory_problems, memory_warnings
 from trainyard.lanes.registry import get_lane
 from trainyard.proofs import Proofs, read_proofs
+from trainyard.references import GIB, memory_problem, planned_reference, reference_gib
 from trainyard.releases import load_release
 from trainyard.settings import Settings
 from trainyard.sources.architecture import loaded_bytes
@@ -31,13 +36,14 @@ from trainyard.sources.factory import open_source
 from trainyard.sources.files import Architecture, read_architecture
 from trainyard.sources.protocol import ResolvedRevision
 from trainyard.spec.assets import asset_files
-from trainyard.spec.check import Problem, check_files
+from trainyard.spec.check import Problem, check_files, task_findings
 from trainyard.spec.environments import Environments
 from trainyard.spec.kubernetes import KubernetesSteps
 from trainyard.spec.loader import Catalogue, load_environments, load_spec
 from trainyard.spec.model import ModelSpec, Target
 from trainyard.steps import forecasting
 from trainyard.steps.context import StepContext, StepResult
+from trainyard.steps.harness import harness_problems
 from trainyard.steps.place import pod_problems
 from trainyard.steps.planning import (
     Facts,
@@ -112,9 +118,28 @@ def plan(
     resolved = source.resolve(request.revision or spec.source.revision)
     architecture = read_architecture(source, resolved)
     problems = list(architecture_problems(targets, architecture.config))
+    problems += [
+        f"{finding.message} {finding.remedy}"
+        for finding in task_findings(
+            spec.model_copy(update={"targets": targets}), path.parent, prompt_logprobs
+        )
+    ]
     refuse("The request", problems + _lane_problems(targets, architecture))
     checkpoint_digest = _stored_checkpoint(store, spec.model, resolved, architecture.digest)
+    refuse(
+        "The request",
+        list(
+            _parity_problems(
+                spec, targets, architecture, checkpoint_digest, path.parent, place, store
+            )
+        ),
+    )
     toolchains = _toolchains(spec.model, targets, place, context)
+    if place is None:
+        silent = [target.name for target in targets if not prompt_logprobs(target)]
+        python = context.settings.serving_interpreter
+        found_wrong = list(harness_problems(spec.gates.accuracy.tasks, python, silent))
+        refuse("The request", found_wrong)
     proofs = _check_proven(request, targets, environments, context)
     assets, files = _assets(spec, path.parent)
     facts = Facts(
@@ -129,7 +154,7 @@ def plan(
                 spec,
                 architecture=architecture,
                 toolchain=toolchains[target.name],
-                baselines=_baselines(request, spec.model, target, environments, context),
+                stable=_stable_releases(request, spec.model, target, environments, context),
                 place=place,
                 proof=proofs.of(target),
             )
@@ -157,9 +182,17 @@ def lane_rules(target: Target) -> Sequence[str]:
         return [str(error)]
 
 
+def prompt_logprobs(target: Target) -> bool:
+    """Tell whether a target's server returns log-probs of prompts; yes if the lane is unknown."""
+    try:
+        return get_lane(target.lane).returned(target).prompt_logprobs
+    except BadInput:
+        return True
+
+
 def check_files_with_lanes(paths: Iterable[Path]) -> list[Problem]:
     """Return every mistake in specs and environments files, those of the lanes included."""
-    return check_files(paths, lane_rules=lane_rules)
+    return check_files(paths, lane_rules=lane_rules, prompt_logprobs=prompt_logprobs)
 
 
 def warnings_of_files(paths: Iterable[Path]) -> list[str]:
@@ -221,7 +254,7 @@ def _target_facts(
     *,
     architecture: Architecture,
     toolchain: KnownToolchain,
-    baselines: Mapping[str, str],
+    stable: _Stable,
     place: KubernetesSteps | None,
     proof: Proof | None,
 ) -> TargetFacts:
@@ -240,7 +273,8 @@ def _target_facts(
         ),
         toolchain=toolchain.versions,
         serving=lane.serving_settings(target, served_model_name=spec.client_model_name),
-        baselines=baselines,
+        baselines=stable.baselines,
+        incomparable=stable.incomparable,
         warnings=tuple(warnings),
     )
 
@@ -305,6 +339,46 @@ def _lane_problems(targets: Sequence[Target], architecture: Architecture) -> lis
     return problems
 
 
+def _parity_problems(
+    spec: ModelSpec,
+    targets: Sequence[Target],
+    architecture: Architecture,
+    checkpoint_digest: str,
+    folder: Path,
+    place: KubernetesSteps | None,
+    store: Store,
+) -> Iterator[str]:
+    """Yield why the reference of the parity check cannot be had, each as sentences."""
+    check = spec.gates.accuracy.parity
+    if check is None:
+        return
+    for target in targets:
+        if checkpoint_digest:
+            wanted = planned_reference(spec, target, checkpoint_digest, folder)
+            if store.exists(wanted.key):
+                continue
+            if check.reference == "imported":
+                yield (
+                    f"Target {target.name}: nobody has imported the reference {wanted.key} that "
+                    "gates.accuracy.parity needs. Make it with `trainyard import-reference`."
+                )
+        if check.reference == "made":
+            needed = reference_gib(architecture.tensors, check)
+            has, where = host_gib(target), f"a pod with the devices of {target.instance}"
+            if place is None:
+                has, where = psutil.virtual_memory().total / GIB, "this machine"
+                needed += _server_gib(target, architecture)
+            if problem := memory_problem(needed, has, where):
+                yield f"Target {target.name}: {problem}"
+
+
+def _server_gib(target: Target, architecture: Architecture) -> float:
+    """Return what a server takes of this machine's memory while the reference is made."""
+    if target.neuron is not None:
+        return 0.0
+    return loaded_bytes(architecture.tensors, target.dtype) / GIB + target.kv_cache_gib
+
+
 def _check_proven(
     request: ReleaseRequest,
     targets: Sequence[Target],
@@ -330,18 +404,25 @@ def _read_channel(store: Store, model: str, environment: str) -> Channel | None:
         return None
 
 
-def _baselines(
+@dataclass(frozen=True)
+class _Stable:
+    """The stable releases to compare with, by environment."""
+
+    baselines: dict[str, str]
+    """Their measurement ids."""
+    incomparable: dict[str, str]
+    """Why one cannot be compared with."""
+
+
+def _stable_releases(
     request: ReleaseRequest,
     model: str,
     target: Target,
     environments: Environments | None,
     context: StepContext,
-) -> dict[str, str]:
-    """Return the measurement id of the stable release in each environment that serves `target`.
-
-    Environments without one, or whose stable release was never measured, are left out.
-    """
-    found: dict[str, str] = {}
+) -> _Stable:
+    """Return the stable release of each environment asked for that serves `target` and has one."""
+    found = _Stable({}, {})
     for name in request.environments if environments else ():
         if environments is None or environments.environments[name].target != target.name:
             continue
@@ -353,9 +434,18 @@ def _baselines(
                 context.store, model, channel.stable.release_id, context.settings
             )
         except NotFound:  # adopted: it serves, but nothing of it was published here
+            found.incomparable[name] = (
+                f"The stable release of {name} ({channel.stable.release_id}) was adopted: "
+                "nobody has measured it here."
+            )
             continue
         if context.store.exists(measurement_key(release.measurement_id)):
-            found[name] = release.measurement_id
+            found.baselines[name] = release.measurement_id
+        else:
+            found.incomparable[name] = (
+                f"The measurement of the stable release of {name} "
+                f"({channel.stable.release_id}) is not in the store any more."
+            )
     return found
 
 

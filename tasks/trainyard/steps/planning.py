@@ -54,6 +54,8 @@ class TargetFacts:
     """The lane's serving settings, without the served model name."""
     baselines: Mapping[str, str] = field(default_factory=dict)
     """Measurement id of the stable release, by environment."""
+    incomparable: Mapping[str, str] = field(default_factory=dict)
+    """Why a stable release cannot be compared with, by environment."""
     warnings: Sequence[str] = ()
     """What the lane wants people to know."""
 
@@ -299,15 +301,23 @@ def measurement_id(facts: Facts, *, compile_key: str, serving_digest: str) -> st
 
 def _measured(gates: Gates) -> dict[str, Any]:
     """Return what a measurement does, without what a gate makes of it."""
+    parity = gates.accuracy.parity
     return {
         "tasks": [
-            task.model_dump(mode="json", exclude={"min", "max_drop"})
+            task.model_dump(mode="json", exclude={"min", "max_drop", "on_undecided"})
             for task in gates.accuracy.tasks
         ],
+        # Left out where there is none, so that measurements of earlier versions stay what they are.
+        **(
+            {"parity": parity.model_dump(mode="json", exclude={"bounds"})}
+            if parity is not None
+            else {}
+        ),
         "levels": [
             level.model_dump(mode="json", exclude={"bounds", "max_regression"})
             for level in gates.latency.levels
         ],
+        "behaviour": list(gates.behaviour.checks),
     }
 
 
@@ -326,6 +336,7 @@ def _planned_target(facts: Facts, target: TargetFacts) -> PlannedTarget:
             facts, compile_key=compile_key, serving_digest=serving_digest
         ),
         baselines=dict(target.baselines),
+        incomparable=dict(target.incomparable),
         warnings=tuple(target.warnings),
     )
 
@@ -392,18 +403,20 @@ def _target_steps(
             target=name,
             key=key,
             exists=judged,
-            reason="This plan has its verdict." if judged else _gate_reason(planned.baselines),
+            reason="This plan has its verdict." if judged else _gate_reason(planned),
         )
     yield _publish_step(facts, planned, exists)
 
 
-def _gate_reason(baselines: Mapping[str, str]) -> str:
-    if not baselines:
-        return "Each plan gets its own verdict; there is no stable release to compare with."
-    return (
-        "Each plan gets its own verdict; compared with the stable release of "
-        f"{next(iter(baselines))}."
-    )
+def _gate_reason(planned: PlannedTarget) -> str:
+    if planned.baselines:
+        return (
+            "Each plan gets its own verdict; compared with the stable release of "
+            f"{next(iter(planned.baselines))}."
+        )
+    for reason in planned.incomparable.values():
+        return f"Each plan gets its own verdict, which compares nothing: {reason}"
+    return "Each plan gets its own verdict; there is no stable release to compare with."
 
 
 def _publish_step(

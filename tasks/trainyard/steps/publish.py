@@ -13,6 +13,7 @@ from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import GateName, Plan
 from trainyard.documents.release import Pin, Release
 from trainyard.errors import Conflict, CorruptFile, NotFound, Refused, Transient, UnusableKey
+from trainyard.gates.verdict import warnings_of
 from trainyard.lanes.neuron_common import compiled_off_device
 from trainyard.releases import (
     load_release,
@@ -249,7 +250,7 @@ def _attest(
     verdict: GateVerdict, release: Release, signing: SigningKey, context: StepContext
 ) -> None:
     """Put a signed verdict on record beside the release."""
-    key = _key_of(verdict)
+    key, warnings = _key_of(verdict), warnings_of(verdict)
     subject = {
         "gate": verdict.gate,
         "outcome": verdict.outcome,
@@ -258,6 +259,7 @@ def _attest(
         "measurement_id": verdict.measurement_id,
         "summary": verdict.summary,
         "key": key,
+        **({"warnings": list(warnings)} if warnings else {}),
         "digest": hashlib.sha256(substance(verdict)).hexdigest(),
     }
     try:
@@ -342,6 +344,9 @@ def _result(stored: _Stored, wanted: Release, verdicts: Sequence[GateVerdict]) -
         message = f"Published {release.release_id} again: {stored.instead}"
     if kept:
         message += f" It keeps what it was signed with then: its {', '.join(kept)} differ from now."
+    warnings = [words for verdict in verdicts for words in warnings_of(verdict)]
+    if warnings:
+        message += f" Warnings that it carries ({len(warnings)}): {' '.join(warnings)}"
     return StepResult(
         key=release_key(release.model, release.release_id),
         reused=not stored.version,
@@ -350,6 +355,7 @@ def _result(stored: _Stored, wanted: Release, verdicts: Sequence[GateVerdict]) -
             "release_id": release.release_id,
             "target": wanted.target.name,
             "verdicts": {verdict.gate: verdict.outcome for verdict in verdicts},
+            "warnings": warnings,
             "kept": kept,
         },
     )

@@ -68,6 +68,29 @@ def measurement_key(measurement_id: str) -> str:
     return f"measurements/{_part(measurement_id, 'Measurement id')}.json"
 
 
+def samples_prefix(measurement_id: str) -> str:
+    """Return `samples/<measurement id>`: what the figures of that measurement are made of."""
+    return f"samples/{_part(measurement_id, 'Measurement id')}"
+
+
+def samples_key(measurement_id: str, samples_digest: str) -> str:
+    """Return `samples/<measurement id>/<digest>.json`.
+
+    The digest is in the key because an attempt that was cut may have left samples of its own.
+    """
+    return f"{samples_prefix(measurement_id)}/{_part(samples_digest, 'Digest')}.json"
+
+
+def reference_prefix(checkpoint_digest: str) -> str:
+    """Return `references/<checkpoint digest>`: every reference of that checkpoint is below it."""
+    return f"references/{_part(checkpoint_digest, 'Checkpoint digest')}"
+
+
+def reference_key(checkpoint_digest: str, settings_digest: str) -> str:
+    """Return `references/<checkpoint digest>/<digest of the settings>.json`."""
+    return f"{reference_prefix(checkpoint_digest)}/{_part(settings_digest, 'Digest')}.json"
+
+
 def verdict_key(plan_id: str, target: str, gate: str) -> str:
     """Return `verdicts/<plan id>/<target>/<gate>.json`."""
     return (

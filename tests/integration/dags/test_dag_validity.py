@@ -24,8 +24,9 @@ DAG_IDS = {
     "neuron_control__staging",
     "neuron_control__production",
     "neuron_gc",
+    "neuron_watch",
 }
-SCHEDULES = {"neuron_gc": "@daily"}
+SCHEDULES = {"neuron_gc": "@daily", "neuron_watch": "*/2 * * * *"}
 """All others start when somebody asks."""
 
 
@@ -84,6 +85,12 @@ def test_garbage_is_collected_by_one_run_at_a_time(dag_bag: Any) -> None:
     assert dag.max_active_runs == 1
     assert dag.get_task("collect").look_only == "{{ params.dry_run }}"
     assert dag.params["dry_run"] is False
+
+
+def test_one_watch_looks_at_a_time(dag_bag: Any) -> None:
+    dag = dag_bag.dags["neuron_watch"]
+    assert dag.max_active_runs == 1
+    assert [(task.task_id, task.retries) for task in dag.tasks] == [("watch", 0)]
 
 
 def test_only_compile_and_measure_take_the_device_pool(dag_bag: Any) -> None:

@@ -61,7 +61,7 @@ def test_what_serves_and_its_predecessor_stay_whole_and_the_rest_goes(yard: Yard
     verified = Verifier(yard.store, yard.settings, POLICY).run()
     assert verified.problems == ()
     assert {each.kind for each in done.deleted} == {
-        *("release", "plan", "verdicts", "reports", "measurement"),
+        *("release", "plan", "verdicts", "reports", "measurement", "samples", "references"),
         *("checkpoint", "bundle", "evals"),
     }
     # Not one of them but for v3: plans of v1 and v2 say which prompts a server is warmed up with.

@@ -88,6 +88,7 @@ def _names(problem: Problem, key: str) -> bool:
         ("bundles", "graph.bin"),
         ("bundles", "manifest.json"),
         ("measurements", "v1.json"),
+        ("samples/m-v1", ".json"),
         ("verdicts/adder-v1", "accuracy.json"),
         ("plans", "v1.json"),
     ],

@@ -228,6 +228,28 @@ POD_MONITOR = fields(
     ),
 )
 
+PROMETHEUS_RULE = fields(
+    "groups",
+    groups=many(
+        fields(
+            "name",
+            name=TEXT,
+            rules=many(
+                fields(
+                    "expr",
+                    alert=TEXT,
+                    expr=TEXT,
+                    labels=TEXTS,
+                    annotations=TEXTS,
+                    **{"for": PROMETHEUS_DURATION},  # type: ignore[arg-type]
+                ),
+                least=1,
+            ),
+        ),
+        least=1,
+    ),
+)
+
 SCALED_OBJECT = fields(
     "scaleTargetRef",
     "triggers",
@@ -275,6 +297,7 @@ RULES: dict[tuple[str, str], Schema] = {
     ("karpenter.k8s.aws/v1", "EC2NodeClass"): EC2_NODE_CLASS,
     ("karpenter.sh/v1", "NodePool"): NODE_POOL,
     ("monitoring.coreos.com/v1", "PodMonitor"): POD_MONITOR,
+    ("monitoring.coreos.com/v1", "PrometheusRule"): PROMETHEUS_RULE,
     ("keda.sh/v1alpha1", "ScaledObject"): SCALED_OBJECT,
 }
 """The rules of `spec`, by apiVersion and kind."""

@@ -21,7 +21,7 @@ from trainyard.errors import Refused
 
 REPOSITORY = Path(__file__).parents[3]
 IMAGES = REPOSITORY / "k8s" / "images"
-NAMES = ("airflow", "neuron", "cpu")
+NAMES = ("airflow", "neuron", "cpu", "compose")
 
 
 def image(name: str) -> list[Instruction]:

@@ -59,6 +59,8 @@ WRITERS: dict[str, set[str]] = {
     f"{layout.bundle_prefix(DIGEST)}/graph.neff": {COMPILE},
     layout.bundle_manifest_key(DIGEST): {COMPILE},
     layout.measurement_key("m1"): {MEASURE},
+    layout.samples_key("m1", "0a1b"): {MEASURE},
+    layout.reference_key(DIGEST, "0a1b"): {MEASURE},
     layout.verdict_key(PLAN, "trn2", "accuracy"): {GATE},
     layout.expectations_key(PLAN, "trn2", "latency"): {GATE},
     layout.gate_report_key(PLAN, "trn2", "latency"): {GATE},

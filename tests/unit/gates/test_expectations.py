@@ -34,6 +34,9 @@ def outcome(observed: float | None, **changes: Any) -> str:
         (400.0, {}, "pass"),
         (400.0001, {}, "fail"),
         (400.0001, {"severity": "warning"}, "warn"),
+        (400.0001, {"severity": "info"}, "info"),
+        (-0.04, {"minimum": -0.05, "maximum": None, "paired": True}, "pass"),
+        (-0.06, {"minimum": -0.05, "maximum": None, "paired": True}, "fail"),
         (0.95, {"minimum": 0.95, "maximum": None}, "pass"),
         (0.9499, {"minimum": 0.95, "maximum": None}, "fail"),
         (2.0, {"minimum": 1.0, "maximum": 3.0}, "pass"),
@@ -47,7 +50,7 @@ def test_a_figure_is_held_against_its_bounds(
 
 
 @pytest.mark.parametrize("observed", [None, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("severity", ["critical", "warning"])
+@pytest.mark.parametrize("severity", ["critical", "warning", "info"])
 def test_no_figure_fails_whatever_the_severity(observed: float | None, severity: str) -> None:
     evaluation = evaluate("latency", [expectation(observed, severity=severity)])
 
@@ -155,3 +158,22 @@ def test_results_that_do_not_come_back_fail(kept: int, monkeypatch: pytest.Monke
 
     assert check.outcome == "fail"
     assert f"{kept} results came back where 2 were due" in check.note
+
+
+def test_a_paired_difference_has_an_expectation_of_its_own() -> None:
+    evaluation = evaluate(
+        "accuracy", [expectation(-0.01, minimum=-0.05, maximum=None, paired=True)]
+    )
+
+    types = {each["expectation_config"]["type"] for each in evaluation.result["results"]}
+    assert types == {
+        "expect_column_values_to_not_be_null",
+        "expect_paired_difference_to_be_proven_above",
+    }
+
+
+def test_checks_carry_their_severity() -> None:
+    severities = ("critical", "warning", "info")
+    found = evaluate("latency", [expectation(1.0, severity=each) for each in severities]).checks
+
+    assert tuple(each.severity for each in found) == severities

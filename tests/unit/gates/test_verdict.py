@@ -10,7 +10,7 @@ from tests.unit.yard import FIGURES, measurement, spec
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import GateName
 from trainyard.gates.verdict import derive_verdict
-from trainyard.spec.model import Gates
+from trainyard.spec.model import Bound, Gates
 from trainyard.store.documents import substance
 
 
@@ -34,8 +34,10 @@ def test_good_accuracy_passes_and_the_missing_comparison_is_shown() -> None:
     found = verdict("accuracy", measurement(score=0.97))
 
     assert found.outcome == "pass"
-    assert [check.outcome for check in found.checks] == ["pass", "skipped"]
-    assert found.summary == "The accuracy gate passed: sums exact_match 0.97 (>= 0.9)."
+    assert [check.outcome for check in found.checks] == ["pass", "skipped", *["pass"] * 8]
+    assert found.summary == (
+        "The accuracy gate passed: sums exact_match 0.97 (>= 0.9); 8 checks of the behaviour held."
+    )
     assert (found.gate, found.measurement_id, found.baseline) == ("accuracy", "candidate", "")
 
 
@@ -49,7 +51,7 @@ def test_bad_accuracy_fails_with_its_figure() -> None:
 def test_a_drop_from_stable_fails_though_the_minimum_is_kept() -> None:
     found = verdict("accuracy", measurement(score=0.93), measurement("stable", score=0.97))
 
-    assert [check.outcome for check in found.checks] == ["pass", "fail"]
+    assert [check.outcome for check in found.checks[:3]] == ["pass", "fail", "warn"]
     assert found.summary == (
         "The accuracy gate failed: sums exact_match is 0.93 (>= stable (0.97) - 0.02 is needed)."
     )
@@ -102,6 +104,33 @@ def test_a_gate_that_could_check_nothing_fails() -> None:
 
     assert found.outcome == "fail"
     assert found.summary == "The accuracy gate failed: nothing could be checked."
+
+
+def test_what_is_only_information_changes_nothing_and_alone_passes_nothing() -> None:
+    gates = spec().gates.model_copy(deep=True)
+    (level,) = gates.latency.levels
+    info = Bound(max=1, severity="info")
+    bounds = {**level.bounds, "ttft_p99_ms": info}
+    shown = level.model_copy(update={"bounds": bounds, "max_regression": {}})
+    latency = gates.latency.model_copy(update={"levels": (shown,)})
+
+    found = verdict("latency", measurement(), gates=gates.model_copy(update={"latency": latency}))
+
+    assert found.outcome == "pass"
+    assert [check.outcome for check in found.checks].count("info") == 1
+    assert "ttft_p99_ms" not in found.summary
+
+
+def test_a_verdict_points_to_its_raw_data() -> None:
+    measured = measurement(samples="samples/candidate/abc.json")
+
+    found = verdict("accuracy", measured, measurement("stable"))
+
+    assert found.raw_data == (
+        "measurements/candidate.json",
+        "samples/candidate/abc.json",
+        "measurements/stable.json",
+    )
 
 
 @pytest.mark.parametrize("gate", ["accuracy", "latency"])

@@ -102,3 +102,15 @@ def test_pools_count_deferred_tasks_and_existing_ones_are_adjusted() -> None:
     api(answer).ensure_pool(LOCAL_POOL)
     assert [method for method, _ in seen] == ["POST", "PATCH"]
     assert all(body["include_deferred"] is True for _, body in seen)
+
+
+def test_runs_are_read_page_by_page() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        offset = int(request.url.params["offset"])
+        page = [{"dag_run_id": f"r{number}"} for number in range(offset, min(offset + 100, 150))]
+        return httpx.Response(200, json={"dag_runs": page})
+
+    client = api(answer)
+    assert [run["dag_run_id"] for run in client.runs("d")] == [f"r{n}" for n in range(150)]
+    assert len(client.runs("d", most=100)) == 100
+    assert api(lambda request: httpx.Response(404, json={})).runs("d") == []

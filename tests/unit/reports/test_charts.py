@@ -80,6 +80,11 @@ def test_there_is_no_bar_without_a_figure_or_a_bound() -> None:
     assert bar(check(1.0, None, None)) is None
 
 
+@pytest.mark.parametrize("difference", [-0.06, -0.01, 0.02])
+def test_a_difference_that_may_be_negative_has_no_bar(difference: float) -> None:
+    assert bar(check(difference, -0.05, None)) is None
+
+
 @given(st.lists(st.tuples(st.floats(0, 1e5), evidence, evidence), min_size=1, max_size=12))
 def test_curves_stay_inside_their_plot(looks: list[tuple[float, float, float]]) -> None:
     looks.sort()

@@ -10,16 +10,13 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from tests.unit.rollout.loopback import serving
 from tests.unit.rollout.machine import NEW, NOW
 
-from trainyard.rollout.metrics import (
-    FINISHED,
-    TPOT_PER_EVENT,
-    TPOT_PER_REQUEST,
-    TTFT,
-    HttpMetricReader,
-    parse_counters,
-)
+from trainyard.rollout.readers.scrape import HttpMetricReader, parse_counters
 from trainyard.serving.protocol import ServerStatus
 
+TTFT = "vllm:time_to_first_token_seconds"
+TPOT_PER_REQUEST = "vllm:request_time_per_output_token_seconds"
+TPOT_PER_EVENT = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
+FINISHED = "vllm:request_success"
 ENGINES = ("0", "1")
 LABELS = ("model_name", "engine")
 
@@ -98,7 +95,7 @@ def test_what_is_not_there_is_missing() -> None:
 def test_a_broken_page_is_missing(text: str) -> None:
     broken = f"# TYPE {TTFT} histogram\n{text}\n".encode()
     with serving(lambda path, body: (200, broken)) as url:
-        assert HttpMetricReader().read([server(url)]) == ()
+        assert HttpMetricReader().read("production", [server(url)]) == ()
 
 
 def test_readable_servers_are_read_and_others_are_missing() -> None:
@@ -115,9 +112,9 @@ def test_readable_servers_are_read_and_others_are_missing() -> None:
         ):
             urls = {"good": good, "failing": failing, "odd": odd, "nobody": nobody, "new": ""}
             asked = [server(url, name=name) for name, url in urls.items()]
-            found = HttpMetricReader(timeout_s=5.0).read(asked)
+            found = HttpMetricReader(timeout_s=5.0).read("production", asked)
     assert [pod.pod for pod in found] == ["good"]
 
 
 def test_no_servers_need_no_reading() -> None:
-    assert HttpMetricReader().read(()) == ()
+    assert HttpMetricReader().read("production", ()) == ()

@@ -245,7 +245,7 @@ def test_what_appears_later_is_missing_until_it_can_be_compared() -> None:
             30.0 * n,
             (
                 pod(OLD, ttft=histogram(9 * n, 1.0 * n), tpot=histogram(9 * n, 1.0 * n)),
-                pod(NEW, ttft=histogram(9 * n, 1.0 * n), tpot=histogram(90, 1.0), tpot_requests=n),
+                pod(NEW, ttft=histogram(9 * n, 1.0 * n), tpot=histogram(9 * n, 1.0 * n)),
             ),
             route(50, old=(100, 0, 0), new=(9 * n, 0, 0)),
         )

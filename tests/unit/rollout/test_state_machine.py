@@ -23,6 +23,8 @@ from tests.unit.rollout.machine import (
 
 from trainyard.documents.channel import (
     HISTORY_LIMIT,
+    PAUSE_LIMIT,
+    WAITING_LIMIT,
     Channel,
     Rejection,
     Rollout,
@@ -43,11 +45,16 @@ from trainyard.rollout.events import (
     Looked,
     Notify,
     OutcomeNoted,
+    PauseRequested,
+    PromotionForced,
+    QueueJoined,
+    QueueLeft,
     ReleaseLease,
     RemoveServers,
     RenewLease,
     RequesterNoted,
     ResumeAutoscaling,
+    ResumeRequested,
     RolloutRequested,
     ServerSeen,
     ServersSeen,
@@ -55,7 +62,14 @@ from trainyard.rollout.events import (
     WarmedUp,
     WarmUp,
 )
-from trainyard.rollout.state_machine import commands_for, step
+from trainyard.rollout.state_machine import (
+    commands_for,
+    pause_refusal,
+    place_in_line,
+    promotion_refusal,
+    resume_refusal,
+    step,
+)
 from trainyard.spec.model import RolloutStep
 
 WARM = f"{NEW}-0@{NOW.isoformat()}"
@@ -810,6 +824,301 @@ def test_a_rollback_to_warm_servers_moves_traffic_at_once() -> None:
     assert (run.phase, run.channel.stable.release_id) == ("rolling_back", OLD)
 
 
+# --- by hand --------------------------------------------------------------------------------------
+
+PAUSE = PauseRequested("Something is odd.", "ann")
+FORCE = PromotionForced("The old one leaks memory.", "ann")
+
+
+def paused(run: Run) -> Run:
+    run.on(PAUSE)
+    assert run.rollout.paused is not None
+    return run
+
+
+def test_a_pause_says_who_why_and_for_how_long_it_may_last() -> None:
+    run = paused(holding(max_pause_s=900.0))
+    entry = run.channel.history[-1]
+    assert (entry.event, entry.who) == ("paused", "ann")
+    assert entry.detail == {"weight": 10, "until_s": 900.0, "why": "Something is odd."}
+    assert entry in [c.entry for c in run.commands if isinstance(c, Notify)]
+
+
+def test_a_paused_rollout_takes_no_step_and_is_still_driven() -> None:
+    run = paused(holding()).on(Looked(make_verdict("UNDECIDED"), "look/1"), after_s=3600)
+    assert (run.phase, run.weight, run.rollout.step_index) == ("holding", 10, 0)
+    assert run.rollout.evidence_key == "look/1"
+    assert RenewLease(120.0) in run.commands
+    run.on(ResumeRequested("All is well.", "bob")).on(Looked(make_verdict("UNDECIDED"), "look/2"))
+    assert (run.phase, run.weight) == ("shifting", 50)
+
+
+def test_a_paused_rollout_is_not_promoted_by_the_judge() -> None:
+    run = paused(last_step()).on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=600)
+    assert (run.phase, run.weight) == ("holding", 50)
+    run.on(ResumeRequested()).on(Looked(make_verdict("NON_INFERIOR"), "look/3"))
+    assert run.phase == "baking"
+
+
+@pytest.mark.parametrize(
+    ("event", "ending"),
+    [
+        (Looked(make_verdict("HARM"), "look/1"), "rolled_back"),
+        (FuseBlown("ten failed"), "rolled_back"),
+        (servers(old="ready", new="failed"), "rolled_back"),
+        (servers(old="ready"), "rolled_back"),
+        (ControllerLost("nobody drives it"), "withdrawn"),
+        (AbortRequested("enough"), "withdrawn"),
+    ],
+)
+@pytest.mark.parametrize("phase", ["holding", "baking"])
+def test_whatever_takes_traffic_back_does_so_in_a_pause(
+    phase: str, event: Event, ending: str
+) -> None:
+    run = paused(holding() if phase == "holding" else baking())
+    run.on(event, after_s=100)
+    stable = run.channel.stable
+    assert (run.rollout.ending, run.weight, stable and stable.release_id) == (ending, 0, OLD)
+    assert run.rollout.paused is None
+    assert run.rollout.paused_s(run.now) == 100
+
+
+def test_a_shift_whose_arrivals_do_not_follow_ends_in_a_pause_too() -> None:
+    run = paused(shifting()).on(route({"old": 100}), after_s=30)
+    assert run.rollout.ending == "withdrawn"
+
+
+def test_a_shift_is_finished_in_a_pause() -> None:
+    assert arrive(paused(shifting())).phase == "holding"
+
+
+def test_before_traffic_a_pause_lets_servers_get_ready_and_no_more() -> None:
+    run = paused(canary()).on(servers(old="ready", new="ready"))
+    run.on(WarmedUp(WARM, 3, 3)).on(servers(old="ready", new="ready"), after_s=1000)
+    assert (run.phase, run.weight) == ("warming", 0)
+    assert "when it is resumed" in run.rollout.reason
+    run.on(TimePassed()).on(ResumeRequested()).on(servers(old="ready", new="ready"))
+    assert (run.phase, run.weight) == ("shifting", 10)
+
+
+def test_the_time_of_pauses_does_not_count_against_the_limits() -> None:
+    run = paused(canary()).on(ResumeRequested(), after_s=1000).on(TimePassed(), after_s=299)
+    assert run.phase == "deploying"
+    assert run.on(TimePassed(), after_s=1).rollout.ending == "withdrawn"
+
+    run = paused(holding()).on(ResumeRequested(), after_s=5000).on(TimePassed(), after_s=598)
+    assert run.rollout.held_since is None
+    run.on(TimePassed(), after_s=2)
+    assert run.rollout.held_since == run.now
+    run.on(PAUSE, after_s=100).on(TimePassed(), after_s=1000)
+    assert run.rollout.ending is None
+    run.on(ResumeRequested()).on(TimePassed(), after_s=199)
+    assert run.rollout.ending is None
+    assert run.on(TimePassed(), after_s=1).rollout.ending == "withdrawn"
+
+
+def test_a_bake_does_not_end_in_a_pause_and_is_not_late_after_it() -> None:
+    run = paused(baking()).on(servers(old="ready", new="ready"), after_s=2000).on(TimePassed())
+    assert (run.phase, run.weight) == ("baking", 10)
+    run.on(ResumeRequested()).on(TimePassed())
+    assert run.phase == "baking"
+    assert run.on(servers(old="ready", new="ready")).rollout.ending == "promoted"
+
+
+@pytest.mark.parametrize("make", [canary, holding, baking])
+def test_pauses_are_bounded_in_all_and_the_release_is_withdrawn(make: Any) -> None:
+    run = paused(make(max_pause_s=900.0)).on(ResumeRequested(), after_s=400)
+    run.on(PAUSE, after_s=10).on(TimePassed(), after_s=499)
+    assert run.rollout.ending is None
+    run.on(TimePassed(), after_s=1)
+    assert (run.rollout.ending, run.weight) == ("withdrawn", 0)
+    assert "paused for 900 s in all" in run.rollout.reason
+    assert run.channel.rejected == ()
+
+
+def test_an_undecided_rollout_stays_at_its_weight_in_a_pause() -> None:
+    run = paused(last_step()).on(TimePassed(), after_s=3600)
+    assert (run.weight, run.rollout.held_since) == (50, None)
+
+
+def test_servers_of_the_next_step_are_not_started_in_a_pause() -> None:
+    plan = {"capacity": "replace", "replicas": 4, "stable_replicas": 4, "warm_up_requests": 0}
+    four = ("ready",) * 4
+    run = canary(**plan).on(servers(old=four, new="ready"))
+    run = paused(arrive(run)).on(servers(old=four, new="ready"))
+    assert run.rollout.replicas.candidate == 1
+    run.on(ResumeRequested()).on(servers(old=four, new="ready"))
+    assert run.rollout.replicas.candidate == 2
+
+
+def test_a_paused_bake_keeps_its_holdback_unless_nobody_serves_it() -> None:
+    plan = {"capacity": "replace", "replicas": 2, "stable_replicas": 2, "warm_up_requests": 0}
+    two = ("ready", "ready")
+    run = canary(**plan).on(servers(old=two, new="ready"))
+    run = arrive(run).on(Looked(make_verdict("UNDECIDED"), "l/1"), after_s=60)
+    run = arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "l/2"), after_s=60)
+    before = paused(run).weight
+    assert run.phase == "baking"
+    run.on(servers(old=two, new=two))
+    assert run.weight == before
+    run.on(servers(old="unhealthy", new=two))
+    assert run.weight == 0
+
+
+def test_what_cannot_be_paused_says_why() -> None:
+    run = holding()
+    assert pause_refusal(run.channel, NOW) == ""
+    assert "paused already, by ann" in pause_refusal(paused(run).channel, run.now)
+    assert "No rollout is under way" in pause_refusal(used_channel(), NOW)
+    ending = holding().on(AbortRequested("enough"))
+    assert "No rollout is under way" in pause_refusal(ending.channel, ending.now)
+    back = requested(promoted(), make_plan(kind="rollback"), release=OLD)
+    assert "brings clients back" in pause_refusal(back, NOW)
+    single = canary(capacity="single")
+    assert "downtime longer" in pause_refusal(single.channel, NOW)
+    often = holding()
+    for _ in range(PAUSE_LIMIT):
+        often.on(PAUSE).on(ResumeRequested())
+    assert "20 times" in pause_refusal(often.channel, often.now)
+    long = holding(max_pause_s=60.0).on(PAUSE).on(ResumeRequested(), after_s=60)
+    assert "60 s in all" in pause_refusal(long.channel, long.now)
+    for refused in (run, ending, single, often, long):
+        assert step(refused.channel, PAUSE, refused.now)[0] == refused.channel
+
+
+def test_only_what_is_paused_can_be_resumed() -> None:
+    run = holding()
+    assert resume_refusal(run.channel) == "No rollout is paused."
+    assert run.on(ResumeRequested()).rollout.pauses == ()
+    assert resume_refusal(used_channel()) == "No rollout is paused."
+    assert resume_refusal(paused(run).channel) == ""
+
+
+def test_a_promotion_by_hand_goes_to_the_bake_from_any_step() -> None:
+    run = holding().on(Looked(make_verdict("UNDECIDED"), "look/1")).on(FORCE, after_s=1)
+    stable = run.channel.stable
+    assert (run.phase, run.weight, stable and stable.release_id) == ("baking", 10, NEW)
+    by_hand = run.rollout.promoted_by_hand
+    assert by_hand is not None
+    assert (by_hand.who, by_hand.reason, by_hand.verdict) == (FORCE.who, FORCE.reason, "UNDECIDED")
+    entry = run.channel.history[-1]
+    assert (entry.event, entry.who, entry.detail["why"]) == (
+        "promoted_by_hand",
+        "ann",
+        "The old one leaks memory.",
+    )
+    assert "proven" not in run.events()
+
+
+def test_a_promotion_by_hand_is_on_record_for_good() -> None:
+    run = holding().on(FORCE).on(servers(old="ready", new="ready"), after_s=60)
+    cleaned(run, loser="old", winner="new")
+    assert run.rollout.outcome == "promoted"
+    assert "ann promoted it by hand: The old one leaks memory." in run.rollout.reason
+    (attest,) = [c for c in run.commands if isinstance(c, Attest)]
+    assert attest.subject["by_hand"]["who"] == "ann"
+
+
+def test_a_promotion_by_hand_can_still_be_rolled_back() -> None:
+    run = holding().on(FORCE).on(Looked(make_verdict("HARM"), "look/2"))
+    stable = run.channel.stable
+    assert (run.rollout.ending, stable and stable.release_id) == ("rolled_back", OLD)
+
+
+def test_a_promotion_by_hand_ends_a_pause_and_an_undecided_hold() -> None:
+    run = last_step().on(TimePassed(), after_s=601)
+    assert run.rollout.held_since is not None
+    paused(run).on(FORCE)
+    assert (run.phase, run.rollout.paused, run.rollout.held_since) == ("baking", None, None)
+
+
+def test_a_promotion_by_hand_needs_a_reason() -> None:
+    run = holding()
+    assert run.on(PromotionForced("  ", "ann")).phase == "holding"
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (canary, "It is deploying"),
+        (warming, "It is warming"),
+        (shifting, "not sure yet"),
+        (baking, "taken over already"),
+        (lambda: holding().on(FuseBlown("ten failed")), "ending already. ten failed"),
+        (lambda: holding().on(Looked(make_verdict("HARM"), "l")), "The judge says HARM"),
+        (lambda: holding().on(servers(old="ready", new="starting")), "ending already"),
+        (lambda: warming(capacity="single"), "not compared"),
+        (lambda: Run(used_channel()), "No rollout is under way."),
+    ],
+)
+def test_a_promotion_by_hand_is_refused(make: Any, why: str) -> None:
+    run = make()
+    assert why in promotion_refusal(run.channel)
+    before = run.channel
+    assert run.on(FORCE).channel == before
+
+
+def test_the_judges_harm_and_missing_servers_refuse_a_promotion_by_hand() -> None:
+    run = holding()
+    harmful = run.rollout.model_copy(update={"verdict": make_verdict("HARM")})
+    channel = run.channel.model_copy(update={"rollout": harmful})
+    assert promotion_refusal(channel) == "The judge says HARM: The judge says HARM."
+    assert step(channel, FORCE, run.now)[0] == channel
+    plan = {"replicas": 2, "stable_replicas": 2, "warm_up_requests": 0}
+    two = ("ready", "ready")
+    run = canary(**plan).on(servers(old=two, new="ready")).on(servers(old=two, new=two))
+    run = arrive(run.on(servers(old=two, new=two)))
+    assert run.phase == "holding"
+    run.on(servers(old=two, new="ready"))
+    assert promotion_refusal(run.channel) == "1 of 2 servers of the candidate are ready."
+
+
+# --- requests that wait ---------------------------------------------------------------------------
+
+
+def test_those_who_wait_are_in_the_order_in_which_they_came() -> None:
+    run = holding()
+    for name in ("one", "two", "three"):
+        run.on(QueueJoined(name, OLD, "bob"), after_s=1)
+    assert [w.run_id for w in run.channel.waiting] == ["one", "two", "three"]
+    assert [place_in_line(run.channel, w, run.now) for w in ("one", "two", "three")] == [0, 1, 2]
+    assert place_in_line(run.channel, "four", run.now) == 3
+    entry = run.channel.history[-1]
+    assert (entry.event, entry.who, entry.detail["place"]) == ("queued", "bob", 3)
+    run.on(QueueLeft("two"))
+    assert place_in_line(run.channel, "three", run.now) == 1
+    assert run.on(QueueLeft("two")).events()[-1] == "unqueued"
+
+
+def test_who_still_waits_writes_it_only_now_and_then() -> None:
+    run = holding().on(QueueJoined("one", OLD))
+    before = run.channel
+    assert run.on(QueueJoined("one", OLD), after_s=29).channel == before
+    run.on(QueueJoined("one", OLD), after_s=1)
+    assert run.channel.waiting[0].seen_at == run.now
+    assert run.channel.waiting[0].since == before.waiting[0].since
+    assert run.channel.history == before.history
+
+
+def test_who_is_silent_is_passed_over_and_keeps_the_place_for_a_day() -> None:
+    run = holding().on(QueueJoined("one", OLD)).on(QueueJoined("two", OLD), after_s=180)
+    assert place_in_line(run.channel, "two", run.now) == 0
+    run.on(QueueJoined("one", OLD), after_s=1)
+    assert place_in_line(run.channel, "two", run.now) == 1
+    run.on(QueueJoined("three", OLD), after_s=86401)
+    assert [w.run_id for w in run.channel.waiting] == ["three"]
+
+
+def test_the_line_has_an_end_and_a_rollout_takes_its_own_place_away() -> None:
+    run = Run(used_channel())
+    for number in range(WAITING_LIMIT + 1):
+        run.on(QueueJoined(f"run-{number}", NEW))
+    assert len(run.channel.waiting) == WAITING_LIMIT
+    run.on(RolloutRequested(1, NEW, make_plan(), run_id="run-3"))
+    assert "run-3" not in [w.run_id for w in run.channel.waiting]
+    assert len(run.channel.waiting) == WAITING_LIMIT - 1
+
+
 # --- drivers, history, wishes ---------------------------------------------------------------------
 
 
@@ -856,6 +1165,9 @@ def test_events_without_a_rollout_change_nothing(make: Any) -> None:
         FuseBlown("late"),
         ControllerLost("late"),
         AbortRequested("late"),
+        PAUSE,
+        ResumeRequested(),
+        FORCE,
         WarmedUp("x", 1, 0),
         DriverClaimed("late"),
         TimePassed(),

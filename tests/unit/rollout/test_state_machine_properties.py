@@ -32,7 +32,14 @@ from trainyard.rollout.events import (
     Event,
     FuseBlown,
     Looked,
+    ObjectiveMet,
+    ObjectiveMissed,
+    PauseRequested,
+    PromotionForced,
+    QueueJoined,
+    QueueLeft,
     RemoveServers,
+    ResumeRequested,
     RolloutRequested,
     RouteSeen,
     ServersSeen,
@@ -70,6 +77,7 @@ class Rollouts(RuleBasedStateMachine):
         self.check_rejection(before, event, after)
         self.check_promotion(before, event, after)
         self.check_order(before, after)
+        self.check_pause(before, event, after)
         self.channel = after
         assert Channel.model_validate_json(after.to_bytes()) == after
 
@@ -96,12 +104,28 @@ class Rollouts(RuleBasedStateMachine):
             return
         assert stables[1] == rollout.release_id
         if rollout.plan.kind == "canary" and rollout.plan.capacity != "single":
+            assert rollout.phase == "holding"
+            if isinstance(event, PromotionForced):
+                assert after.rollout is not None
+                assert after.rollout.promoted_by_hand is not None
+                assert rollout.verdict is None or rollout.verdict.outcome != "HARM"
+                return
             assert isinstance(event, Looked)
             assert event.verdict.outcome == "NON_INFERIOR"
             assert rollout.step_index == len(rollout.plan.steps) - 1
-            assert rollout.phase == "holding"
+            assert rollout.paused is None
         else:
             assert rollout.phase in {"warming", "deploying", "scaling"}
+
+    def check_pause(self, before: Channel, event: Event, after: Channel) -> None:
+        """In a pause weights stay, or all traffic goes back; nothing ends well."""
+        if before.rollout is None or before.rollout.paused is None:
+            return
+        assert after.rollout is not None
+        assert after.rollout.ending != "promoted"
+        if not isinstance(event, PromotionForced):
+            assert after.weights.candidate in (before.weights.candidate, 0)
+        assert after.rollout.paused_s(self.now) <= before.rollout.plan.max_pause_s + 601
 
     def check_order(self, before: Channel, after: Channel) -> None:
         """Servers go only after their traffic has gone in an earlier change."""
@@ -156,6 +180,7 @@ class Rollouts(RuleBasedStateMachine):
             if stable is not None and self.channel.rollout is not None
             else int(stable is not None),
             on_undecided=on_undecided,
+            max_pause_s=900.0,
             warm_up_requests=warm_up,
             keep_warm_s=keep_warm_s,
         )
@@ -243,6 +268,24 @@ class Rollouts(RuleBasedStateMachine):
         )
     )
     def something_else_happens(self, event: Event) -> None:
+        self.happen(event)
+
+    @rule(
+        event=st.sampled_from(
+            [
+                PauseRequested("odd", "ann"),
+                ResumeRequested("fine", "ann"),
+                PromotionForced("needed", "ann"),
+                PromotionForced("", "ann"),
+                QueueJoined("one", release_id("c"), "bob"),
+                QueueJoined("two", release_id("b")),
+                QueueLeft("one"),
+                ObjectiveMissed("errors-page", "Too many fail."),
+                ObjectiveMet("errors-page"),
+            ]
+        )
+    )
+    def somebody_takes_a_hand(self, event: Event) -> None:
         self.happen(event)
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 31.0, 61.0, 301.0, 601.0]))

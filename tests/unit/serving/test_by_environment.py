@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from trainyard.serving.by_environment import LeaseByEnvironment, RouterByEnvironment
-from trainyard.serving.protocol import RouteStatus
+from trainyard.serving.protocol import LeaseSight, RouteStatus
 
 
 @dataclass
@@ -18,6 +18,10 @@ class Part:
     def status(self, environment: str, model: str) -> RouteStatus | None:
         self.asked.append(("status", environment, model))
         return None
+
+    def look(self, environment: str, model: str) -> LeaseSight:
+        self.asked.append(("look", environment, model))
+        return LeaseSight("alive", self.name)
 
     def renew(self, environment: str, model: str, *, holder: str, duration_s: float) -> None:
         self.asked.append(("renew", environment, model, holder))
@@ -40,9 +44,11 @@ def test_each_environment_is_asked_at_its_own_and_opened_once() -> None:
     router.status("staging", "adder")
     lease.renew("production", "adder", holder="run", duration_s=120)
     lease.release("production", "adder", holder="run")
+    assert lease.look("production", "adder") == LeaseSight("alive", "production")
     assert opened == ["staging", "production"]
     assert parts["staging"].asked == [("status", "staging", "adder")] * 2
     assert parts["production"].asked == [
         ("renew", "production", "adder", "run"),
         ("release", "production", "adder", "run"),
+        ("look", "production", "adder"),
     ]

@@ -104,10 +104,16 @@ def test_follows_each_change_of_a_channel_and_reads_it_only_then(
     assert guard.routes[NAME].status("").channel_generation == 2
 
 
-def test_a_channel_that_is_gone_is_served_no_more(guard: Guard, store: MoodyStore) -> None:
+def test_a_channel_that_is_gone_is_served_as_long_as_it_has_servers(
+    guard: Guard, settings: Settings, store: MoodyStore
+) -> None:
     put_channel(store, make_channel())
     tick(guard)
     store.delete(channel_key(MODEL, ENVIRONMENT))
+    tick(guard)
+    assert weights(guard) == {OLD: 90, NEW: 10}
+    for release_id in (OLD, NEW):
+        ServingPaths.of(settings).observed(ENVIRONMENT, observed(release_id).name).unlink()
     tick(guard)
     assert guard.routes == {}
     assert len(guard.closable()) == 2
@@ -197,3 +203,58 @@ def test_each_change_of_mind_is_an_event(
     assert [event.event for event in events] == ["lease_expired", "following"]
     assert events[0].weights == {OLD: 100, NEW: 0}
     assert guard_events(store, MODEL, ENVIRONMENT, 2) == []
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_store_restored_from_an_old_copy_takes_nothing_off_the_air(
+    guard: Guard,
+    settings: Settings,
+    store: MoodyStore,
+    caplog: pytest.LogCaptureFixture,
+    restarted: bool,
+) -> None:
+    gone = "adder-0123456789ab"
+    promoted = make_channel(stable=NEW, candidate=None, weight=0, phase=None, generation=9)
+    put_channel(store, promoted)
+    tick(guard)
+    put_channel(store, promoted.model_copy(update={"generation": 4, "stable": None}))
+    old = make_channel(stable=gone, candidate=None, weight=0, phase=None, generation=4)
+    put_channel(store, old)
+    guard = Guard(settings, store) if restarted else guard
+    tick(guard)
+
+    assert weights(guard) == {NEW: 100}
+    assert "restored from a copy" in caplog.text
+    # As soon as what the store calls stable serves, the store is the truth again.
+    put_channel(store, make_channel(stable=OLD, candidate=None, weight=0, phase=None, generation=5))
+    tick(guard)
+    assert weights(guard) == {OLD: 100}
+
+
+def test_how_old_the_lease_is_can_be_seen(guard: Guard, store: MoodyStore) -> None:
+    put_channel(store, make_channel(weight=10))
+    tick(guard)
+    age = guard.routes[NAME].lease_age_s
+    assert age is not None
+    assert 0 <= age < 60
+    FileLease(guard.settings).release(ENVIRONMENT, MODEL, holder="run")
+    tick(guard)
+    assert guard.routes[NAME].lease_age_s is None
+
+
+def test_prometheus_finds_the_ready_servers_of_a_route(guard: Guard, store: MoodyStore) -> None:
+    put_channel(store, make_channel(weight=10))
+    tick(guard)
+    targets = guard.routes[NAME].targets()
+
+    assert {target["labels"]["release"]: target["targets"] for target in targets} == {  # type: ignore[index]
+        OLD: ["127.0.0.1:20001"],
+        NEW: ["127.0.0.1:20002"],
+    }
+    (one,) = (each for each in targets if each["labels"]["release"] == OLD)  # type: ignore[index]
+    assert one["labels"] == {
+        "environment": ENVIRONMENT,
+        "model": MODEL,
+        "release": OLD,
+        "pod": f"{OLD}-0",
+    }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainyard.serving.lease import FileLease, LeaseRecord, LeaseState, lease_state
+from trainyard.serving.protocol import LeaseSight
 from trainyard.serving.records import ServingPaths
 from trainyard.settings import Settings
 
@@ -41,6 +42,21 @@ def test_a_lease_lives_as_long_as_it_was_given(lease: FileLease, clocks: Clocks)
     assert lease.state("staging", "adder") == "expired"
     lease.renew("staging", "adder", holder="run 1", duration_s=120)
     assert lease.state("staging", "adder") == "alive"
+
+
+def test_a_look_tells_who_holds_it_and_whether_it_was_renewed(
+    lease: FileLease, clocks: Clocks
+) -> None:
+    assert lease.look("staging", "adder") == LeaseSight("absent")
+    lease.renew("staging", "adder", holder="run#1", duration_s=120)
+    first = lease.look("staging", "adder")
+    assert (first.state, first.holder) == ("alive", "run#1")
+    clocks.pass_s(1)
+    assert lease.look("staging", "adder") == first
+    lease.renew("staging", "adder", holder="run#1", duration_s=120)
+    assert lease.look("staging", "adder").mark != first.mark
+    clocks.pass_s(121)
+    assert lease.look("staging", "adder").state == "expired"
 
 
 def test_channels_have_leases_of_their_own(lease: FileLease) -> None:
@@ -95,3 +111,10 @@ def test_a_lease_that_cannot_be_read_is_none(tmp_path: Path, lease: FileLease) -
     path.parent.mkdir(parents=True)
     path.write_text("{")
     assert lease.state("staging", "adder") == "absent"
+
+
+def test_its_age_counts_from_the_last_renewal(lease: FileLease, clocks: Clocks) -> None:
+    assert lease.age_s("staging", "adder") is None
+    lease.renew("staging", "adder", holder="run 1", duration_s=120)
+    clocks.pass_s(30)
+    assert lease.age_s("staging", "adder") == pytest.approx(30)

@@ -127,6 +127,11 @@ def test_a_target_whose_value_is_wrong_is_not_judged_by_its_default(tmp_path: Pa
     assert [problem.key for problem in problems] == ["targets[0].max_num_batched_tokens"]
 
 
+def waived(line: str) -> str:
+    """Return the end of the gates with a waiver, and what follows them."""
+    return f"\n  behaviour:\n    waivers:\n      {line}\n\nrollout:"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key", "words"),
     [
@@ -172,6 +177,14 @@ def test_a_target_whose_value_is_wrong_is_not_judged_by_its_default(tmp_path: Pa
          "  steps: []", "rollout.steps", "all traffic at once"),
         ("revision: r1", "revision: 20260101", "source.revision", "not text"),
         ("owner: trainyard-demo", "owner: no\nowner: yes", "owner", "twice"),
+        ("\nrollout:", waived("penalty: {severity: skip, reason: None is sent.}"),
+         "gates.behaviour.waivers.penalty", "'penalty' is not possible"),
+        ("\nrollout:", waived("penalties: {severity: critical, reason: None is sent.}"),
+         "gates.behaviour.waivers.penalties.severity", "'critical' is not possible"),
+        ("\nrollout:", waived("penalties: {severity: skip}"),
+         "gates.behaviour.waivers.penalties.reason", "'reason' is missing"),
+        ("\nrollout:", waived("penalties: {severity: skip, reason: ' '}"),
+         "gates.behaviour.waivers.penalties.reason", "Nobody can tell why"),
     ],
 )  # fmt: skip
 def test_contradictions(tmp_path: Path, old: str, new: str, key: str, words: str) -> None:
@@ -300,6 +313,30 @@ def test_servers_in_a_cluster_need_an_image(tmp_path: Path) -> None:
         ("environments.bare.kubernetes", "Give kubernetes.image there.")
     ]
     assert "target cpu (lane cpu) in environment bare" in problems[0].message
+
+
+SOURCES = """\
+schema: trainyard/v1
+environments:
+  plain: {target: cpu, metrics: {source: prometheus}}
+  both: {target: cpu, metrics: {url: "http://prometheus:9090"}}
+  open: {target: cpu, metrics: {source: prometheus, url: "http://prometheus:9090", auth: bearer}}
+  secret: {target: cpu, metrics: {source: prometheus, url: "https://me:word@prometheus/"}}
+  near: {target: cpu, metrics: {source: prometheus, url: "http://127.0.0.1:9090", auth: bearer}}
+  good: {target: cpu, metrics: {source: prometheus, url: "https://aps/ws/1", auth: sigv4}}
+"""
+
+
+def test_sources_of_metrics_are_checked(tmp_path: Path) -> None:
+    problems = check_files([write(tmp_path, SOURCES, "environments.yaml")])
+    assert [(problem.line, problem.key) for problem in problems] == [
+        (3, "environments.plain.metrics.source"),
+        (4, "environments.both.metrics.url"),
+        (5, "environments.open.metrics.url"),
+        (6, "environments.secret.metrics.url"),
+    ]
+    assert "in the clear" in problems[2].message
+    assert all("word" not in str(problem).replace("password", "") for problem in problems)
 
 
 PEOPLE = """\

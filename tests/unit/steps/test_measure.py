@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tests.unit import yard
@@ -12,9 +13,22 @@ from trainyard.canonical import digest
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry
 from trainyard.documents.measurement import LevelFigures, Measurement, TaskScore
+from trainyard.documents.parity import (
+    AnswerFigures,
+    ParityFigures,
+    PositionCounts,
+    Reference,
+    ReferenceAnswer,
+    ReferencePosition,
+    Samples,
+    TaskSamples,
+)
 from trainyard.documents.plan import EvalAssets, Plan
-from trainyard.errors import BadInput, Busy, CacheMiss, CorruptFile, NotFound
-from trainyard.measure.job import Failure, Job, Outcome, Progress
+from trainyard.errors import BadInput, Busy, CacheMiss, CorruptFile, NotFound, Refused
+from trainyard.lanes.capabilities import of_cpu
+from trainyard.measure.job import Failure, Job, Made, Outcome, Progress
+from trainyard.references import planned_reference
+from trainyard.spec.model import BehaviourName
 from trainyard.steps.compile import compile_bundle
 from trainyard.steps.context import StepContext
 from trainyard.steps.measure import measure
@@ -24,12 +38,14 @@ from trainyard.store.layout import (
     checkpoint_manifest_key,
     evals_prefix,
     measurement_key,
+    samples_prefix,
 )
 
 KEY = measurement_key("candidate")
 OUTCOME = Outcome(
     accuracy=(TaskScore(name="sums", metric="exact_match", score=0.97, samples=200),),
     latency=(LevelFigures(name="busy", figures=yard.FIGURES, duration_s=9.0, completed=64),),
+    behaviour=yard.behaviour(),
 )
 
 
@@ -41,7 +57,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return made
 
 
-def context(bench: Bench, *events: Outcome | Failure | Progress) -> StepContext:
+def context(bench: Bench, *events: Outcome | Failure | Progress | Made) -> StepContext:
     """Return surroundings whose serving interpreter notes its job and tells `events`."""
     python = bench.home / "python"
     lines = "\n".join(event.model_dump_json() for event in events)
@@ -62,6 +78,8 @@ def test_a_measurement_holds_the_figures_and_what_they_were_made_of(bench: Bench
     )
     assert found.accuracy == OUTCOME.accuracy
     assert found.latency == OUTCOME.latency
+    assert found.behaviour == OUTCOME.behaviour
+    assert "8 of 8 behaviour checks held" in result.message
     assert found.checkpoint_digest == checkpoint.digest
     assert found.compile_key == yard.COMPILE_KEY
     assert found.serving_digest == digest(yard.SERVING)
@@ -79,6 +97,21 @@ def test_the_job_names_what_the_spec_asks_for(bench: Bench) -> None:
     assert job.levels == bench.plan.spec.gates.latency.levels
     assert job.served_model_name == "adder"
     assert Path(job.model_dir, "model.safetensors").read_bytes() == b"weights"
+    assert job.behaviour is not None
+    assert tuple(job.behaviour.capabilities) == get_args(BehaviourName)
+    assert job.behaviour.capabilities["batching"] == of_cpu("batching")
+    assert (job.behaviour.dtype, job.behaviour.max_num_seqs) == ("bfloat16", 16)
+
+
+@pytest.mark.parametrize("made", [set(get_args(BehaviourName)) - {"penalties"}, set()])
+def test_checks_that_the_spec_skips_are_not_made(bench: Bench, made: set[BehaviourName]) -> None:
+    skipped = {"severity": "skip", "reason": "None is sent."}
+    waivers = {name: skipped for name in get_args(BehaviourName) if name not in made}
+    gates = {**yard.SPEC["gates"], "behaviour": {"waivers": waivers}}
+    surroundings = context(bench, OUTCOME)
+    measure(yard.plan(model_spec=yard.spec(gates=gates)), "cpu", surroundings)
+    job = Job.model_validate_json((surroundings.work_dir / "job.json").read_text())
+    assert set(job.behaviour.capabilities if job.behaviour else ()) == made
 
 
 def test_a_measurement_that_exists_is_used_without_a_start(bench: Bench) -> None:
@@ -177,3 +210,116 @@ def test_bundles_of_other_weights_are_shared(bench: Bench) -> None:
     bench.keep_checkpoint(b"other weights")
     assert compile_bundle(bench.plan, "cpu", bench.surroundings("compile")).reused
     assert not measure(bench.plan, "cpu", context(bench, OUTCOME)).reused
+
+
+PARITY = ParityFigures(
+    reference="references/c/s.json",
+    prompts=1,
+    prompt_agreement=1.0,
+    compared=2,
+    agreed=2,
+    excused=0,
+    first_divergence=2,
+    exact_answers=1.0,
+    by_position=(PositionCounts(compared=1, agreed=1, excused=0),) * 2,
+)
+DETAILED = OUTCOME.model_copy(
+    update={
+        "samples": (TaskSamples(name="sums", metric="exact_match", scores={"0-a-b": 1.0}),),
+        "parity": PARITY,
+        "answers": (AnswerFigures(tokens=(1, 2), agreed=2, excused=0, diverged=0),),
+    }
+)
+
+
+def with_parity(bench: Bench, **changes: object) -> Plan:
+    """Return the plan with a parity check of two prompts."""
+    content = b'{"prompt": "1+1="}\n{"prompt": "2+2="}\n'
+    sha256 = hashlib.sha256(content).hexdigest()
+    planned = FileEntry(path="prompts.jsonl", size=len(content), sha256=sha256)
+    assets = EvalAssets(digest=files_digest([planned]), files=("prompts.jsonl",))
+    if not bench.store.exists(f"{evals_prefix(assets.digest)}/prompts.jsonl"):
+        bench.store.put(f"{evals_prefix(assets.digest)}/prompts.jsonl", content)
+    parity = {"num_prompts": 1, "max_tokens": 8, "bounds": {"agreement": {"min": 0.9}}, **changes}
+    accuracy = {**yard.SPEC["gates"]["accuracy"], "parity": parity}
+    spec = yard.spec(prompts="prompts.jsonl", gates={**yard.SPEC["gates"], "accuracy": accuracy})
+    return bench.plan.model_copy(update={"assets": assets, "spec": spec})
+
+
+def made_reference(bench: Bench, plan: Plan, folder: Path) -> tuple[str, Reference]:
+    """Return key and content of the reference that a plan needs."""
+    folder.mkdir(exist_ok=True)
+    (folder / "prompts.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "2+2="}\n')
+    key = checkpoint_manifest_key("adder", "v1")
+    checkpoint = read_document(bench.store, key, CheckpointManifest).digest
+    wanted = planned_reference(plan.spec, plan.spec.targets[0], checkpoint, folder)
+    position = ReferencePosition(tokens=(1, 2), logprobs=(-0.1, -3.0))
+    answer = ReferenceAnswer(prompt_tokens=(7,), tokens=(1,), positions=(position,))
+    return wanted.key, Reference(
+        checkpoint_digest=checkpoint, settings=wanted.settings, answers=(answer,)
+    )
+
+
+def test_samples_are_stored_before_the_measurement_that_names_them(bench: Bench) -> None:
+    measure(bench.plan, "cpu", context(bench, DETAILED))
+    found = read_document(bench.store, KEY, Measurement)
+    assert found.samples.startswith(f"{samples_prefix('candidate')}/")
+    assert found.parity == PARITY
+    samples = read_document(bench.store, found.samples, Samples)
+    assert (samples.measurement_id, samples.tasks) == ("candidate", DETAILED.samples)
+    assert samples.answers == DETAILED.answers
+
+
+def test_a_measurement_without_samples_names_none(bench: Bench) -> None:
+    measure(bench.plan, "cpu", context(bench, OUTCOME))
+    assert read_document(bench.store, KEY, Measurement).samples == ""
+    assert not list(bench.store.list("samples"))
+
+
+def test_a_reference_is_made_once_for_a_checkpoint_and_then_reused(
+    bench: Bench, tmp_path: Path
+) -> None:
+    plan = with_parity(bench)
+    key, reference = made_reference(bench, plan, tmp_path / "assets")
+    surroundings = context(bench, Made(reference=reference), DETAILED)
+    measure(plan, "cpu", surroundings)
+    job = Job.model_validate_json((surroundings.work_dir / "job.json").read_text())
+    assert job.parity is not None
+    assert (job.parity.key, job.parity.reference, job.parity.prompts) == (key, None, ("1+1=",))
+    assert job.parity.top_logprobs == 5
+    assert read_document(bench.store, key, Reference).answers == reference.answers
+    assert any("will be made" in line for line in bench.said)
+
+    bench.store.delete(KEY)
+    surroundings = context(bench, DETAILED)
+    measure(plan, "cpu", surroundings)
+    job = Job.model_validate_json((surroundings.work_dir / "job.json").read_text())
+    assert job.parity is not None
+    assert job.parity.reference is not None
+    assert f"The parity reference of this checkpoint exists: {key}." in bench.said
+    assert key in read_document(bench.store, KEY, Measurement).provenance.inputs
+
+
+def test_a_reference_outlives_a_measurement_that_fails(bench: Bench, tmp_path: Path) -> None:
+    plan = with_parity(bench)
+    key, reference = made_reference(bench, plan, tmp_path / "assets")
+    failure = Failure(bad_input=False, message="The benchmark crashed.", hint="Look.")
+    with pytest.raises(Refused, match="crashed"):
+        measure(plan, "cpu", context(bench, Made(reference=reference), failure))
+    assert bench.store.exists(key)
+    assert not bench.store.exists(KEY)
+
+
+def test_a_reference_that_nobody_imported_is_named_before_a_start(bench: Bench) -> None:
+    starts = bench.lane.starts
+    with pytest.raises(NotFound, match="no parity reference references/") as missing:
+        measure(with_parity(bench, reference="imported"), "cpu", context(bench, OUTCOME))
+    assert "trainyard import-reference --plan adder-plan --target cpu" in missing.value.hint
+    assert bench.lane.starts == starts
+
+
+def test_the_job_says_what_the_lane_returns(bench: Bench) -> None:
+    surroundings = context(bench, DETAILED)
+    measure(bench.plan, "cpu", surroundings)
+    job = Job.model_validate_json((surroundings.work_dir / "job.json").read_text())
+    assert (job.prompt_logprobs, job.parity) == (True, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from trainyard.documents.artifacts import CheckpointManifest
 from trainyard.documents.base import FileEntry
 from trainyard.documents.channel import Channel, Track
 from trainyard.documents.measurement import Measurement, StartFigures
+from trainyard.documents.parity import Reference
 from trainyard.documents.plan import Plan, ReleaseRequest
 from trainyard.documents.release import Release
 from trainyard.documents.toolchain import ToolchainRecord
 from trainyard.errors import BadInput, CorruptFile, NotFound, Transient
+from trainyard.lanes.cpu import CpuLane
+from trainyard.lanes.protocol import Returned
+from trainyard.references import planned_reference
 from trainyard.releases import release_id_of, store_release
 from trainyard.settings import Settings
 from trainyard.signing.keys import signing_key
@@ -68,6 +73,9 @@ class SomeLane:
 
     def warnings(self, target: Target, config: Mapping[str, Any] | None = None) -> Sequence[str]:
         return ()
+
+    def returned(self, target: Target) -> Returned:
+        return CpuLane().returned(target)
 
     def model_problems(self, target: Target, config: Mapping[str, Any]) -> Sequence[str]:
         return ()
@@ -453,8 +461,10 @@ def test_a_stable_release_that_was_adopted_is_no_baseline(context: StepContext) 
     create_document(context.store, channel_key("adder", "production"), channel)
 
     request = ReleaseRequest(model="adder", environments=("production",))
+    (target,) = stored(context, plan(request, context)).targets
 
-    assert stored(context, plan(request, context)).targets[0].baselines == {}
+    assert target.baselines == {}
+    assert "(adder-0123456789ab) was adopted" in target.incomparable["production"]
 
 
 def test_a_forged_stable_release_is_no_baseline(context: StepContext) -> None:
@@ -562,3 +572,129 @@ def test_the_plan_says_how_large_the_checkpoint_is(context: StepContext) -> None
     folder = revision_folder(context)
     loaded = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json")]
     assert made.checkpoint_bytes == sum(path.stat().st_size for path in loaded)
+
+
+PARITY = """
+    parity:
+      num_prompts: 4
+      max_tokens: 16
+      bounds:
+        agreement: {min: 0.99}
+"""
+
+
+def ask_for_parity(context: StepContext, *more: str) -> None:
+    """Give the spec a parity check."""
+    lines = "".join(f"      {each}\n" for each in more)
+    path = context.settings.catalogue / "adder.yaml"
+    edit(path, "        max_drop: 0.05\n", f"        max_drop: 0.05\n{PARITY}{lines}")
+
+
+def have_memory(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
+    class Memory:
+        total = int(gib * 2**30)
+
+    monkeypatch.setattr(plan_module.psutil, "virtual_memory", Memory)
+
+
+def test_a_parity_check_makes_another_measurement_and_its_bounds_do_not(
+    context: StepContext,
+) -> None:
+    def measurement_id() -> str:
+        return stored(context, plan(ADDER, context)).targets[0].measurement_id
+
+    without = measurement_id()
+    ask_for_parity(context)
+    with_parity = measurement_id()
+    edit(context.settings.catalogue / "adder.yaml", "min: 0.99", "min: 0.95")
+    assert without != with_parity == measurement_id()
+
+
+def test_a_reference_that_does_not_fit_into_memory_is_refused(
+    context: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_for_parity(context)
+    have_memory(monkeypatch, 1.5)
+    with pytest.raises(BadInput, match=r"gates\.accuracy\.parity takes 2\.0 GiB") as found:
+        plan(ADDER, context)
+    assert "this machine has 1.5" in str(found.value)
+    assert keys(context) == []
+    have_memory(monkeypatch, 4.0)
+    plan(ADDER, context)
+
+
+def test_a_reference_that_exists_takes_no_memory(
+    context: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_for_parity(context)
+    have_memory(monkeypatch, 1.5)
+    spec = load_spec(context.settings.catalogue / "adder.yaml")
+    checkpoint = store_checkpoint(context)
+    wanted = planned_reference(spec, spec.targets[0], checkpoint.digest, context.settings.catalogue)
+    reference = Reference(checkpoint_digest=checkpoint.digest, settings=wanted.settings, answers=())
+    create_document(context.store, wanted.key, reference)
+    plan(ADDER, context)
+
+
+def test_a_reference_to_be_imported_must_be_there_once_the_checkpoint_is(
+    context: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_for_parity(context, "reference: imported")
+    have_memory(monkeypatch, 1.5)
+    plan(ADDER, context)
+    store_checkpoint(context)
+    with pytest.raises(BadInput, match="nobody has imported the reference references/"):
+        plan(ADDER, context)
+
+
+def harness(context: StepContext, *answers: dict[str, object]) -> StepContext:
+    """Return surroundings whose serving interpreter says what it knows about tasks."""
+    edit(context.settings.catalogue / "adder.yaml", "        path: adder/addition.yaml\n", "")
+    python = context.settings.home / "python"
+    lines = "\n".join(json.dumps(answer) for answer in answers)
+    python.write_text(f"#!/bin/sh\ncat <<'END'\n{lines}\nEND\n")
+    python.chmod(0o755)
+    settings = context.settings.model_copy(update={"serve_python": python})
+    return replace(context, settings=settings)
+
+
+def known(**changes: object) -> dict[str, object]:
+    return {"name": "addition", "output_types": ["generate_until"], "problem": "", **changes}
+
+
+def test_the_harness_s_own_tasks_are_asked_for(context: StepContext) -> None:
+    plan(ADDER, harness(context, known()))
+
+
+def test_an_unknown_task_is_refused_before_anything_is_stored(context: StepContext) -> None:
+    asked = harness(context, known(problem="lm-evaluation-harness knows no such task."))
+    with pytest.raises(BadInput, match="Accuracy task addition: lm-evaluation-harness knows no"):
+        plan(ADDER, asked)
+    assert keys(context) == []
+
+
+def test_a_task_that_the_lane_cannot_answer_is_refused(
+    context: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SomeLane, "returned", lambda self, target: Returned(0, False, "never"))
+    asked = harness(context, known(output_types=["multiple_choice"]))
+    with pytest.raises(BadInput, match=r"compares given answers \(multiple_choice\)"):
+        plan(ADDER, asked)
+
+
+def test_a_task_file_that_the_lane_cannot_answer_is_refused(
+    context: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SomeLane, "returned", lambda self, target: Returned(0, False, "never"))
+    task = context.settings.catalogue / "adder" / "addition.yaml"
+    edit(task, "output_type: generate_until", "output_type: multiple_choice")
+    with pytest.raises(BadInput, match=r"compares given answers \(multiple_choice\)"):
+        plan(ADDER, context)
+
+
+def test_a_serving_environment_without_the_harness_is_named(context: StepContext) -> None:
+    asked = harness(context)
+    python = asked.settings.serving_interpreter
+    python.write_text("#!/bin/sh\necho 'No module named lm_eval' >&2\nexit 1\n")
+    with pytest.raises(BadInput, match="cannot be asked about accuracy tasks: No module"):
+        plan(ADDER, asked)

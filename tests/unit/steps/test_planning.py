@@ -70,6 +70,10 @@ def changed_spec(path: str, value: Any) -> ModelSpec:
     return ModelSpec.model_validate(data)
 
 
+def waiver(severity: str) -> dict[str, Any]:
+    return {"penalties": {"severity": severity, "reason": "Nobody sends any."}}
+
+
 def with_target(**changes: Any) -> Facts:
     return replace(FACTS, targets=(replace(FACTS.targets[0], **changes),))
 
@@ -100,6 +104,7 @@ def test_equal_facts_give_equal_plans_whatever_exists() -> None:
         replace(FACTS, spec=changed_spec("gates.accuracy.tasks.0.metric", "acc")),
         replace(FACTS, spec=changed_spec("gates.latency.levels.1.num_prompts", 41)),
         replace(FACTS, spec=changed_spec("gates.latency.levels.0.output_len", 33)),
+        replace(FACTS, spec=changed_spec("gates.behaviour.waivers", waiver("skip"))),
         replace(FACTS, spec=changed_spec("served_model_name", "sums")),
         replace(FACTS, spec=changed_spec("model", "subtracter")),
         with_target(key_inputs={"lane": "cpu", "max_model_len": 512}),
@@ -125,6 +130,7 @@ def test_what_changes_figures_changes_both_ids(facts: Facts) -> None:
         replace(
             FACTS, spec=changed_spec("gates.latency.levels.0.bounds", {"ttft_p50_ms": {"max": 5}})
         ),
+        replace(FACTS, spec=changed_spec("gates.behaviour.waivers", waiver("warning"))),
         replace(FACTS, spec=changed_spec("rollout.bake_s", 99)),
         with_target(baselines={"production": "0123456789ab"}),
     ],

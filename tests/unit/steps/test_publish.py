@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.yard import COMPILE_KEY, SERVING, SPEC, Yard, measurement, plan, spec
+from tests.unit.yard import (
+    COMPILE_KEY,
+    SERVING,
+    SPEC,
+    Yard,
+    behaviour,
+    case,
+    measurement,
+    plan,
+    spec,
+)
 
 from trainyard.canonical import digest
+from trainyard.documents.behaviour import Capability
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import Plan
 from trainyard.documents.release import Release
@@ -495,6 +506,23 @@ def test_a_warning_is_published_and_attested(tmp_path: Path) -> None:
 
     assert result.detail["verdicts"] == {"accuracy": "pass", "latency": "warn"}
     assert published_by_plan(yard.store, plan(), yard.settings)
+
+
+def test_a_release_carries_what_its_lane_does_not_support(tmp_path: Path) -> None:
+    unsupported = Capability(ability="unsupported", why="The sampler drops them.")
+    recorded = behaviour({"penalties": (case("broken"),)}, {"penalties": unsupported})
+    yard = Yard(tmp_path)
+    yard.keep_artifacts()
+    asked = judged(yard, plan(), measurement(behaviour=recorded))
+
+    result = publish(asked, "cpu", yard.context)
+
+    (words,) = result.detail["warnings"]
+    assert "behaviour penalties: not supported by the lane" in words
+    assert words in result.message
+    verdicts = list_verdicts(yard.store, "adder", result.detail["release_id"], yard.settings)
+    carried = {each.subject["gate"]: each.warnings for each in verdicts}
+    assert carried == {"accuracy": (words,), "latency": ()}
 
 
 def test_two_publications_say_the_same(yard: Yard, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ ID = "adder-0123456789ab"
         ("checkpoints/adder/v1/manifest.json", "checkpoint", "checkpoints/adder/v1", "adder"),
         ("bundles/k/graph.bin", "bundle", "bundles/k", ""),
         ("measurements/m.json", "measurement", "measurements/m.json", ""),
+        ("samples/m/0a1b.json", "samples", "samples/m", ""),
+        ("references/c/0a1b.json", "references", "references/c", ""),
         ("verdicts/p/cpu/latency.json", "verdicts", "verdicts/p", ""),
         ("reports/p/cpu/latency.html", "reports", "reports/p", ""),
         ("status/p/download.json", "status", "status/p", ""),

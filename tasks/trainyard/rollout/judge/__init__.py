@@ -9,6 +9,7 @@ gives the same verdict. It has no power to act.
 * `averages`: latencies, by a score test with a frozen covariance of pods and minutes
 * `counts`: errors and slow requests, by e-processes on who had the bad events
 * `guards`: reasons to hold an answer back
+* `drift`: slices in which the two tracks had other prompts, or one a colder cache
 * `boundary`: when a score has gone too far, however often it was looked at
 * `combine`: verdicts of the metrics and of the rollout
 

@@ -17,6 +17,7 @@ from trainyard.documents.evidence import (
 from trainyard.rollout.judge.averages import average_path
 from trainyard.rollout.judge.blocks import PairedBlock, Side, closed_blocks, without_repeats
 from trainyard.rollout.judge.counts import count_path
+from trainyard.rollout.judge.drift import find_drift, now_drifting, without_drift
 from trainyard.rollout.judge.guards import share_is_off, stable_is_sick
 from trainyard.rollout.judge.history import learn
 from trainyard.rollout.judge.paths import EvidencePath
@@ -55,19 +56,26 @@ def verdict(rows: Sequence[Block], spec: JudgeSpec) -> Verdict:
     """Return the verdict on a log of blocks."""
     kept = without_repeats(rows)
     spec = learn(kept, spec)
-    closed = {metric.name: closed_blocks(kept, metric, spec) for metric in spec.metrics}
+    drift = find_drift(kept, spec)
+    closed = {
+        metric.name: without_drift(closed_blocks(kept, metric, spec), metric.name, drift)
+        for metric in spec.metrics
+    }
     metrics = tuple(metric_verdict(closed[metric.name], metric, spec) for metric in spec.metrics)
     outcome = _outcome(metrics, closed, spec)
-    held = _held(closed) if outcome == "NON_INFERIOR" else ""
+    drifting = now_drifting(drift)
+    held = (drifting or _held(closed)) if outcome == "NON_INFERIOR" else ""
     if held:
         outcome = "UNDECIDED"
     return Verdict(
         outcome=outcome,
         metrics=metrics,
         looks=max(one.blocks for one in metrics),
-        exposed_requests=_exposed_requests(kept),
+        exposed_requests=_exposed_requests(kept, spec),
         at=max((row.t for row in kept), default=0.0),
-        reason=held or _reason(outcome, metrics, closed, spec),
+        reason=held
+        or _reason(outcome, metrics, closed, spec)
+        + (f" {drifting}" if drifting and outcome == "UNDECIDED" else ""),
     )
 
 
@@ -222,11 +230,13 @@ def _short_of_blocks(closed: dict[str, tuple[PairedBlock, ...]], spec: JudgeSpec
     ]
 
 
-def _exposed_requests(rows: Sequence[Block]) -> int:
+def _exposed_requests(rows: Sequence[Block], spec: JudgeSpec) -> int:
     """Return users' requests to the candidate by the metric that counts most of them."""
+    judged = {metric.name for metric in spec.metrics}
     by_metric: dict[str, int] = {}
     for row in rows:
-        if row.track == "candidate" and row.weight_candidate > 0 and not row.stratum:
+        exposed = row.track == "candidate" and row.weight_candidate > 0 and not row.stratum
+        if exposed and row.metric in judged:
             by_metric[row.metric] = by_metric.get(row.metric, 0) + row.requests
     return max(by_metric.values(), default=0)
 

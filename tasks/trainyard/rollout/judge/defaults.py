@@ -72,3 +72,12 @@ SICK_SHARE = 0.05
 
 GUARD_EVIDENCE = 6.9
 """ln of the evidence at which a guard holds: 1,000."""
+
+DRIFT_SLICES = 20
+"""Newest slices over which the prompts of the two tracks are compared."""
+
+LEAST_DRIFT_SLICES = 5
+"""Slices without which nothing is said about prompts."""
+
+DRIFT_SCORE = 3.5
+"""Standard errors beyond its margin at which a difference between prompts is no accident."""

@@ -30,7 +30,13 @@ from trainyard.kubernetes.client import Cluster, Object
 from trainyard.kubernetes.kinds import HTTP_ROUTE, LEASE, POD, Kind
 from trainyard.kubernetes.labels import ENVIRONMENT, GUARD_MANAGER, RELEASE, owned, server_labels
 from trainyard.kubernetes.mirror import Mirror
-from trainyard.serving.guard import ReleaseHealth, RouteDecision, Wish, decide
+from trainyard.serving.guard import (
+    ReleaseHealth,
+    RouteDecision,
+    Wish,
+    decide,
+    wish_to_follow,
+)
 from trainyard.serving.guard_events import GuardMemory, remember
 from trainyard.serving.guard_loop import ChannelName
 from trainyard.serving.kubernetes.arrivals import (
@@ -226,7 +232,13 @@ class ClusterGuard:
         sight = self._sights.setdefault(name, ChannelSight())
         if record.wish is not None and record.wish.generation != sight.generation:
             sight.generation, sight.seen_at = record.wish.generation, self._monotonic()
-        return newest_wish(record.wish, sight.seen_at, self._store.wishes, name)
+        wish = newest_wish(record.wish, sight.seen_at, self._store.wishes, name)
+        if wish is None:
+            return None
+        pods = self._pods_of(name[0])
+        return wish_to_follow(
+            wish, record.wish, lambda release: any(map(is_ready, pods.get(release, ())))
+        )
 
     def _lease_of(self, route: Object) -> Object | None:
         return self._lease_objects.objects.get(route["metadata"]["name"])
@@ -256,7 +268,7 @@ class ClusterGuard:
         if wish is None:
             return [], None
         decision, memory = self._decide(name, route, record, wish)
-        self._metrics.show(name, decision)
+        self._metrics.show(name, decision, self._leases.age_s(route["metadata"]["name"]))
         wanted = wanted_route(wish, decision, memory, set(self._pods_of(name[0])))
         return plan_patch(route, wanted), decision
 

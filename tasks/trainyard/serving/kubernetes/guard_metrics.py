@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -30,6 +32,13 @@ from trainyard.serving.protocol import GuardState
 log = logging.getLogger(__name__)
 
 _STATES: tuple[GuardState, ...] = ("following", "lease_expired", "fuse", "failover")
+
+
+class MetricsPage(Protocol):
+    """Something that has a page of metrics."""
+
+    def text(self) -> bytes:
+        """Return everything in Prometheus' text format."""
 
 
 class GuardMetrics:
@@ -69,10 +78,23 @@ class GuardMetrics:
             ("environment", "model", "state"),
             registry=self._registry,
         )
+        self._lease_age = Gauge(
+            "trainyard_guard_lease_age_seconds",
+            "Since the rollout's driver was last seen to renew its lease; absent without a lease.",
+            ("environment", "model"),
+            registry=self._registry,
+        )
         self._releases: dict[tuple[str, str], set[str]] = {}
 
-    def show(self, channel: tuple[str, str], decision: RouteDecision) -> None:
-        """Take over what was decided for a channel."""
+    def show(
+        self, channel: tuple[str, str], decision: RouteDecision, lease_age_s: float | None
+    ) -> None:
+        """Take over what was decided for a channel, and how old its lease is."""
+        if lease_age_s is not None:
+            self._lease_age.labels(*channel).set(lease_age_s)
+        elif channel in self._releases:
+            with contextlib.suppress(KeyError):
+                self._lease_age.remove(*channel)
         for release in self._releases.get(channel, set()) - set(decision.weights):
             self._weight.remove(*channel, release)
         self._releases[channel] = set(decision.weights)
@@ -87,7 +109,7 @@ class GuardMetrics:
 
 
 def serve_pages(
-    host: str, port: int, metrics: GuardMetrics, checks: Mapping[str, Callable[[], bool]]
+    host: str, port: int, metrics: MetricsPage, checks: Mapping[str, Callable[[], bool]]
 ) -> ThreadingHTTPServer:
     """Answer in threads until `shutdown` of what is returned.
 

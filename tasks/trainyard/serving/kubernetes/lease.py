@@ -21,6 +21,7 @@ from trainyard.kubernetes.client import Cluster, Object
 from trainyard.kubernetes.kinds import LEASE
 from trainyard.kubernetes.labels import owned, route_name
 from trainyard.serving.lease import LeaseState
+from trainyard.serving.protocol import LeaseSight
 
 SKEW_S = 10.0
 """Seconds by which the clocks of driver and guard may differ when a guard begins."""
@@ -76,6 +77,18 @@ class KubernetesLease:
         }
         self._cluster.apply(LEASE, body)
 
+    def look(self, environment: str, model: str) -> LeaseSight:
+        """Return whether somebody drives the rollout, by the wall clock: one look is all there is.
+
+        Raises:
+            TrainyardError: the API server does not answer, or refuses.
+        """
+        name = route_name(model, environment)
+        found = self._cluster.get(LEASE, name, self._namespace)
+        state = LeaseClock(wall=self._now).state(name, found)
+        spec = (found or {}).get("spec") or {}
+        return LeaseSight(state, spec.get("holderIdentity") or "", str(spec.get("renewTime")))
+
     def release(self, environment: str, model: str, *, holder: str) -> None:
         """End the lease, if `holder` has it."""
         found = self._cluster.get(LEASE, route_name(model, environment), self._namespace)
@@ -97,6 +110,7 @@ class _Seen:
     """Of the object; a copy may be older than what was seen already."""
     ends: float
     """Monotonic seconds."""
+    duration_s: float
 
 
 class LeaseClock:
@@ -126,8 +140,13 @@ class LeaseClock:
         seen = self._seen.get(name)
         if seen is None or (seen.mark != mark and version >= seen.version):
             left_s = self._first_s(spec, duration) if seen is None else float(duration)
-            seen = self._seen[name] = _Seen(mark, version, now + left_s)
+            seen = self._seen[name] = _Seen(mark, version, now + left_s, float(duration))
         return "alive" if now < seen.ends else "expired"
+
+    def age_s(self, name: str) -> float | None:
+        """Return the seconds since a lease was last seen to change; None if there is none."""
+        seen = self._seen.get(name)
+        return None if seen is None else seen.duration_s - (seen.ends - self._monotonic())
 
     def _first_s(self, spec: Mapping[str, object], duration: int) -> float:
         renewed = parse_time(spec.get("renewTime"))

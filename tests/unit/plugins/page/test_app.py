@@ -347,6 +347,15 @@ def test_a_release_shows_verdicts_places_and_provenance(
     assert [v for t, n, v in page.attributes if t == "iframe" and n == "sandbox"] == ["", ""]
 
 
+def test_a_release_shows_first_what_its_verdicts_warn_of(tmp_path: Path) -> None:
+    words = "behaviour penalties: not supported by the lane."
+    world = PageWorld(tmp_path, warnings=(words,))
+    world.publish("first")
+    page = Page(mounted(world).get(f"/trainyard/releases/{MODEL}/{world.ids['first']}").text)
+    assert f"Warnings {words} Where it serves" in page.text
+    assert page.text.count(words) == 1, "each once, and not among the attestations again"
+
+
 def test_a_release_of_a_key_that_is_not_trusted_says_so(tmp_path: Path) -> None:
     world = PageWorld(tmp_path / "here")
     world.publish("first")

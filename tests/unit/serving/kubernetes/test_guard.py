@@ -191,6 +191,19 @@ def test_pods_of_an_adopted_deployment_are_servers(world: World) -> None:
     assert world.state == "following"
 
 
+def test_a_store_restored_from_an_old_copy_takes_nothing_off_the_air(world: World) -> None:
+    world.guard()
+    world.wish(50, generation=9)
+    world.until(world.has(50, 50))
+    # What the copy calls stable has no pods any more.
+    world.wish(0, generation=4, stable="adder-0123456789ab", candidate=None, phase=None)
+    world.settle()
+    assert world.weights == {OLD: 50, NEW: 50}
+    # As soon as it names a release that serves, the store is the truth again.
+    world.wish(0, generation=5, candidate=None, phase=None)
+    world.until(lambda: world.weights.get(OLD) == 100)
+
+
 def test_a_route_that_is_right_is_left_alone(world: World) -> None:
     world.guard()
     world.wish(10)

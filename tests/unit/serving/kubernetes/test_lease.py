@@ -87,6 +87,24 @@ def test_only_the_holder_ends_a_lease(fake: FakeCluster) -> None:
     assert judge.state(NAME, fake.get(LEASE, NAME)) == "absent"
 
 
+def test_a_look_tells_who_holds_it_by_the_wall_clock(fake: FakeCluster) -> None:
+    moments = [START]
+    lease = KubernetesLease(fake.client(), NS, now=lambda: moments[-1])
+    assert lease.look(ENVIRONMENT, MODEL).state == "absent"
+    lease.renew(ENVIRONMENT, MODEL, holder="run#1", duration_s=120)
+    first = lease.look(ENVIRONMENT, MODEL)
+    assert (first.state, first.holder) == ("alive", "run#1")
+    moments.append(START + timedelta(seconds=60))
+    assert lease.look(ENVIRONMENT, MODEL) == first
+    lease.renew(ENVIRONMENT, MODEL, holder="run#1", duration_s=120)
+    assert lease.look(ENVIRONMENT, MODEL).mark != first.mark
+    # The clocks of two machines may differ by ten seconds.
+    moments.append(START + timedelta(seconds=189))
+    assert lease.look(ENVIRONMENT, MODEL).state == "alive"
+    moments.append(START + timedelta(seconds=191))
+    assert lease.look(ENVIRONMENT, MODEL).state == "expired"
+
+
 def test_who_renews_while_another_ends_it_keeps_it(fake: FakeCluster) -> None:
     lease = KubernetesLease(fake.client(), NS)
     lease.renew(ENVIRONMENT, MODEL, holder="run#1", duration_s=120)

@@ -1,0 +1,1 @@
+"""What an installation tells Prometheus about its releases and rollouts, read from the store."""

@@ -1,0 +1,282 @@
+"""Where channels stand, for people at a terminal and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from trainyard.documents.base import Frozen
+from trainyard.documents.channel import Channel, HistoryEntry, Rollout
+from trainyard.documents.evidence import MetricVerdict
+from trainyard.reports.glance import glance
+
+SHOWN_EVENTS = 10
+
+LeaseWord = Literal["alive", "expired", "absent", "unknown"]
+
+
+class ServerLine(Frozen):
+    """One server as its host sees it."""
+
+    name: str
+    release_id: str
+    state: str
+    message: str = ""
+
+
+class RouteLine(Frozen):
+    """The route as it is in effect."""
+
+    weights: Mapping[str, int]
+    """Percent by release id."""
+    guard: str
+    guard_reason: str = ""
+
+
+class PauseLine(Frozen):
+    """A pause that goes on."""
+
+    since: datetime
+    who: str
+    reason: str
+    left_s: float
+    """Seconds until the release is withdrawn."""
+
+
+class WaitingLine(Frozen):
+    """A request that waits for its turn."""
+
+    release_id: str
+    run_id: str
+    since: datetime
+    requested_by: str = ""
+
+
+class LimitLine(Frozen):
+    """A limit that ends a phase, and what is left of it."""
+
+    name: str
+    of_s: float
+    left_s: float
+
+
+class Standing(Frozen):
+    """Where one channel stands."""
+
+    at: datetime
+    model: str
+    environment: str
+    generation: int
+    state: str
+    """In words, such as `holding, step 1 of 2`."""
+    in_progress: bool
+    since: datetime | None
+    stable: str
+    """Release id; empty: none."""
+    candidate: str
+    weights: Mapping[str, int]
+    """Percent by track, as wished for."""
+    rollout: int | None = None
+    kind: str = ""
+    outcome: str = ""
+    requested_by: str = ""
+    reason: str = ""
+    """What it waits for, or why it ended."""
+    driver: str = ""
+    """Run that drives the rollout under way."""
+    lease: LeaseWord = "unknown"
+    """`alive`: somebody drives it."""
+    paused: PauseLine | None = None
+    limits: tuple[LimitLine, ...] = ()
+    verdict: str = ""
+    """Of the last look: HARM, NON_INFERIOR or UNDECIDED."""
+    verdict_reason: str = ""
+    exposed_requests: int = 0
+    metrics: tuple[MetricVerdict, ...] = ()
+    waiting: tuple[WaitingLine, ...] = ()
+    route: RouteLine | None = None
+    """None: the router cannot be asked."""
+    servers: tuple[ServerLine, ...] | None = None
+    """None: the host cannot be asked."""
+    can: tuple[str, ...] = ()
+    """Commands of `trainyard` that can be given now."""
+
+
+def standing_of(channel: Channel, now: datetime) -> Standing:
+    """Return what the channel alone tells."""
+    said = glance(channel)
+    rollout = channel.rollout
+    standing = Standing(
+        at=now,
+        model=channel.model,
+        environment=channel.environment,
+        generation=channel.generation,
+        state=said.state,
+        in_progress=channel.in_progress,
+        since=said.since,
+        stable=said.stable,
+        candidate=said.candidate,
+        weights={"stable": channel.weights.stable, "candidate": channel.weights.candidate},
+        waiting=tuple(
+            WaitingLine(
+                release_id=each.release_id,
+                run_id=each.run_id,
+                since=each.since,
+                requested_by=each.requested_by,
+            )
+            for each in channel.waiting
+        ),
+    )
+    if rollout is None:
+        return standing
+    verdict = rollout.verdict
+    return standing.model_copy(
+        update={
+            "rollout": rollout.number,
+            "kind": rollout.plan.kind,
+            "outcome": rollout.outcome or "",
+            "requested_by": rollout.requested_by,
+            "reason": rollout.reason,
+            "driver": rollout.driver.run_id if channel.in_progress else "",
+            "paused": _pause(rollout, now),
+            "limits": tuple(_limits(rollout, now)) if channel.in_progress else (),
+            "verdict": verdict.outcome if verdict is not None else "",
+            "verdict_reason": verdict.reason if verdict is not None else "",
+            "exposed_requests": verdict.exposed_requests if verdict is not None else 0,
+            "metrics": verdict.metrics if verdict is not None else (),
+        }
+    )
+
+
+def _pause(rollout: Rollout, now: datetime) -> PauseLine | None:
+    pause = rollout.paused
+    if pause is None:
+        return None
+    left_s = rollout.plan.max_pause_s - rollout.paused_s(now)
+    return PauseLine(since=pause.since, who=pause.who, reason=pause.reason, left_s=left_s)
+
+
+def _limits(rollout: Rollout, now: datetime) -> Iterable[LimitLine]:
+    """Yield what ends the present phase by time alone."""
+    plan = rollout.plan
+    if rollout.ending is not None or rollout.outcome is not None:
+        return
+    if rollout.phase == "baking":
+        past_s = (now - rollout.phase_since).total_seconds()
+        yield LimitLine(name="bake", of_s=plan.bake_s, left_s=max(0.0, plan.bake_s - past_s))
+    elif rollout.held_since is not None:
+        past_s = rollout.running_s(rollout.held_since, now)
+        yield LimitLine(name="hold", of_s=plan.max_hold_s, left_s=plan.max_hold_s - past_s)
+    elif rollout.exposed_since is not None:
+        past_s = rollout.running_s(rollout.exposed_since, now)
+        yield LimitLine(
+            name="exposure", of_s=plan.max_duration_s, left_s=plan.max_duration_s - past_s
+        )
+    else:
+        past_s = rollout.running_s(rollout.started_at, now)
+        yield LimitLine(
+            name="deploy", of_s=plan.deploy_timeout_s, left_s=plan.deploy_timeout_s - past_s
+        )
+
+
+def standings_table(standings: Iterable[Standing]) -> Table:
+    """Return one row a channel."""
+    table = Table(
+        "Model", "Environment", "State", "Stable", "Candidate", "Driver", box=None, pad_edge=False
+    )
+    for one in standings:
+        candidate = f"{one.candidate} ({one.weights['candidate']} %)" if one.candidate else ""
+        driver = _driver(one) if one.in_progress else ""
+        table.add_row(one.model, one.environment, one.state, one.stable, candidate, driver)
+    return table
+
+
+def _driver(one: Standing) -> str:
+    words = {"alive": "alive", "unknown": "cannot be asked"}
+    return words.get(one.lease, "nobody drives it")
+
+
+def standing_detail(one: Standing, history: Iterable[HistoryEntry]) -> RenderableType:
+    """Return everything about one channel."""
+    parts: list[RenderableType] = [_facts(one)]
+    if one.metrics:
+        parts += ["", _metrics(one)]
+    if one.servers:
+        parts += ["", _servers(one)]
+    events = Table("When", "Event", "Release", "Who", "Detail", box=None, pad_edge=False)
+    for entry in list(history)[-SHOWN_EVENTS:]:
+        detail = ", ".join(f"{key} {value}" for key, value in entry.detail.items())
+        when = f"{entry.at:%Y-%m-%d %H:%M:%S}"
+        events.add_row(when, entry.event, entry.release_id, entry.who, detail)
+    parts += ["", events]
+    if one.can:
+        parts += ["", f"You can: {', '.join(one.can)}."]
+    return Group(*parts)
+
+
+def _facts(one: Standing) -> Table:
+    table = Table.grid(padding=(0, 2))
+    rows = [
+        ("Channel", f"{one.model} in {one.environment}"),
+        ("State", one.state),
+        ("Stable", f"{one.stable or 'none'} ({one.weights['stable']} % wished)"),
+    ]
+    if one.candidate:
+        rows.append(("Candidate", f"{one.candidate} ({one.weights['candidate']} % wished)"))
+    if one.route is None:
+        rows.append(("Route", "the router cannot be asked"))
+    else:
+        shares = ", ".join(f"{name} {share} %" for name, share in one.route.weights.items())
+        rows.append(("Route", shares or "no traffic"))
+        if one.route.guard != "following":
+            guard = one.route.guard.replace("_", " ")
+            rows.append(("Guard", f"{guard}: {one.route.guard_reason}"))
+    if one.in_progress:
+        rows.append(("Driver", f"{one.driver}: {_driver(one)}"))
+    if one.paused is not None:
+        who = one.paused.who or "somebody"
+        rows.append(("Paused", f"by {who}, {_left(one.paused.left_s)}: {one.paused.reason}"))
+    rows += [(limit.name.capitalize(), f"{_left(limit.left_s)}") for limit in one.limits]
+    rows += [("Waits", f"{each.release_id}, since {each.since:%H:%M:%S}") for each in one.waiting]
+    if one.verdict:
+        rows.append(("Judge", f"{one.verdict}: {one.verdict_reason}"))
+    if one.reason and one.reason != one.verdict_reason:
+        rows.append(("Why", one.reason))
+    if one.servers is None:
+        rows.append(("Servers", "the host cannot be asked"))
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _left(seconds: float) -> str:
+    return f"{max(0.0, seconds):.0f} s left"
+
+
+def _metrics(one: Standing) -> Table:
+    table = Table("Metric", "Stable", "Candidate", "Verdict", "Harm", "Promote", box=None)
+    for metric in one.metrics:
+        table.add_row(
+            metric.metric,
+            _figure(metric.stable_value),
+            _figure(metric.candidate_value),
+            metric.outcome,
+            f"{metric.harm_evidence:.1f} of {metric.harm_threshold:.1f}",
+            f"{metric.promote_evidence:.1f} of {metric.promote_threshold:.1f}",
+        )
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "no data" if value is None else f"{value:.4g}"
+
+
+def _servers(one: Standing) -> Table:
+    table = Table("Server", "State", "Message", box=None, pad_edge=False)
+    for server in one.servers or ():
+        table.add_row(server.name, server.state, server.message)
+    return table

@@ -1,0 +1,515 @@
+"""What people do to a rollout from a terminal or a page, whether or not Airflow runs.
+
+Each is a wish that goes into the channel by compare-and-swap; the guard, which follows the channel,
+moves the traffic. What is left (requests that end, servers that go) is the driver's work. While a
+driver lives it does that; a command that finds none, or one that has fallen silent, takes the
+rollout over with the same code and sees it to its end.
+
+A driver lives while it renews its lease. Taking over one that does live after all harms nobody: the
+channel's epoch tells it to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from trainyard.documents.channel import Channel, RolloutDriver
+from trainyard.errors import (
+    BadInput,
+    Busy,
+    NotFound,
+    Refused,
+    StaleDriver,
+    TrainyardError,
+    Transient,
+)
+from trainyard.rollout.channel_store import change_channel, read_channel
+from trainyard.rollout.deps import RolloutDeps
+from trainyard.rollout.driver import (
+    abort,
+    drive,
+    ending_of,
+    request_rollback,
+    summary_of,
+)
+from trainyard.rollout.events import (
+    AbortRequested,
+    DriverClaimed,
+    PauseRequested,
+    PromotionForced,
+    ResumeRequested,
+)
+from trainyard.rollout.plan_rollout import rollback_target
+from trainyard.rollout.state_machine import (
+    pause_refusal,
+    promotion_refusal,
+    resume_refusal,
+    step,
+)
+from trainyard.rollout.words import describe_entry
+from trainyard.serving.protocol import LeaseSight
+
+DRIVER_SILENT_S = 15.0
+"""Seconds without a renewal after which a driver does not count as living. It renews with every
+tick, of which there is one every two seconds, unless it has servers to warm up."""
+
+WATCH_PAUSE_S = 1.0
+"""Seconds between two looks at a rollout that somebody else drives."""
+
+AFTER_TROUBLE_S = 2.0
+
+Say = Callable[[str], None]
+
+
+# --- wishes ---------------------------------------------------------------------------------------
+
+
+def pause(
+    deps: RolloutDeps, model: str, environment: str, *, reason: str, who: str = ""
+) -> Channel:
+    """Freeze the weights where they are; looks go on, and whatever is harmful still rolls back.
+
+    Raises:
+        BadInput: there is no reason.
+        NotFound: no rollout is under way.
+        Refused: it cannot be paused; the message says why.
+    """
+    reason = _reason(reason, "A pause")
+    now = deps.now()
+
+    def change(channel: Channel) -> Channel:
+        _require_rollout(channel)
+        why = pause_refusal(channel, now)
+        if why:
+            raise Refused(why, hint=f"`trainyard status {model} {environment}` shows it.")
+        return step(channel, PauseRequested(reason, who), now)[0]
+
+    return change_channel(deps.store, model, environment, change)
+
+
+def resume(
+    deps: RolloutDeps, model: str, environment: str, *, reason: str = "", who: str = ""
+) -> Channel:
+    """Let a paused rollout go on.
+
+    Raises:
+        NotFound: no rollout is under way.
+        Refused: it is not paused.
+    """
+    now = deps.now()
+
+    def change(channel: Channel) -> Channel:
+        _require_rollout(channel)
+        why = resume_refusal(channel)
+        if why:
+            raise Refused(why, hint=f"`trainyard status {model} {environment}` shows it.")
+        return step(channel, ResumeRequested(reason.strip(), who), now)[0]
+
+    return change_channel(deps.store, model, environment, change)
+
+
+def promote_now(
+    deps: RolloutDeps, model: str, environment: str, *, reason: str, who: str = ""
+) -> Channel:
+    """Take the candidate to the bake without the judge's proof; `who` answers for it.
+
+    The judge and all fuses go on during the bake.
+
+    Raises:
+        BadInput: there is no reason.
+        NotFound: no rollout is under way.
+        Refused: the judge says HARM, the guard holds the traffic (a fuse blew, nobody drives), or
+            the rollout is not where that can be done.
+    """
+    reason = _reason(reason, "A promotion by hand")
+    now = deps.now()
+    _refuse_if_guarded(deps, read_channel(deps.store, model, environment))
+
+    def change(channel: Channel) -> Channel:
+        _require_rollout(channel)
+        why = promotion_refusal(channel)
+        if why:
+            raise Refused(why, hint="It stays with the judge, or `trainyard abort` ends it.")
+        return step(channel, PromotionForced(reason, who), now)[0]
+
+    return change_channel(deps.store, model, environment, change)
+
+
+def _require_rollout(channel: Channel) -> None:
+    if not channel.in_progress:
+        raise NotFound(
+            f"No rollout of {channel.model} is under way in {channel.environment}.",
+            hint="`trainyard status` shows where all channels stand.",
+        )
+
+
+def _reason(reason: str, what: str) -> str:
+    if not reason.strip():
+        raise BadInput(f"{what} needs a reason.", hint="Say why; it is kept in the history.")
+    return reason.strip()
+
+
+def _refuse_if_guarded(deps: RolloutDeps, channel: Channel) -> None:
+    """Refuse a promotion that the guard has its own mind about, or that nobody would watch."""
+    model, environment, rollout = channel.model, channel.environment, channel.rollout
+    if rollout is None or not channel.in_progress:
+        return
+    blown = [
+        event.reason
+        for event in deps.guard_events(model, environment, rollout.number)
+        if event.event == "fuse"
+    ]
+    if blown:
+        raise Refused(f"A fuse blew: {blown[0]}", hint="The release is rolled back.")
+    route = deps.router.status(environment, model)
+    if route is not None and route.guard != "following":
+        raise Refused(
+            f"The guard does not follow the channel ({route.guard.replace('_', ' ')}): "
+            f"{route.guard_reason}",
+            hint="Find out why first; `trainyard abort` ends the rollout.",
+        )
+    if deps.lease.look(environment, model).state != "alive":
+        raise Refused(
+            "Nobody drives this rollout, so nobody would watch the release that you answer for.",
+            hint="Start Airflow, or end the rollout with `trainyard abort`.",
+        )
+
+
+# --- ending, with or without a driver -------------------------------------------------------------
+
+
+class Patience:
+    """Tells by its renewals whether the driver of a channel lives, the longer the surer."""
+
+    def __init__(self, deps: RolloutDeps, channel: Channel) -> None:
+        """Begin to watch."""
+        self._deps = deps
+        self._model, self._environment = channel.model, channel.environment
+        self._mark = ""
+        self._since = deps.now()
+
+    def driver_lives(self) -> bool:
+        """Tell it now. Raises TrainyardError if the lease cannot be read."""
+        seen = self._deps.lease.look(self._environment, self._model)
+        if seen.state != "alive":
+            return False
+        now = self._deps.now()
+        if seen.mark != self._mark:
+            self._mark, self._since = seen.mark, now
+        return now - self._since < timedelta(seconds=DRIVER_SILENT_S)
+
+
+def driver_sight(deps: RolloutDeps, channel: Channel) -> LeaseSight | None:
+    """Return the lease of a channel; None if it cannot be read."""
+    try:
+        return deps.lease.look(channel.environment, channel.model)
+    except (TrainyardError, OSError):
+        return None
+
+
+def see_through(
+    deps: RolloutDeps,
+    model: str,
+    environment: str,
+    *,
+    run_id: str,
+    say: Say,
+    timeout_s: float,
+    wait: bool = True,
+    take_over: bool = True,
+) -> Channel:
+    """See the rollout under way to its end: watch while somebody drives it, else drive it.
+
+    Args:
+        deps: the world.
+        model: name of the model.
+        environment: name of the environment.
+        run_id: under which it is driven, if need be.
+        say: takes what happens, a line each.
+        timeout_s: seconds that it may take.
+        wait: False returns at once while a driver lives; without one somebody must stay.
+        take_over: False only watches. A rollout that is not decided yet is its own driver's, which
+            may be busy for a while; whoever took it over would have to stay for all of it.
+
+    Returns:
+        The channel as it is then.
+
+    Raises:
+        Transient: it takes longer, or the store is away. Whoever calls again goes on.
+    """
+    channel = read_channel(deps.store, model, environment)
+    if not channel.in_progress or channel.rollout is None:
+        return channel
+    end = deps.now() + timedelta(seconds=timeout_s)
+    return _SeeingThrough(deps, channel, run_id, say, wait=wait, take_over=take_over).until(end)
+
+
+class _SeeingThrough:
+    """One rollout that somebody wants to see to its end."""
+
+    def __init__(
+        self,
+        deps: RolloutDeps,
+        channel: Channel,
+        run_id: str,
+        say: Say,
+        *,
+        wait: bool = True,
+        take_over: bool = True,
+        driver: RolloutDriver | None = None,
+    ) -> None:
+        """Begin with a channel; `driver` is ours, if we drive it already."""
+        assert channel.rollout is not None
+        self._deps = deps
+        self._channel = channel
+        self._number = channel.rollout.number
+        self._run_id = run_id
+        self._say = say
+        self._wait = wait
+        self._take_over = take_over
+        self._driver = driver
+        self._patience = Patience(deps, channel)
+
+    def until(self, end: datetime) -> Channel:
+        """Go on until it is over; raises Transient if that is not before `end`."""
+        trouble = ""
+        while True:
+            try:
+                pause_s = self._look()
+            except TrainyardError as error:
+                if not error.retryable:
+                    raise
+                if str(error) != trouble:
+                    trouble = str(error)
+                    self._say(f"{error.message} Trying again.")
+                pause_s = AFTER_TROUBLE_S
+            if pause_s is None:
+                return self._channel
+            if self._deps.now() >= end:
+                raise Transient(
+                    f"It is not over yet. {summary_of(self._channel)}",
+                    hint="The same command again goes on with it.",
+                )
+            self._deps.sleep(pause_s)
+
+    def _look(self) -> float | None:
+        """Do what is to be done now; return the seconds until the next look, None at the end."""
+        if self._driver is not None:
+            return self._drive(self._driver)
+        channel = read_channel(self._deps.store, self._channel.model, self._channel.environment)
+        self._tell(channel)
+        self._channel = channel
+        if self._is_over(channel):
+            return None
+        if not self._take_over or self._patience.driver_lives():
+            return WATCH_PAUSE_S if self._wait else None
+        self._say("Nobody drives this rollout: this command does, and stays until it is over.")
+        claimed = change_channel(
+            self._deps.store, channel.model, channel.environment, self._claimed
+        )
+        if claimed.rollout is not None and not self._is_over(claimed):
+            self._driver = claimed.rollout.driver
+        return 0.0
+
+    def _claimed(self, channel: Channel) -> Channel:
+        if self._is_over(channel):
+            return channel
+        return step(channel, DriverClaimed(self._run_id), self._deps.now())[0]
+
+    def _drive(self, driver: RolloutDriver) -> float | None:
+        try:
+            result = drive(self._deps, self._channel.model, self._channel.environment, driver)
+        except StaleDriver as stale:
+            self._say(f"{stale.message} This command only watches now.")
+            self._driver, self._wait = None, True
+            self._patience = Patience(self._deps, self._channel)
+            return WATCH_PAUSE_S
+        for line in result.messages:
+            self._say(line)
+        self._channel = result.channel
+        return None if result.done else result.next_in_s
+
+    def _is_over(self, channel: Channel) -> bool:
+        rollout = channel.rollout
+        return rollout is None or rollout.number != self._number or not channel.in_progress
+
+    def _tell(self, channel: Channel) -> None:
+        for entry in channel.history:
+            if entry.generation > self._channel.generation:
+                self._say(describe_entry(entry))
+
+
+def abort_rollout(
+    deps: RolloutDeps,
+    model: str,
+    environment: str,
+    *,
+    reason: str,
+    who: str,
+    run_id: str,
+    say: Say,
+    timeout_s: float,
+    wait: bool = True,
+) -> Channel:
+    """Withdraw the release under way and see the rollout to its end. May be called again.
+
+    Raises:
+        BadInput: there is no reason.
+        NotFound: no rollout is under way.
+        Refused: the release was promoted before.
+        Transient: as `see_through`.
+    """
+    before = abort(deps, model, environment, reason=_reason(reason, "An abort"), who=who)
+    assert before.rollout is not None
+    say(f"All traffic goes to {_stable(before)}.")
+    channel = see_through(
+        deps, model, environment, run_id=run_id, say=say, timeout_s=timeout_s, wait=wait
+    )
+    ended = ending_of(channel, before.rollout.number)
+    outcome = ended[0] if ended is not None else before.rollout.ending
+    if outcome == "promoted":
+        raise Refused(
+            f"It was too late: {summary_of(channel)}",
+            hint="To leave the release that is stable now, roll back.",
+        )
+    return channel
+
+
+def roll_back(
+    deps: RolloutDeps,
+    model: str,
+    environment: str,
+    *,
+    release_id: str | None,
+    reason: str,
+    who: str,
+    run_id: str,
+    say: Say,
+    timeout_s: float,
+    wait: bool = True,
+) -> Channel:
+    """Bring all traffic back to a proven release: the named one, or the one before.
+
+    A promotion under way is ended first. May be called again: a rollback under way is gone on with.
+
+    Returns:
+        The channel; unless `wait` is False, that release is stable in it.
+
+    Raises:
+        BadInput: there is no reason.
+        NotFound: there is no such earlier release.
+        Busy: a rollback to another release is under way.
+        Refused: it could not be done; the message says why.
+        Transient: as `see_through`.
+    """
+    reason = _reason(reason, "A rollback")
+    target = _target(read_channel(deps.store, model, environment), release_id)
+
+    channel = _end_promotion(deps, model, environment, target, reason, who)
+    if channel.in_progress:
+        say(summary_of(channel))
+        channel = see_through(
+            deps,
+            model,
+            environment,
+            run_id=run_id,
+            say=say,
+            timeout_s=timeout_s,
+            # If another release is wanted, the way there begins when this one is over.
+            wait=wait or _stable(channel) != target,
+        )
+        if channel.in_progress:
+            return channel
+    if _stable(channel) != target:
+        channel = request_rollback(
+            deps,
+            model,
+            environment,
+            run_id=run_id,
+            release_id=target,
+            reason=reason,
+            requested_by=who,
+        )
+        say(summary_of(channel))
+        channel = _drive_own(deps, channel, run_id, say, timeout_s)
+    if _stable(channel) != target:
+        raise Refused(
+            f"{target} is not stable in {environment}. {summary_of(channel)}",
+            hint="See its servers' logs; another release can be named with --to.",
+        )
+    return channel
+
+
+def _drive_own(
+    deps: RolloutDeps, channel: Channel, run_id: str, say: Say, timeout_s: float
+) -> Channel:
+    """Drive the rollback that this run has just begun."""
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        return channel
+    driver = rollout.driver if rollout.driver.run_id == run_id else None
+    seeing = _SeeingThrough(deps, channel, run_id, say, driver=driver)
+    return seeing.until(deps.now() + timedelta(seconds=timeout_s))
+
+
+def _target(channel: Channel, release_id: str | None) -> str:
+    """Return where a rollback goes.
+
+    Without a name it undoes the last promotion, and nothing else: whoever repeats the command, or
+    was not told that the judge has rolled back already, must not lose a good release by it.
+
+    Raises:
+        NotFound: there is no such release.
+        Busy: a rollback to another release is under way.
+        Refused: no release is named, and what happened last was no promotion.
+    """
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        target = rollback_target(channel, release_id)
+        undoes = rollout is None or (
+            rollout.outcome == "promoted" and rollout.plan.kind != "rollback"
+        )
+        if release_id is None and not undoes:
+            raise Refused(
+                f"There is no promotion to undo: {summary_of(channel)} {_stable(channel)} is "
+                "stable.",
+                hint=f"To leave it for the release before, name that one: --to {target}.",
+            )
+        return target
+    if rollout.plan.kind == "rollback":
+        if release_id in (None, rollout.release_id):
+            return rollout.release_id
+        raise Busy(
+            f"A rollback to {rollout.release_id} is under way, driven by {rollout.driver.run_id}.",
+            hint="Wait for its end, or see it to its end by the same command without --to.",
+        )
+    wanted = release_id or rollout.reference_id
+    known = {track.release_id for track in channel.previous} | {rollout.reference_id}
+    if wanted and wanted in known:
+        return wanted
+    raise NotFound(
+        f"{channel.environment} of {channel.model} has no earlier release"
+        + (f" {release_id}." if release_id else " to go back to."),
+        hint="To end the rollout that is under way, abort it.",
+    )
+
+
+def _end_promotion(
+    deps: RolloutDeps, model: str, environment: str, target: str, reason: str, who: str
+) -> Channel:
+    """End the promotion under way, if there is one; a rollback goes on."""
+    now = deps.now()
+
+    def change(channel: Channel) -> Channel:
+        rollout = channel.rollout
+        if rollout is None or not channel.in_progress or rollout.plan.kind == "rollback":
+            return channel
+        why = f"A rollback to {target} was requested. {reason}"
+        return step(channel, AbortRequested(why, who), now)[0]
+
+    return change_channel(deps.store, model, environment, change)
+
+
+def _stable(channel: Channel) -> str:
+    return channel.stable.release_id if channel.stable is not None else "no release"

@@ -1,0 +1,434 @@
+"""What people do to rollouts, with a driver that lives and without one, in a simulated world."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import pytest
+from tests.integration.test_rollout_crashes import QUICK, begin, world_with_a_stable_release
+from tests.rollout_world import ENVIRONMENT, MODEL, Behaviour, Killed, World, mortal
+
+from trainyard.documents.channel import Channel
+from trainyard.errors import BadInput, Busy, NotFound, Refused, Transient
+from trainyard.releases import list_attestations
+from trainyard.rollout import by_hand
+from trainyard.rollout.deps import RolloutDeps
+from trainyard.rollout.rollouts import Rollouts, Tick
+from trainyard.rollout.standing import take_standing
+from trainyard.serving.guard_events import GuardEvent
+
+pytestmark = pytest.mark.integration
+
+WHO = {"reason": "It is odd.", "who": "ann"}
+
+
+@cache
+def _stable() -> tuple[World, str, str]:
+    return world_with_a_stable_release()
+
+
+@cache
+def _promoted() -> tuple[World, str, str]:
+    world, old, new = copy.deepcopy(_stable())
+    assert world.run(begin(world, new)).outcome == "promoted"
+    world.advance(10)
+    return world, old, new
+
+
+@pytest.fixture
+def yard() -> tuple[World, str, str]:
+    """A world, its stable release, and one to promote."""
+    return copy.deepcopy(_stable())
+
+
+def at_weight(weight: int) -> Callable[[Channel], bool]:
+    return lambda c: (
+        c.rollout is not None and c.rollout.phase == "holding" and c.weights.candidate == weight
+    )
+
+
+def driven(world: World, tick: Tick) -> RolloutDeps:
+    """Return the world of a person, while a driver elsewhere goes on."""
+
+    def sleep(seconds: float) -> None:
+        tick()
+        world.advance(max(seconds, 0.1))
+
+    return world.deps(sleep=sleep)
+
+
+def forsaken(world: World) -> RolloutDeps:
+    """Return the world of a person, while nobody else does anything."""
+    return world.deps(sleep=lambda seconds: world.advance(max(seconds, 0.1)))
+
+
+def roll_back(world: World, deps: RolloutDeps, to: str | None = None, **other: Any) -> Channel:
+    values: dict[str, Any] = {
+        "release_id": to,
+        "run_id": "cli/ann",
+        "say": world.said.append,
+        "timeout_s": 600.0,
+        **WHO,
+        **other,
+    }
+    return by_hand.roll_back(deps, MODEL, ENVIRONMENT, **values)
+
+
+def abort(world: World, deps: RolloutDeps, **other: Any) -> Channel:
+    values: dict[str, Any] = {
+        "run_id": "cli/ann",
+        "say": world.said.append,
+        "timeout_s": 600.0,
+        **WHO,
+        **other,
+    }
+    return by_hand.abort_rollout(deps, MODEL, ENVIRONMENT, **values)
+
+
+def serves(world: World, release: str) -> bool:
+    """Tell whether a release has everything, and no server of another one is left."""
+    world.advance(5)
+    others = {s.release_id for s in world.servers.values()} - {release}
+    stable = world.channel.stable
+    return (
+        stable is not None
+        and stable.release_id == release
+        and world.effective.get(release) == 100
+        and not others
+        and not world.channel.in_progress
+    )
+
+
+# --- pause, resume, promote now -------------------------------------------------------------------
+
+
+def test_a_paused_rollout_waits_for_people_and_then_goes_on(yard: tuple[World, str, str]) -> None:
+    world, _, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    rollouts = Rollouts(world.deps())
+    rollouts.pause(model=MODEL, environment=ENVIRONMENT, **WHO)
+    end = world.now + timedelta(seconds=60)
+    world.run(tick, until=lambda c: world.now >= end)
+    assert world.channel.weights.candidate == 10
+    assert world.effective[new] == 10
+    assert world.lease_alive()
+    assert any("paused at 10 %" in line and "asked for by ann" in line for line in world.told)
+    rollouts.resume(model=MODEL, environment=ENVIRONMENT, who="bob")
+    assert world.run(tick).outcome == "promoted"
+    assert serves(world, new)
+
+
+def test_harm_in_a_pause_is_rolled_back() -> None:
+    world, old, new = world_with_a_stable_release(bad=True)
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(50))
+    by_hand.pause(world.deps(), MODEL, ENVIRONMENT, **WHO)
+    assert world.run(tick).outcome == "rolled_back"
+    assert serves(world, old)
+
+
+def test_a_pause_that_nobody_ends_is_withdrawn() -> None:
+    world, old, _ = world_with_a_stable_release()
+    new = world.publish("other", **{**QUICK, "max_pause_s": 30})
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    by_hand.pause(world.deps(), MODEL, ENVIRONMENT, **WHO)
+    since = world.now
+    assert world.run(tick).outcome == "withdrawn"
+    assert (world.now - since).total_seconds() < 120
+    assert serves(world, old)
+    assert world.channel.rejected == ()
+
+
+def test_what_is_wished_needs_a_reason_and_a_rollout(yard: tuple[World, str, str]) -> None:
+    world, _, _ = yard
+    deps = world.deps()
+    for wish in (by_hand.pause, by_hand.promote_now):
+        with pytest.raises(BadInput, match="needs a reason"):
+            wish(deps, MODEL, ENVIRONMENT, reason=" ")
+        with pytest.raises(NotFound, match="No rollout of adder is under way"):
+            wish(deps, MODEL, ENVIRONMENT, reason="Because.")
+    with pytest.raises(NotFound, match="No rollout of adder is under way"):
+        by_hand.resume(deps, MODEL, ENVIRONMENT)
+
+
+def test_a_promotion_by_hand_bakes_and_stays_on_record(yard: tuple[World, str, str]) -> None:
+    world, _, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    channel = by_hand.promote_now(world.deps(), MODEL, ENVIRONMENT, **WHO)
+    assert channel.rollout is not None
+    assert channel.rollout.phase == "baking"
+    assert world.run(tick).outcome == "promoted"
+    assert serves(world, new)
+    (attestation,) = list_attestations(world.store, MODEL, new, "promotion")
+    assert attestation.subject["by_hand"]["who"] == "ann"
+    assert attestation.subject["by_hand"]["reason"] == "It is odd."
+
+
+def test_late_harm_rolls_a_promotion_by_hand_back(yard: tuple[World, str, str]) -> None:
+    world, old, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    by_hand.promote_now(world.deps(), MODEL, ENVIRONMENT, **WHO)
+    world.advance(1)
+    tick()
+    world.behaviour[new].fails_to_start = True
+    world.crash(f"{new}-0")
+    assert world.run(tick).outcome == "rolled_back"
+    assert serves(world, old)
+
+
+def test_a_blown_fuse_refuses_a_promotion_by_hand(yard: tuple[World, str, str]) -> None:
+    world, _, new = yard
+    world.run(begin(world, new), until=at_weight(10))
+    rollout = world.channel.rollout
+    assert rollout is not None
+    blown = GuardEvent(
+        model=MODEL,
+        environment=ENVIRONMENT,
+        rollout=rollout.number,
+        at=world.now,
+        event="fuse",
+        reason="ten requests failed",
+        release_id=new,
+        weights={},
+    )
+    before = world.channel
+    deps = world.deps(guard_events=lambda *_: (blown,))
+    with pytest.raises(Refused, match="A fuse blew: ten requests failed"):
+        by_hand.promote_now(deps, MODEL, ENVIRONMENT, **WHO)
+    world.guard = ("fuse", "no ready server")
+    with pytest.raises(Refused, match="The guard does not follow the channel"):
+        by_hand.promote_now(world.deps(), MODEL, ENVIRONMENT, **WHO)
+    assert world.channel == before
+
+
+def test_nobody_answers_for_a_release_that_nobody_watches(yard: tuple[World, str, str]) -> None:
+    world, _, new = yard
+    world.run(begin(world, new), until=at_weight(10))
+    world.lease_until = None
+    with pytest.raises(Refused, match="Nobody drives this rollout"):
+        by_hand.promote_now(world.deps(), MODEL, ENVIRONMENT, **WHO)
+
+
+# --- abort ----------------------------------------------------------------------------------------
+
+
+def test_an_abort_leaves_the_rest_to_a_driver_that_lives(yard: tuple[World, str, str]) -> None:
+    world, old, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    channel = abort(world, driven(world, tick))
+    assert channel.rollout is not None
+    assert (channel.rollout.outcome, channel.rollout.driver.run_id) == ("withdrawn", "run")
+    assert any("withdrawn, may be tried again" in line for line in world.said)
+    assert serves(world, old)
+
+
+def test_without_a_driver_an_abort_does_everything_itself(yard: tuple[World, str, str]) -> None:
+    world, old, new = yard
+    world.run(begin(world, new), until=at_weight(10))
+    began = world.now
+    channel = abort(world, forsaken(world))
+    assert channel.rollout is not None
+    assert channel.rollout.outcome == "withdrawn"
+    assert channel.rollout.driver.run_id == "cli/ann"
+    # The driver's lease still lasted; that it was not renewed any more tells sooner.
+    assert (world.now - began).total_seconds() < 60
+    assert any("this command does" in line for line in world.said)
+    assert serves(world, old)
+    assert not world.lease_alive()
+
+
+def test_an_abort_that_need_not_wait_goes_while_a_driver_lives(
+    yard: tuple[World, str, str],
+) -> None:
+    world, old, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    channel = abort(world, driven(world, tick), wait=False)
+    assert channel.in_progress
+    world.advance(1)
+    assert world.effective == {old: 100, new: 0}
+    assert world.run(tick).outcome == "withdrawn"
+
+
+def test_an_abort_that_comes_too_late_says_so(yard: tuple[World, str, str]) -> None:
+    world, _, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=lambda c: c.rollout is not None and c.rollout.ending == "promoted")
+    with pytest.raises(Refused, match="too late"):
+        abort(world, driven(world, tick))
+    with pytest.raises(NotFound, match="No rollout"):
+        abort(world, forsaken(world))
+
+
+def test_a_command_whose_time_is_over_says_how_to_go_on(yard: tuple[World, str, str]) -> None:
+    world, old, new = yard
+    world.run(begin(world, new), until=at_weight(10))
+    world.router_mute = True
+    with pytest.raises(Transient, match="The same command again goes on"):
+        abort(world, forsaken(world), timeout_s=20)
+    world.router_mute = False
+    assert abort(world, forsaken(world)).rollout is not None
+    assert serves(world, old)
+
+
+# --- rollback -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def promoted() -> tuple[World, str, str]:
+    """A world in which the new release has been promoted."""
+    return copy.deepcopy(_promoted())
+
+
+def test_a_rollback_needs_no_airflow(promoted: tuple[World, str, str]) -> None:
+    world, old, new = promoted
+    channel = roll_back(world, forsaken(world))
+    assert channel.rollout is not None
+    assert (channel.rollout.driver.run_id, channel.rollout.requested_by) == ("cli/ann", "ann")
+    assert serves(world, old)
+    assert sum(world.errors.values()) == 0
+    assert world.servers_of(new) == []
+
+
+def test_the_same_rollback_again_does_not_go_back_further(
+    promoted: tuple[World, str, str],
+) -> None:
+    world, old, new = promoted
+    third = world.publish("third", **QUICK)
+    tick = world.promote(third, run_id="third")
+    assert world.run(tick).outcome == "promoted"
+    roll_back(world, forsaken(world))
+    assert serves(world, new)
+    with pytest.raises(Refused, match="no promotion to undo") as refused:
+        roll_back(world, forsaken(world))
+    assert f"--to {old}" in refused.value.hint
+    assert roll_back(world, forsaken(world), to=new, run_id="cli/2").stable is not None
+    assert roll_back(world, forsaken(world), to=old, run_id="cli/3").stable is not None
+    assert serves(world, old)
+
+
+def test_a_rollback_after_the_judges_own_loses_no_good_release() -> None:
+    world, old, new = world_with_a_stable_release(bad=True)
+    assert world.run(begin(world, new)).outcome == "rolled_back"
+    with pytest.raises(NotFound):
+        roll_back(world, forsaken(world))
+    assert serves(world, old)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_rollback_ends_a_promotion_first(yard: tuple[World, str, str], alive: bool) -> None:
+    world, old, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=lambda c: c.rollout is not None and c.rollout.phase == "baking")
+    deps = driven(world, tick) if alive else forsaken(world)
+    channel = roll_back(world, deps)
+    assert channel.rollout is not None
+    assert channel.rollout.driver.run_id == ("run" if alive else "cli/ann")
+    assert channel.rollout.outcome == "withdrawn"
+    assert serves(world, old)
+
+
+def test_a_rollback_that_was_cut_off_is_gone_on_with(promoted: tuple[World, str, str]) -> None:
+    world, old, _ = promoted
+    calls = 3
+    for attempt in range(40):
+        deps = mortal(forsaken(world), calls, after=bool(attempt % 2))
+        try:
+            roll_back(world, deps, run_id=f"cli/{attempt}")
+        except Killed:
+            calls += 5
+            continue
+        except Refused:
+            # The attempt before had done everything but to say so.
+            break
+        break
+    else:
+        raise AssertionError("it is never done")
+    assert serves(world, old)
+
+
+def test_a_rollback_to_something_else_waits_for_the_one_under_way(
+    promoted: tuple[World, str, str],
+) -> None:
+    world, old, new = promoted
+    tick = world.roll_back(old)
+    tick()
+    with pytest.raises(Busy, match="A rollback to"):
+        roll_back(world, driven(world, tick), to=new)
+    assert roll_back(world, driven(world, tick), to=old).stable is not None
+    assert serves(world, old)
+
+
+def test_a_rollback_that_cannot_be_done_says_why(promoted: tuple[World, str, str]) -> None:
+    world, old, new = promoted
+    with pytest.raises(NotFound, match="no earlier release"):
+        roll_back(world, forsaken(world), to=f"{MODEL}-000000000000")
+    with pytest.raises(BadInput, match="needs a reason"):
+        roll_back(world, forsaken(world), reason="")
+    world.behaviour[old] = Behaviour(fails_to_start=True)
+    with pytest.raises(Refused, match="is not stable"):
+        roll_back(world, forsaken(world))
+    assert serves(world, new)
+
+
+def test_a_driver_that_comes_back_is_watched(promoted: tuple[World, str, str]) -> None:
+    world, old, _ = promoted
+    tick: list[Tick] = []
+
+    def sleep(seconds: float) -> None:
+        if not tick:
+            # Another command takes the rollout over.
+            by_other = world.deps()
+            rollout = world.channel.rollout
+            assert rollout is not None
+            from trainyard.rollout.channel_store import change_channel
+            from trainyard.rollout.driver import drive
+            from trainyard.rollout.events import DriverClaimed
+            from trainyard.rollout.state_machine import step
+
+            channel = change_channel(
+                by_other.store,
+                MODEL,
+                ENVIRONMENT,
+                lambda c: step(c, DriverClaimed("other"), world.now)[0],
+            )
+            assert channel.rollout is not None
+            driver = channel.rollout.driver
+            tick.append(lambda: drive(by_other, MODEL, ENVIRONMENT, driver))
+        tick[0]()
+        world.advance(max(seconds, 0.1))
+
+    channel = roll_back(world, world.deps(sleep=sleep))
+    assert channel.rollout is not None
+    assert channel.rollout.driver.run_id == "other"
+    assert any("only watches now" in line for line in world.said)
+    assert serves(world, old)
+
+
+# --- where it stands ------------------------------------------------------------------------------
+
+
+def test_a_standing_tells_what_there_is_and_what_can_be_done(yard: tuple[World, str, str]) -> None:
+    world, old, new = yard
+    world.run(begin(world, new), until=at_weight(10))
+    by_hand.pause(world.deps(), MODEL, ENVIRONMENT, **WHO)
+    one = take_standing(world.deps(), world.channel)
+    assert (one.stable, one.candidate, one.lease) == (old, new, "alive")
+    assert one.route is not None
+    assert one.route.weights == {old: 90, new: 10}
+    assert one.servers is not None
+    assert {server.state for server in one.servers} == {"ready"}
+    assert one.paused is not None
+    assert one.can == ("resume", "promote-now", "abort", "rollback")
+    world.host_mute = world.router_mute = True
+    silent = take_standing(world.deps(), world.channel)
+    assert (silent.route, silent.servers) == (None, None)

@@ -1,0 +1,231 @@
+"""The watch over whole channels in a simulated world: it rolls back, tells, forgets nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from dataclasses import replace
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import pytest
+from tests.integration.test_rollout_crashes import QUICK, begin, simple_judge
+from tests.rollout_world import ENVIRONMENT, MODEL, Killed, World, mortal
+
+from trainyard.documents.watch import WatchState
+from trainyard.errors import Transient
+from trainyard.rollout import by_hand
+from trainyard.rollout.watcher import KEPT_SLOTS, Finding, watch_all
+from trainyard.store.documents import read_document
+
+pytestmark = pytest.mark.integration
+
+SLO = {"availability": 0.99, "ttft": {"within_s": 0.25, "share": 0.9}, "min_requests": 20}
+
+
+class Watched(World):
+    """A world in which a release with objectives was promoted over an older one."""
+
+    def __init__(self, *, warm_s: float = 7200.0, slo: Any = SLO) -> None:
+        super().__init__(rate=4.0)
+        rules = self.environments[ENVIRONMENT]
+        self.environments[ENVIRONMENT] = rules.model_copy(update={"rollback_window_s": warm_s})
+        self.old, self.new = (self.publish(n, **{**QUICK, "slo": slo}) for n in ("old", "new"))
+        self.judge = simple_judge()
+        self.run(self.promote(self.old, run_id="first"))
+        assert self.run(begin(self, self.new)).outcome == "promoted"
+        self.told.clear()
+        self.backs: list[Finding] = []
+
+    @classmethod
+    def made(cls, *, warm_s: float = 7200.0) -> Watched:
+        """Return a fresh copy of such a world."""
+        return copy.deepcopy(_watched(warm_s))
+
+    def watch(self, minutes: int = 1) -> list[Finding]:
+        """Let time pass, and look every minute; return all that was found."""
+        found: list[Finding] = []
+        self.slice_s = 10.0
+        for _ in range(minutes):
+            self.advance(60.0)
+            found.extend(watch_all(self.deps(), self.backs.append))
+        self.slice_s = 0.5
+        return found
+
+    def kinds(self, found: list[Finding]) -> set[str]:
+        return {finding.kind for finding in found}
+
+    def states(self) -> list[str]:
+        return [key for key in self.store.keys if "/watch/" in key]
+
+
+@cache
+def _watched(warm_s: float) -> Watched:
+    return Watched(warm_s=warm_s)
+
+
+def test_a_release_that_keeps_its_objectives_is_left_alone() -> None:
+    world = Watched.made()
+    found = world.watch(8)
+    assert world.kinds(found) <= {"note"}
+    assert len(world.states()) == KEPT_SLOTS
+    assert world.told == []
+
+
+def test_a_release_that_fails_is_rolled_back_while_the_old_servers_are_warm() -> None:
+    world = Watched.made()
+    world.watch(2)
+    world.behaviour[world.new].error_share = 0.9
+    found = world.watch(14)
+    assert {"alarm", "rollback"} <= world.kinds(found)
+    back = world.backs[0]
+    assert (back.release_id, back.environment) == (world.old, ENVIRONMENT)
+    assert len({finding.run_id for finding in world.backs}) == 1
+    assert len([f for f in found if f.kind == "alarm"]) == 1
+    assert len([line for line in world.told if "misses its objectives" in line]) == 1
+    assert [e.event for e in world.channel.history].count("slo_missed") == 1
+
+    # The same code as a person's command, without Airflow.
+    began = world.now
+    by_hand.roll_back(
+        world.deps(),
+        MODEL,
+        ENVIRONMENT,
+        release_id=back.release_id,
+        reason=back.message,
+        who="watch",
+        run_id=back.run_id,
+        say=world.said.append,
+        timeout_s=600,
+    )
+    stable = world.channel.stable
+    assert stable is not None
+    assert stable.release_id == world.old
+    assert (world.now - began).total_seconds() < 30
+    world.behaviour[world.old].error_share = 0.9
+    again = world.watch(14)
+    assert "alarm" in world.kinds(again)
+    assert "rollback" not in world.kinds(again), "a rollback is not rolled back"
+
+
+def test_after_the_window_it_alarms_and_does_nothing() -> None:
+    world = Watched.made(warm_s=0.0)
+    world.behaviour[world.new].error_share = 0.9
+    found = world.watch(14)
+    assert world.backs == []
+    (alarm,) = [finding for finding in found if finding.kind == "alarm"]
+    assert "Nothing is done by itself" in alarm.message
+    world.behaviour[world.new].error_share = 0.0
+    world.now += timedelta(minutes=35)
+    assert "recovered" in world.kinds(world.watch(7))
+    assert world.channel.history[-1].event == "slo_met"
+
+
+def test_what_cannot_be_read_is_told_and_does_not_roll_back() -> None:
+    world = Watched.made()
+    world.watch(2)
+    world.blind = {world.new}
+    world.router_mute = True
+    found = world.watch(16)
+    assert world.backs == []
+    alarms = [finding.message for finding in found if finding.kind == "alarm"]
+    assert len(alarms) == 2
+    assert all("could not be read for" in message for message in alarms)
+
+
+def test_a_host_that_does_not_answer_makes_blind_and_no_more() -> None:
+    world = Watched.made()
+    world.watch(2)
+    world.host_mute = True
+    assert world.kinds(world.watch(3)) <= {"note"}
+    world.now += timedelta(minutes=20)
+    assert [f.kind for f in world.watch() if f.is_news] == ["alarm", "alarm"]
+    world.host_mute = False
+    assert world.kinds(world.watch(2)) <= {"note", "recovered"}
+
+
+def test_a_channel_that_cannot_be_read_keeps_nobody_from_looking_at_the_others() -> None:
+    world = Watched.made()
+    world.store.put("channels/aaa/production.json", b"{")
+    found = watch_all(world.deps(), world.backs.append)
+    assert [(f.model, f.kind) for f in found if f.is_news] == [("aaa", "trouble")]
+    assert len(world.states()) == 1
+    world.store.away = True
+    with pytest.raises(Transient):
+        watch_all(world.deps(), world.backs.append)
+
+
+def test_nobody_is_watched_without_objectives_or_during_a_rollout() -> None:
+    world = Watched(slo=None)
+    assert world.watch(2) == []
+    assert world.states() == []
+    busy = Watched.made()
+    third = busy.publish("third", **QUICK)
+    busy.promote(third, run_id="third")
+    assert watch_all(busy.deps(), busy.backs.append) == ()
+
+
+def test_a_rollout_that_comes_to_nothing_is_no_reason_to_forget() -> None:
+    world = Watched.made()
+    world.watch(3)
+    third = world.publish("third", **{**QUICK, "slo": SLO})
+    world.promote(third, run_id="third")()
+    deps = replace(world.deps(), sleep=lambda seconds: world.advance(max(seconds, 0.1)))
+    by_hand.abort_rollout(
+        deps,
+        MODEL,
+        ENVIRONMENT,
+        reason="Enough.",
+        who="ann",
+        run_id="cli/ann",
+        say=world.said.append,
+        timeout_s=600,
+    )
+    world.watch()
+    state = read_document(world.store, sorted(world.states())[-1], WatchState)
+    assert world.channel.rollout is not None
+    assert state.rollout == world.channel.rollout.number
+    assert len(state.samples) == 3
+
+
+def test_it_looks_once_a_slot_however_often_it_is_asked() -> None:
+    world = Watched.made()
+    world.watch()
+    keys = world.states()
+    assert watch_all(world.deps(), world.backs.append) == ()
+    assert world.states() == keys
+
+
+def test_a_watch_that_dies_at_any_line_forgets_nothing() -> None:
+    world = Watched.made()
+    world.watch(2)
+    world.behaviour[world.new].error_share = 0.9
+    world.slice_s = 10.0
+    for call in range(1, 40):
+        world.advance(60)
+        deps = mortal(world.deps(), call % 7, after=bool(call % 2))
+        with contextlib.suppress(Killed):
+            watch_all(deps, world.backs.append)
+        if world.backs and call > 14:
+            break
+    assert world.backs
+    assert [e.event for e in world.channel.history].count("slo_missed") == 1
+    world.watch()
+    assert any("misses its objectives" in line for line in world.told)
+    state = read_document(world.store, sorted(world.states())[-1], WatchState)
+    assert state.release_id == world.new
+    assert len(state.samples) > 5
+
+
+def test_a_decided_rollout_whose_driver_has_gone_is_ended() -> None:
+    world = Watched.made()
+    third = world.publish("third", **QUICK)
+    world.run(world.promote(third, run_id="third"), until=lambda c: c.weights.candidate > 0)
+    deps = replace(world.deps(), sleep=lambda seconds: world.advance(max(seconds, 0.1)))
+    by_hand.abort(deps, MODEL, ENVIRONMENT, reason="Enough.", who="ann")
+    assert watch_all(deps, world.backs.append) == (), "its driver may still live"
+    world.advance(130)
+    (found,) = watch_all(deps, world.backs.append)
+    assert (found.kind, found.is_news) == ("ended", False)
+    assert not world.channel.in_progress

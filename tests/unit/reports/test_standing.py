@@ -1,0 +1,153 @@
+"""Where channels stand, as a table, as a page for the terminal, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tests.unit.rollout.machine import (
+    NEW,
+    NOW,
+    OLD,
+    empty_channel,
+    make_plan,
+    make_verdict,
+    requested,
+    used_channel,
+)
+
+from trainyard.documents.channel import Channel, Waiting, Weights
+from trainyard.reports.standing import (
+    RouteLine,
+    ServerLine,
+    Standing,
+    standing_detail,
+    standing_of,
+    standings_table,
+)
+from trainyard.rollout.events import PauseRequested
+from trainyard.rollout.state_machine import step
+
+
+def printed(what: Any) -> str:
+    console = Console(width=200, record=True, emoji=False)
+    with console.capture() as capture:
+        console.print(what, markup=False, highlight=False)
+    return capture.get()
+
+
+def held(**changes: Any) -> Channel:
+    """Return a channel whose candidate has a tenth of the traffic."""
+    channel = requested(used_channel(), make_plan())
+    assert channel.rollout is not None
+    values = {
+        "phase": "holding",
+        "exposed_since": NOW,
+        "verdict": make_verdict("UNDECIDED"),
+        **changes,
+    }
+    rollout = channel.rollout.model_copy(update=values)
+    return channel.model_copy(
+        update={"rollout": rollout, "weights": Weights(stable=90, candidate=10)}
+    )
+
+
+def asked(standing: Standing, **changes: Any) -> Standing:
+    servers = (ServerLine(name=f"{NEW}-0", release_id=NEW, state="ready", message="It [serves]."),)
+    values = {
+        "lease": "alive",
+        "servers": servers,
+        "route": RouteLine(weights={OLD: 90, NEW: 10}, guard="following"),
+        "can": ("pause", "abort"),
+        **changes,
+    }
+    return standing.model_copy(update=values)
+
+
+def test_a_channel_that_serves_is_one_line() -> None:
+    one = standing_of(used_channel(), NOW)
+    text = printed(standings_table([asked(one)]))
+    assert one.state == "serving"
+    assert OLD in text
+    assert "alive" not in text
+
+
+@pytest.mark.parametrize(
+    ("lease", "words"),
+    [
+        ("alive", "alive"),
+        ("expired", "nobody drives it"),
+        ("absent", "nobody drives it"),
+        ("unknown", "cannot be asked"),
+    ],
+)
+def test_a_rollout_says_whether_somebody_drives_it(lease: Any, words: str) -> None:
+    text = printed(standings_table([asked(standing_of(held(), NOW), lease=lease)]))
+    assert f"{NEW} (10 %)" in text
+    assert words in text
+
+
+def test_the_detail_has_all_that_helps_at_night() -> None:
+    channel = held()
+    later = NOW + timedelta(seconds=100)
+    text = printed(standing_detail(asked(standing_of(channel, later)), channel.history))
+    for words in (
+        "holding, step 1 of 2",
+        f"{OLD} 90 %, {NEW} 10 %",
+        "Exposure",
+        "500 s left",
+        "UNDECIDED: The judge says UNDECIDED.",
+        "It [serves].",
+        "rollout_started",
+        "You can: pause, abort.",
+    ):
+        assert words in text
+
+
+def test_what_cannot_be_asked_is_said() -> None:
+    channel = held()
+    one = standing_of(channel, NOW)
+    text = printed(standing_detail(one, channel.history))
+    assert "the router cannot be asked" in text
+    assert "the host cannot be asked" in text
+    assert "cannot be asked" in text
+    guarded = asked(one, route=RouteLine(weights={}, guard="lease_expired", guard_reason="Gone."))
+    assert "lease expired: Gone." in printed(standing_detail(guarded, ()))
+
+
+def test_a_pause_and_those_who_wait_are_shown() -> None:
+    channel = step(held(), PauseRequested("Look at it.", "ann"), NOW)[0]
+    waiting = Waiting(run_id="run-2", release_id=OLD, since=NOW, seen_at=NOW)
+    channel = channel.model_copy(update={"waiting": (waiting,)})
+    one = standing_of(channel, NOW + timedelta(seconds=400))
+    assert one.state == "holding, paused"
+    assert one.paused is not None
+    assert one.paused.left_s == 4 * 3600 - 400
+    assert one.limits[0].left_s == 600, "the exposure stands still in a pause"
+    text = printed(standing_detail(one, channel.history))
+    assert "by ann, 14000 s left: Look at it." in text
+    assert f"{OLD}, since 12:00:00" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "left_s"),
+    [
+        ({"phase": "deploying", "exposed_since": None}, "deploy", 290.0),
+        ({"phase": "baking", "phase_since": NOW}, "bake", 50.0),
+        ({"held_since": NOW}, "hold", 290.0),
+    ],
+)
+def test_the_limit_that_runs_is_named(changes: dict[str, Any], name: str, left_s: float) -> None:
+    (limit,) = standing_of(held(**changes), NOW + timedelta(seconds=10)).limits
+    assert (limit.name, limit.left_s) == (name, left_s)
+    assert standing_of(held(outcome="withdrawn"), NOW).limits == ()
+
+
+def test_programs_get_the_same_as_json() -> None:
+    one = asked(standing_of(held(), NOW))
+    again = Standing.model_validate(json.loads(json.dumps(one.model_dump(mode="json"))))
+    assert again == one
+    assert standing_of(empty_channel(), NOW).state == "empty"
