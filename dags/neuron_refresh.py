@@ -33,6 +33,9 @@ from trainyard_airflow.permits import access_control
 from trainyard_airflow.refresh_operator import RefreshOperator
 from trainyard_airflow.retries import STEP_RETRIES, STEP_RETRY_POLICY
 
+# Whoever triggers it asks for a release.
+RIGHTS = access_control([may_release()])
+
 for outline in refreshed_models():
     cron = outline.refresh.cron if outline.refresh else None
     with DAG(
@@ -47,8 +50,7 @@ for outline in refreshed_models():
         max_active_runs=2,
         default_args=DEFAULT_ARGS,
         tags=[Tag.TRAINYARD, Tag.REFRESH],
-        # Whoever triggers it asks for a release.
-        access_control=access_control([may_release()]),
+        access_control=RIGHTS,
         params={
             "again": Param(
                 False,

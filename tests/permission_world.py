@@ -33,6 +33,7 @@ schema: trainyard/v1
 environments:
   staging:
     target: cpu
+    stuck_after_s: 7200
     allowed:
       promote: {users: [ada], roles: [Stager]}
       rollback: {roles: [Stager]}
@@ -83,18 +84,24 @@ def fill_database() -> None:
 
     initdb()
     add_users()
+    sync_bundles()
+
+
+def sync_bundles() -> None:
+    """Tell the database where DAG files are."""
     from airflow.dag_processing.bundles.manager import DagBundlesManager
 
     DagBundlesManager().sync_bundles_to_db()
 
 
-def write_dags() -> None:
-    """Write the DAGs with their rights, as they are with the auth manager of now."""
+def write_dags() -> Any:
+    """Write the DAGs with their rights, as they are with the auth manager of now; return them."""
     from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
 
     bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"], bundle_name="dags-folder")
     assert bag.import_errors == {}
     sync_bag_to_db(bag, "dags-folder", None)
+    return bag
 
 
 def add_users() -> None:
@@ -168,11 +175,30 @@ def ask_all(manager: str, users: Mapping[str, str]) -> dict[str, Any]:
 
 
 def main(home: Path) -> dict[str, Any]:
-    """Return what each user got, by auth manager."""
+    """Return what each user got, by auth manager, and when their runs count as stuck."""
     prepare(home)
     fill_database()
     fill_store()
-    return {"simple": ask_all("simple", SIMPLE), "fab": ask_all("fab", FAB)}
+    return {
+        "simple": ask_all("simple", SIMPLE),
+        "fab": ask_all("fab", FAB),
+        "deadlines_s": deadlines_s(),
+    }
+
+
+def deadlines_s() -> dict[str, float]:
+    """Return after how many seconds in the queue each run counts as stuck, by DAG and run."""
+    from airflow.models.deadline import Deadline
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        return {
+            f"{each.dagrun.dag_id}/{each.dagrun.run_id}": (
+                each.deadline_time - each.dagrun.queued_at
+            ).total_seconds()
+            for each in session.scalars(select(Deadline))
+        }
 
 
 if __name__ == "__main__":

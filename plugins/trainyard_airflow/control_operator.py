@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from airflow.sdk import BaseOperator, Context
 
@@ -12,6 +13,9 @@ from trainyard_airflow.identity import demand_permission, requested_by
 from trainyard_airflow.links import REQUEST, ChannelLink
 from trainyard_airflow.requests import refuse_unknown_keys
 from trainyard_airflow.results import reported
+
+if TYPE_CHECKING:
+    from trainyard.documents.channel import Channel
 
 Action = Literal["pause", "resume", "promote_now", "abort"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -58,8 +62,14 @@ class ControlOperator(BaseOperator):
         action: Action = params["action"]
         demand_permission(context, NEEDS[action], self.environment)
         rollouts = open_rollout(get_settings())
+        wishes: dict[Action, Callable[..., Channel]] = {
+            "pause": rollouts.pause,
+            "resume": rollouts.resume,
+            "promote_now": rollouts.promote_now,
+            "abort": rollouts.abort,
+        }
         try:
-            channel = getattr(rollouts, action)(
+            channel = wishes[action](
                 model=params["model"],
                 environment=self.environment,
                 reason=params["reason"] or "",

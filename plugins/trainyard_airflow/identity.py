@@ -26,8 +26,12 @@ def asker_of(context: Any) -> Asker:
     from trainyard.permissions import Asker
 
     run_type = getattr(context["dag_run"], "run_type", "")
-    by_hand = str(getattr(run_type, "value", run_type)) == "manual"
-    return Asker(requested_by(context), checked_roles=by_hand and uses_fab())
+    kind = str(getattr(run_type, "value", run_type))
+    return Asker(
+        requested_by(context),
+        checked_roles=kind == "manual" and uses_fab(),
+        through_run=kind == "operator_triggered",
+    )
 
 
 def demand_permission(context: Any, act: Act, environment: str = "") -> None:

@@ -35,6 +35,8 @@ class Asker:
     checked_roles: bool = False
     """Did Airflow check the roles of this user for this very DAG? Only FAB's auth manager knows the
     roles of the environments file, and not for a run that another run has started."""
+    through_run: bool = False
+    """Did another run start this one?"""
 
 
 def allowed_of(environments: Environments, act: Act, environment: str = "") -> Allowed | None:
@@ -56,7 +58,13 @@ def allowed_of(environments: Environments, act: Act, environment: str = "") -> A
 def refusal(
     environments: Environments, act: Act, asker: Asker, environment: str = ""
 ) -> Refused | None:
-    """Return why `asker` may not do something, or None if they may."""
+    """Return why `asker` may not do something, or None if they may.
+
+    A rollback that no person asked for directly is Trainyard's own: it watches what serves, and
+    must not be kept from bringing a proven release back.
+    """
+    if act == "rollback" and (asker.through_run or not asker.name):
+        return None
     allowed = allowed_of(environments, act, environment)
     if allowed is None or may(allowed, environments.groups, asker):
         return None

@@ -75,3 +75,18 @@ def test_a_role_of_fab_gives_rights_where_the_file_names_it_and_nowhere_else(fou
     assert found["stu"]["promote staging"] == 200
     assert found["stu"]["page production"] == 403
     assert found["stu"]["promote production"] == 403
+
+
+def test_every_run_has_the_deadline_of_its_environment(answers: Any) -> None:
+    started = {
+        (name, environment)
+        for manager in ("simple", "fab")
+        for name, got in answers[manager].items()
+        for environment in ("staging", "production")
+        if got[f"promote {environment}"] == 200
+    }
+    deadlines = answers["deadlines_s"]
+    assert len(deadlines) >= len(started)
+    for run, after_s in deadlines.items():
+        expected = 7200 if run.startswith("neuron_promote__staging/") else 86400
+        assert after_s == pytest.approx(expected, abs=60), run

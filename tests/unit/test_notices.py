@@ -42,6 +42,14 @@ def test_ends_of_rollouts_are_told_with_their_reason(event: str, kind: str, head
     assert notice.as_json()["at"] == "2026-11-27T12:00:00Z"
 
 
+def test_an_alarm_of_the_watch_is_told() -> None:
+    missed = entry("slo_missed", alert="ttft", why="Slow for an hour.")
+    notice = notice_of("adder", "production", 2, missed, "it misses ttft")
+    assert notice is not None
+    assert notice.headline == f"{RELEASE} misses its objectives in production"
+    assert notice.text == "It misses ttft"
+
+
 def test_a_hold_is_told() -> None:
     held = entry("held", after_s=60.0, until_s=300.0, why="Too few requests.")
     notice = notice_of("adder", "production", 2, held, describe_entry(held))

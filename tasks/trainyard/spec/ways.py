@@ -28,7 +28,8 @@ NoticeKind = Literal[
     "waiting_approval",
     "stuck",
 ]
-"""What people can be told of. `rolled_back` also tells of rollbacks that somebody asked for."""
+"""What people can be told of. `rolled_back` also tells of rollbacks that somebody asked for;
+`slo_missed`: what serves misses its objectives after its rollout."""
 
 
 class Allowed(SpecPart):

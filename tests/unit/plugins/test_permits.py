@@ -45,7 +45,9 @@ class TestWhoAsks:
     ) -> None:
         from trainyard_airflow.identity import asker_of
 
-        assert asker_of(make_context(run_type=run_type)) == Asker("ada", checked_roles=checked)
+        assert asker_of(make_context(run_type=run_type)) == Asker(
+            "ada", checked_roles=checked, through_run=run_type == "operator_triggered"
+        )
 
 
 class TestPermit:
@@ -61,15 +63,38 @@ class TestPermit:
         assert self.operator().execute(make_context(PARAMS, user="bob")) == "bob"
         assert self.operator("promote").execute(make_context(PARAMS, user="ada")) == "ada"
 
-    @pytest.mark.parametrize("user", ["ada", None])
+    @pytest.mark.parametrize(
+        ("act", "user"), [("rollback", "ada"), ("promote", "bob"), ("promote", None)]
+    )
     def test_others_are_refused_with_a_reason(
-        self, yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str | None
+        self,
+        yard: Yard,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        act: str,
+        user: str | None,
     ) -> None:
         from trainyard_airflow.exceptions import StepRefused
 
         write_environments(tmp_path, monkeypatch, NAMED)
-        with pytest.raises(StepRefused, match=r"may not roll back production|only people may"):
-            self.operator().execute(make_context(PARAMS, user=user))
+        with pytest.raises(StepRefused, match=r"may not|only people may"):
+            self.operator(act).execute(make_context(PARAMS, user=user))
+
+    @pytest.mark.parametrize(
+        ("run_type", "user"), [("operator_triggered", "eve"), ("manual", None)]
+    )
+    def test_what_trainyard_itself_rolls_back_is_never_refused(
+        self,
+        yard: Yard,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        run_type: str,
+        user: str | None,
+    ) -> None:
+        """The watch starts the rollback's DAG, whoever may have started the watch."""
+        write_environments(tmp_path, monkeypatch, NAMED)
+        context = make_context(PARAMS, user=user, run_type=run_type)
+        assert self.operator().execute(context) == (user or "")
 
     def test_unknown_keys_are_refused(self, yard: Yard) -> None:
         from trainyard_airflow.exceptions import StepRefused

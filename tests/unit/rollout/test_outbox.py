@@ -56,3 +56,16 @@ def test_a_listener_that_fails_stops_nothing() -> None:
 
     Outbox(store, broken).deliver(MODEL, ENVIRONMENT, Notify(3, ENTRY))
     assert list(store.keys) == [KEY]
+
+
+def test_whoever_wants_to_be_notified_gets_each_event_once_and_stops_nothing() -> None:
+    store, notified = MemoryStore(), []
+
+    def notify(event: RolloutEvent) -> None:
+        notified.append((event.environment, event.rollout, event.entry.event))
+        raise RuntimeError("no network")
+
+    for _ in range(2):
+        Outbox(store, lambda line: None, notify).deliver(MODEL, ENVIRONMENT, Notify(3, ENTRY))
+    assert notified == [(ENVIRONMENT, 3, "weights")]
+    assert list(store.keys) == [KEY]
