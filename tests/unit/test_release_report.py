@@ -49,7 +49,8 @@ def test_it_holds_all_that_is_known_of_a_release(tmp_path: Path) -> None:
 
     found = read_release_report(yard.store, "adder", release_id, yard.settings)
 
-    assert (found.problem, found.lost, found.outcome) == ("", (), "pass")
+    # So few samples do not prove that it is no worse than stable.
+    assert (found.problem, found.lost, found.outcome) == ("", (), "warn")
     assert [verdict.gate for verdict in found.verdicts] == ["accuracy", "latency"]
     assert found.measurement is not None
     assert found.measurement.measurement_id == "candidate"

@@ -12,6 +12,7 @@ from tests.unit.lanes.neuron_targets import BASES, CPU, NATIVE, NXDI, TOOLCHAINS
 from tests.unit.sources.model_files import CONFIG, safetensors, write_model
 from tests.unit.yard import SPEC, Silent
 
+import trainyard.steps.plan as plan_module
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.documents.plan import Plan, ReleaseRequest
 from trainyard.errors import BadInput
@@ -43,6 +44,8 @@ class World:
             self.target["neuron"] = {**self.target["neuron"], "speculation": None}
         for each in (CpuLane, NativeLane, NxdiLane):
             monkeypatch.setattr(each, "toolchain", lambda _lane, _python: dict(self.toolchain))
+        # This interpreter has no harness to ask about the spec's task.
+        monkeypatch.setattr(plan_module, "harness_problems", lambda *_: ())
         self.weights("r1", fill=1)
 
     def weights(self, revision: str, *, fill: int) -> None:
