@@ -96,7 +96,9 @@ def test_the_keeper_removes_its_folder_at_its_end_and_those_of_the_dead_at_its_s
     ended = threading.Event()
     keeper = threading.Thread(target=keep, args=(folders / "mine", ended))
     keeper.start()
-    wait_for(lambda: (folders / "mine" / LOCK).exists() and not (folders / "dead").exists())
+    wait_for(lambda: (folders / "mine" / LOCK).exists())
+    # A removal is two steps: out of sight, then away.
+    wait_for(lambda: [each.name for each in folders.iterdir()] == ["mine"])
     assert remove_left_over(folders, now=time.time() + 2 * GRACE_S) == []
     ended.set()
     keeper.join(30)
