@@ -155,7 +155,8 @@ def lose_and_restore_database(platform: Platform, dump: Path) -> None:
     """Drop Airflow's database under its feet, and bring the one of the dump back."""
     subprocess.run(_postgres(platform, "dropdb", "--force"), check=True)
     subprocess.run(_postgres(platform, "createdb"), check=True)
-    restore = _postgres(platform, "pg_restore", "--dbname")
+    # As one transaction: Airflow goes on writing as soon as it sees a table.
+    restore = _postgres(platform, "pg_restore", "--single-transaction", "--dbname")
     with dump.open("rb") as stream:
         subprocess.run(restore, stdin=stream, check=True)
     wait_for(lambda: _answers(platform), "Airflow after the restore", timeout_s=300)
