@@ -185,6 +185,11 @@ def _working_folder(process: psutil.Process) -> str:
         return ""
 
 
+NEEDS_TRAINING: Fault = "prefix"
+"""With random weights only the last token of a prompt matters, so what came before it may be lost;
+the soak form tries this one with a model that was trained."""
+
+
 def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_path: Path) -> None:
     """The compile key leaves all of this out; and running requests end before the server does.
 
@@ -205,7 +210,9 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
     give_random_head(model / "model.safetensors")
     with server(made, cache_dir, model=model, **changes) as (process, proof):
         assert proof.used_bundle, proof.reason
-        assert broken_by_faults(process.url, model) == CAUGHT_BY
+        assert broken_by_faults(process.url, model) == {
+            fault: names for fault, names in CAUGHT_BY.items() if fault != NEEDS_TRAINING
+        }
         check_parity(made, process, model, tmp_path)
         finished = _answer_through_a_stop(process, tokens=1500)
         assert finished == ["length"]
@@ -256,6 +263,8 @@ def broken_by_faults(url: str, model: Path) -> dict[Fault, set[BehaviourName]]:
     """Return for each fault which of the checks that are for it found it."""
     found: dict[Fault, set[BehaviourName]] = {}
     for fault, names in CAUGHT_BY.items():
+        if fault == NEEDS_TRAINING:
+            continue
         # Short answers, but where it is about the server's own limit.
         limit = 2048 if fault == "too_long" else 32
         with serving(TamperingProxy(url, fault, limit=4).app()) as spoilt:

@@ -161,8 +161,10 @@ def test_a_driver_that_is_too_old_for_the_image_is_refused(
     plan = world.stored()
     world.compile(plan)
     driver.write_text("2.26.10\n")
-    with pytest.raises(Refused, match=r"do not run on driver 2\.26\.10"):
+    with pytest.raises(BadInput, match=r"on neuron_driver 2\.26\.10, and the plan"):
         world.measure(plan)
+    with pytest.raises(Refused, match=r"do not run on driver 2\.26\.10"):
+        world.measure(world.stored())
 
 
 def newer_nxdi() -> dict[str, Any]:
