@@ -252,7 +252,8 @@ def check_parity(made: Yard, process: ServerProcess, model: Path, folder: Path) 
     assert stops.pop("faithful") == [[]] * 20
     for name, figure in {
         "noisy": "error_ratio",
-        "swapped_rows": "agreement",
+        # Of a trained model, whose answers follow from more than the last token, agreement too.
+        "swapped_rows": "error_ratio",
         "other_tokenizer": "prompt_agreement",
         "of a float16 target": "error_ratio",
     }.items():
