@@ -206,11 +206,11 @@ def test_an_slo_is_told_to_the_benchmark() -> None:
 
 def test_real_prompts_come_from_a_file_and_say_how_long_answers_are() -> None:
     real = level(input_len=None, output_len=None, prompts="adder/load.jsonl")
-    load = Load(real, 40, None, 4, prompts=Path("/work/prompts.jsonl"))
+    load = Load(real, 40, None, 4, prompts=Path("/data/prompts.jsonl"))
 
     found = arguments(load, SERVER)
 
-    assert "--dataset-path=/work/prompts.jsonl" in found
+    assert "--dataset-path=/data/prompts.jsonl" in found
     assert {"--dataset-name=custom", "--custom-output-len=-1"} <= set(found)
 
 
