@@ -558,7 +558,7 @@ def test_nothing_is_left_after_it_was_stopped(
     ports = [urlsplit(url).port for url in (platform.address.airflow_url, platform.url)]
     killed = platform.stop()
     # The exporter is no part of the platform: the world around it runs it, as compose does.
-    left = [each for each in platform.processes() if each.cmdline()[-1] != "metrics"]
+    left = [each for each in platform.processes() if each.cmdline()[-1:] != ["metrics"]]
     assert left == []
     assert killed == 0
     for port in ports:
