@@ -18,16 +18,16 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.unit.gates.test_accuracy import samples
+from tests.unit.yard import Yard, measurement, plan
+
+from trainyard.canonical import short
+from trainyard.store.documents import create_document, substance
+from trainyard.store.layout import samples_key
+
 REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(REPOSITORY))
-
-from tests.unit.gates.test_accuracy import samples  # noqa: E402
-from tests.unit.yard import Yard, measurement, plan  # noqa: E402
-
-from trainyard.canonical import short  # noqa: E402
-from trainyard.store.documents import create_document, substance  # noqa: E402
-from trainyard.store.layout import samples_key  # noqa: E402
-
 LIMIT_S = 20.0
 SAMPLES = 10_000
 

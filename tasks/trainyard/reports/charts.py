@@ -61,6 +61,11 @@ class Point:
     """What the figure was, for people."""
 
 
+def polyline(points: Sequence[Point]) -> str:
+    """Return points as an SVG polyline has them."""
+    return " ".join(f"{point.x:g},{point.y:g}" for point in points)
+
+
 @dataclass(frozen=True)
 class Curve:
     """One kind of evidence over the looks."""
@@ -72,7 +77,7 @@ class Curve:
     @property
     def path(self) -> str:
         """The curve as the points of an SVG polyline."""
-        return " ".join(f"{point.x:g},{point.y:g}" for point in self.points)
+        return polyline(self.points)
 
 
 @dataclass(frozen=True)

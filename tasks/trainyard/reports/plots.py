@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from trainyard.documents.measurement import QUANTILES, LevelFigures, Measurement, TaskScore
 from trainyard.reports.axes import Axis, figure, linear_axis, log_axis
-from trainyard.reports.charts import Point, Tick
+from trainyard.reports.charts import Point, Tick, polyline
 from trainyard.spec.model import AccuracyTask, Slo
 
 WIDTH = 300.0
@@ -38,7 +38,7 @@ class Line:
     @property
     def path(self) -> str:
         """The curve as the points of an SVG polyline."""
-        return " ".join(f"{point.x:g},{point.y:g}" for point in self.points)
+        return polyline(self.points)
 
 
 @dataclass(frozen=True)

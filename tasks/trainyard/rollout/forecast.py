@@ -23,6 +23,7 @@ from trainyard.documents.forecast import StepForecast, Traffic
 from trainyard.documents.look import RouteCounters, Snapshot
 from trainyard.rollout.judge.blocks import PairedBlock, closed_blocks
 from trainyard.rollout.judge.combine import path_of
+from trainyard.rollout.plan_rollout import servers_at
 from trainyard.rollout.state_machine import candidate_target
 
 RUNS = 40
@@ -152,16 +153,13 @@ def _slices(plan: RolloutPlan) -> list[_Slice]:
     for number in range(max(1, int(plan.max_duration_s / length_s))):
         start_s = number * length_s
         index = min(int(np.searchsorted(ends, start_s, side="right")), len(plan.steps) - 1)
-        candidates = candidate_target(plan, index)
-        stables = plan.stable_replicas
-        if plan.capacity == "replace":
-            stables = plan.stable_replicas + 1 - candidates
+        stables, candidates = servers_at(plan, index)
         slices.append(
             _Slice(
                 end_s=start_s + length_s,
                 length_s=length_s,
                 weight=plan.steps[index].weight,
-                stable_pods=min(MOST_PODS, max(1, stables)),
+                stable_pods=min(MOST_PODS, stables),
                 candidate_pods=min(MOST_PODS, candidates),
             )
         )

@@ -304,18 +304,18 @@ def _at_equal_load(plan: RolloutPlan) -> JudgeSpec:
         )
     last = max(i for i, step in enumerate(plan.steps) if step.weight == weights[-1])
     return plan.judge.model_copy(
-        update={"last_weight": weights[-1], "last_pods": _servers_at(plan, last)}
+        update={"last_weight": weights[-1], "last_pods": servers_at(plan, last)}
     )
 
 
 def _load(plan: RolloutPlan, step_index: int) -> float:
     """Return the share of a candidate's server over that of a stable one at a step."""
     weight = plan.steps[step_index].weight
-    stables, candidates = _servers_at(plan, step_index)
+    stables, candidates = servers_at(plan, step_index)
     return (weight / candidates) / ((100 - weight) / stables)
 
 
-def _servers_at(plan: RolloutPlan, step_index: int) -> tuple[int, int]:
+def servers_at(plan: RolloutPlan, step_index: int) -> tuple[int, int]:
     """Return the servers of stable and of the candidate at a step."""
     candidates = candidate_target(plan, step_index)
     stables = plan.stable_replicas

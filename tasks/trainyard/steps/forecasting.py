@@ -8,7 +8,7 @@ from trainyard.documents.channel import Channel, RolloutPlan, Track
 from trainyard.documents.forecast import RolloutForecast, Traffic
 from trainyard.documents.look import Look
 from trainyard.errors import TrainyardError
-from trainyard.rollout.channel_store import CHANNELS, read_channel
+from trainyard.rollout.channel_store import channel_keys, read_channel
 from trainyard.rollout.forecast import rehearse, steps_of, traffic_of
 from trainyard.rollout.plan_rollout import promotion_plan
 from trainyard.spec.environments import Environment
@@ -159,12 +159,12 @@ def _servers_needed(plan: RolloutPlan) -> int:
 def _servers_of_others(store: Store, model: str, environment: str) -> int:
     """Return the servers that other models' channels in an environment have by wish."""
     total = 0
-    for entry in store.list(CHANNELS):
-        owner, _, name = entry.key.removeprefix(f"{CHANNELS}/").partition("/")
+    for key in channel_keys(store):
+        owner, name = key.split("/")[1:]
         if owner == model or name != f"{environment}.json":
             continue
         try:
-            channel = read_document(store, entry.key, Channel)
+            channel = read_document(store, key, Channel)
         except TrainyardError:
             # Of somebody else, and unreadable: not this release's matter.
             continue
