@@ -38,11 +38,12 @@ from trainyard.store.s3_client import make_client
 
 REPOSITORY = Path(__file__).parents[1]
 
+SHORT = pytest.mark.timeout(1200)
 SOAK = [pytest.mark.soak, pytest.mark.timeout(3600)]
 KILLS = [
-    ("folder", 20),
+    pytest.param("folder", 20, marks=SHORT),
     # A round over HTTP takes ten times as long.
-    ("s3", 6),
+    pytest.param("s3", 6, marks=SHORT),
     pytest.param("folder", 200, marks=SOAK),
     pytest.param("s3", 200, marks=SOAK),
 ]

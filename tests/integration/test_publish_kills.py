@@ -9,7 +9,7 @@ import pytest
 from tests.fake_s3 import FakeS3, fake_s3
 from tests.killed_store_work import KILLS, Job, run
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

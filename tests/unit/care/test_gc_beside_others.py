@@ -118,7 +118,6 @@ def test_nothing_published_or_promoted_ever_dangles(empty: Yard) -> None:
     assert Verifier(yard.store, yard.settings, AT_ONCE).run().problems == ()
 
 
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("place", "rounds"), KILLS)
 def test_a_collection_killed_anywhere_leaves_nothing_dangling_and_the_next_one_finishes(
     place: str, rounds: int, template: Path, tmp_path: Path, request: pytest.FixtureRequest
