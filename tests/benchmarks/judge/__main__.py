@@ -7,7 +7,8 @@ specification; the clock starts with the candidate's first request. Traffic and 
 `parameters.yaml`, fixed before the judge was tuned; its digest is printed. The single look
 is a test that knows the true covariances and looks once, at the end. A bound is open where so many
 runs cannot tell. 5,000 runs of all cells take about 3 hours on 2 free cores, 300 about 15 minutes;
-`--cell` takes those whose names contain a text (and may be given more than once).
+`--cell` takes those whose names contain a text (and may be given more than once). With `--keep`,
+what was measured before with the same traffic, specification, runs and seed is not measured again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from tests.benchmarks.judge.fast import SPEC
 from tests.benchmarks.judge.figures import Tally, bounds, drawing, measure, table, tuned_peers
+from tests.benchmarks.judge.kept import Kept
 from tests.benchmarks.judge.peers import PEERS
 from tests.benchmarks.judge.traffic import DIGEST, PLAN, cells
 
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time (cores)")
     parser.add_argument("--cell", action="append", default=[], help="part of a cell's name")
     parser.add_argument("--list", action="store_true", help="print the names of all cells")
+    parser.add_argument("--keep", type=Path, default=None, help="folder for each cell's figures")
     parser.add_argument("--out", type=Path, default=None, help="folder for judge.md and judge.svg")
     args = parser.parse_args()
     chosen = [c for c in cells() if not args.cell or any(part in c.name for part in args.cell)]
@@ -51,17 +54,23 @@ def main() -> None:
         f"({args.peer_runs} for the peers), seed {args.seed}"
     )
     print(head, flush=True)
+    kept = Kept(args.keep, head)
+    known = {cell.name: tally for cell in chosen if (tally := kept.read(cell)) is not None}
     peers = (*PEERS, *tuned_peers(args.peer_runs, args.seed)) if args.peer_runs else ()
     tallies: list[Tally] = []
     with ProcessPoolExecutor(args.jobs) as pool:
-        asked = [
-            pool.submit(
+        asked = {
+            cell.name: pool.submit(
                 measure, cell, args.runs, seed=args.seed, peers=peers, peer_runs=args.peer_runs
             )
             for cell in chosen
-        ]
-        for one in asked:
-            tallies.append(one.result())
+            if cell.name not in known
+        }
+        for cell in chosen:
+            if cell.name in asked:
+                known[cell.name] = asked[cell.name].result()
+                kept.write(known[cell.name])
+            tallies.append(known[cell.name])
             print(table(tallies[-1:]).splitlines()[-1], flush=True)
     checked = bounds(tallies)
     lines = [f"- {said}: {text}: {seen}" for text, seen, said in checked]

@@ -1,0 +1,52 @@
+"""Figures of cells that were measured before: the table takes hours, and may be made in pieces."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.benchmarks.judge.figures import PeerTally, Tally
+from tests.benchmarks.judge.traffic import Cell
+
+from trainyard.canonical import canonical_json
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder with a file a cell; None keeps nothing."""
+
+    folder: Path | None
+    of: str
+    """What the figures depend on beside their cell: traffic, specification, plan, runs, seed."""
+
+    def read(self, cell: Cell) -> Tally | None:
+        """Return a cell's figures if they were measured with the same of everything."""
+        path = self._path(cell)
+        if path is None or not path.exists():
+            return None
+        said = json.loads(path.read_text(encoding="utf-8"))
+        figures = said["figures"]
+        peers = {name: PeerTally(**tally) for name, tally in figures.pop("peers").items()}
+        return Tally(cell=cell, peers=peers, **figures)
+
+    def write(self, tally: Tally) -> None:
+        """Keep a cell's figures, whole or not at all."""
+        path = self._path(tally.cell)
+        if path is None:
+            return
+        figures = asdict(tally)
+        del figures["cell"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new")
+        said = {"cell": tally.cell.name, "of": self.of, "figures": figures}
+        fresh.write_text(json.dumps(said, default=float), encoding="utf-8")
+        os.replace(fresh, path)
+
+    def _path(self, cell: Cell) -> Path | None:
+        if self.folder is None:
+            return None
+        name = hashlib.sha256(canonical_json([self.of, cell.name, cell.truth])).hexdigest()[:16]
+        return self.folder / f"{name}.json"
