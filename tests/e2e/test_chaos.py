@@ -43,10 +43,12 @@ from tests.platform_world import (
 )
 
 from trainyard.documents.channel import Channel, Rollout
+from trainyard.documents.look import Look
 from trainyard.platform.control import up
 from trainyard.platform.supervisor import read_components
 from trainyard.releases import list_releases
 from trainyard.serving.records import ObservedServer, ServingPaths, observed_servers
+from trainyard.store.documents import read_document
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), needs_everything]
 
@@ -149,12 +151,17 @@ def release_ids(platform: Platform) -> list[str]:
 
 
 def promote_the_other(platform: Platform, name: str) -> tuple[str, int]:
-    """Start a rollout of the release that is not stable; returns its run and its number.
+    """Start a rollout of the release that is not stable; returns its run and its number."""
+    (other,) = set(release_ids(platform)) - {platform.stable}
+    return promote(platform, name, other)
+
+
+def promote(platform: Platform, name: str, other: str) -> tuple[str, int]:
+    """Start a rollout of a release; returns its run and its number.
 
     One that a failed test left behind is waited for first.
     """
     wait_for_idle(platform)
-    (other,) = set(release_ids(platform)) - {platform.stable}
     before = platform.channel.rollout
     number = before.number + 1 if before else 1
     run_id = f"chaos-{name}-{int(time.time())}"
@@ -417,3 +424,68 @@ def test_step_of_another_release(platform: Platform, rows: list[Row], name: str)
         RELEASE, run_id
     )
     assert platform.statuses(run_id)["measure"].attempt > 1
+
+
+# --- nothing can be scheduled ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stopped_scheduling(platform: Platform) -> Iterator[None]:
+    """Stop the scheduler and all its workers where they are: there is no slot for anything."""
+    scheduler = component(platform, "scheduler")
+    assert scheduler is not None
+    frozen = [scheduler, *scheduler.children(recursive=True)]
+    for process in frozen:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in frozen:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def last_arrival(platform: Platform, release_id: str, number: int) -> float:
+    """Look on until a rollout has ended; return when its candidate got its last request.
+
+    Seconds since 1970, late by at most the tenth of a second between two looks at the proxy.
+    """
+    arrivals, last, ended_at = -1, 0.0, 0.0
+    began = time.time()
+    while not ended_at or time.time() < ended_at + 3.0:
+        now = time.time()
+        assert now < began + ENDED_WITHIN_S, platform.channel.rollout
+        route = platform.route
+        traffic = route.traffic.get(release_id) if route is not None else None
+        if traffic is not None and traffic.arrivals > arrivals:
+            arrivals, last = traffic.arrivals, now
+        if not ended_at and outcome(platform, number) is not None:
+            ended_at = now
+        time.sleep(0.1)
+    return last
+
+
+def test_a_slow_release_is_taken_back_while_nothing_can_be_scheduled(platform: Platform) -> None:
+    """Judge and rollback need no worker, no slot of a pool and no scheduler."""
+    run_id = f"chaos-slow-{int(time.time())}"
+    assert platform.release(run_id, "r2", overrides={"max_num_seqs": 1})
+    assert platform.ended(RELEASE, run_id) == "success", platform.describe(RELEASE, run_id)
+    slow = platform.release_of(run_id)
+    with Watch(platform) as watch:
+        run_id, number = promote(platform, "no-worker", slow)
+        wait_for(
+            lambda: exposed(platform, number),
+            "traffic of the candidate",
+            timeout_s=EXPOSED_WITHIN_S,
+        )
+        with stopped_scheduling(platform):
+            note("stopped: scheduler and workers")
+            last = last_arrival(platform, slow, number)
+            ended = outcome(platform, number)
+            assert ended is not None
+            assert ended.outcome == "rolled_back", ended.reason
+            assert platform.api.run_state(PROMOTE, run_id) == "running"
+    look = read_document(platform.store, ended.evidence_key, Look)
+    delay_s = last - look.snapshot.at.timestamp()
+    note(f"rolled back ({ended.reason}); the last request came {delay_s:.2f} s after the look")
+    check_end(platform, watch, platform.channel, run_id, ended)
