@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from tests.rollout_world import ENVIRONMENT, MODEL, Behaviour, World, release_id
+from tests.unit.yard import measurement
 
 from trainyard.documents.channel import Channel
-from trainyard.documents.look import Look
+from trainyard.documents.look import Histogram, Look, PodCounters
+from trainyard.documents.measurement import Envelope
 from trainyard.errors import BadInput, Busy, NotFound, Refused
 from trainyard.releases import list_attestations
 from trainyard.rollout.channel_store import reset_channel, write_channel
@@ -148,6 +150,39 @@ def test_a_harmful_release_is_rolled_back_and_rejected(
     assert world.servers_of(b) == []
     with pytest.raises(Refused, match="was rejected in production"):
         world.promote(b, run_id="again")
+
+
+@pytest.mark.parametrize("longest", [480, 1000, None])
+def test_traffic_beyond_what_was_measured_is_said_and_stops_nothing(
+    world: World, longest: int | None
+) -> None:
+    """None: the measurement is of an earlier version and has no envelope."""
+    envelope = longest and Envelope(
+        input_tokens=(16, longest),
+        output_tokens=(1, 64),
+        max_concurrency=16,
+        max_requests_per_s=100.0,
+    )
+    found = measurement("measurement", envelope=envelope or None)
+    world.store.put("measurements/measurement.json", found.to_bytes())
+
+    def asked(pod: PodCounters) -> PodCounters:
+        count = pod.ttft.count if pod.ttft is not None else 0
+        prompts = Histogram(
+            count=count, total=600.0 * count, buckets={"500.0": 0, "1000.0": count, "+Inf": count}
+        )
+        return pod.model_copy(update={"prompts": prompts, "in_flight": 3})
+
+    world.spoil = asked
+    world.told.clear()
+    result = world.run(world.promote(world.publish("b")))
+    assert result.outcome == "promoted"
+    events = [entry for entry in world.channel.history if entry.event == "beyond_envelope"]
+    assert [entry.detail["kind"] for entry in events] == ["prompts"] * (longest == 480)
+    assert sum("beyond what" in line for line in world.told) == (longest == 480)
+    rollout = world.channel.rollout
+    assert rollout is not None
+    assert all("100% of the newest" in each.why for each in rollout.beyond)
 
 
 def test_the_evidence_gives_the_same_verdict_again(world: World) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from trainyard.documents.base import Document, Frozen
 from trainyard.documents.evidence import JudgeSpec, Verdict
+from trainyard.documents.measurement import Envelope
 from trainyard.spec.model import Capacity, RolloutStep
 
 Phase = Literal[
@@ -25,6 +26,9 @@ against the release (controller lost, aborted, undecided); it may be promoted ag
 
 EXPOSED_PHASES: frozenset[Phase] = frozenset({"shifting", "holding", "baking"})
 """The only phases in which a candidate may have traffic."""
+
+BeyondKind = Literal["prompts", "concurrency", "rate"]
+"""Ways in which live traffic can be beyond what a release was measured with."""
 
 PAUSE_LIMIT = 20
 """Pauses of one rollout."""
@@ -91,6 +95,8 @@ class RolloutPlan(Frozen):
     keep_warm_s: float = 0.0
     """Seconds after a promotion during which the old release keeps its servers."""
     judge: JudgeSpec
+    envelope: Envelope | None = None
+    """The loads that the release was measured with; None: nobody knows them."""
 
 
 class RolloutDriver(Frozen):
@@ -153,6 +159,16 @@ class Blindness(Frozen):
     """Have people been told?"""
 
 
+class Beyond(Frozen):
+    """One way in which live traffic was beyond what the release was measured with."""
+
+    kind: BeyondKind
+    since: datetime
+    """When it was first seen in this rollout."""
+    why: str
+    """As last seen, with figures."""
+
+
 class Rollout(Frozen):
     """The rollout in progress, or the last one."""
 
@@ -179,6 +195,8 @@ class Rollout(Frozen):
     """Who took it to the bake without the judge's proof."""
     blind: Blindness | None = None
     """None: the last look saw both releases."""
+    beyond: tuple[Beyond, ...] = ()
+    """What was seen of traffic that the release was not measured with: a warning, no more."""
     replicas: Replicas = Replicas()
     """Desired servers, by the roles of now."""
     ready: Replicas = Replicas()

@@ -48,11 +48,13 @@ class PodCounters(Frozen):
     finished: int | None = None
     """Finished requests, beside `events`."""
     prompts: Histogram | None = None
-    """Tokens of a prompt."""
+    """Tokens of a prompt, of finished requests."""
     prefix_queries: int | None = None
     """Prompt tokens that were looked for in the prefix cache."""
     prefix_hits: int | None = None
     """Prompt tokens that were found there."""
+    in_flight: int | None = None
+    """Requests that run or wait at the moment."""
     node: str = ""
     """The machine, where the source tells."""
     read_at: datetime | None = None

@@ -71,6 +71,8 @@ class RateProbe(Frozen):
     figures: dict[str, float]
     """As of a level."""
     duration_s: float
+    peak_concurrency: int | None = None
+    """The most requests that were in flight."""
 
 
 class RateFound(Frozen):
@@ -97,7 +99,10 @@ class RateFound(Frozen):
 
 
 class Envelope(Frozen):
-    """The loads that were measured: what live traffic brings beyond them, nobody has tried."""
+    """The loads that were measured: what live traffic brings beyond them, nobody has tried.
+
+    Of the load levels, and of the highest rate that met the SLO where it was looked for.
+    """
 
     input_tokens: tuple[int, int]
     """The fewest and the most tokens of a prompt."""

@@ -271,6 +271,7 @@ def probe_of(load: Load, result: Mapping[str, Any], slo: Slo) -> RateProbe:
         meets=attainment >= slo.attainment,
         figures=figures,
         duration_s=float(result["duration"]),
+        peak_concurrency=_peak([result]),
     )
 
 

@@ -96,6 +96,8 @@ class Standing(Frozen):
     """Of the last look: HARM, NON_INFERIOR or UNDECIDED."""
     verdict_reason: str = ""
     exposed_requests: int = 0
+    beyond: tuple[str, ...] = ()
+    """Ways in which live traffic was beyond what the release was measured with, with figures."""
     metrics: tuple[MetricVerdict, ...] = ()
     waiting: tuple[WaitingLine, ...] = ()
     route: RouteLine | None = None
@@ -146,6 +148,7 @@ def standing_of(channel: Channel, now: datetime) -> Standing:
             "limits": tuple(_limits(rollout, now)) if channel.in_progress else (),
             "verdict": verdict.outcome if verdict is not None else "",
             "verdict_reason": verdict.reason if verdict is not None else "",
+            "beyond": tuple(each.why for each in rollout.beyond),
             "exposed_requests": verdict.exposed_requests if verdict is not None else 0,
             "metrics": verdict.metrics if verdict is not None else (),
         }
@@ -244,6 +247,7 @@ def _facts(one: Standing) -> Table:
     rows += [("Waits", f"{each.release_id}, since {each.since:%H:%M:%S}") for each in one.waiting]
     if one.verdict:
         rows.append(("Judge", f"{one.verdict}: {one.verdict_reason}"))
+    rows += [("Not measured", why) for why in one.beyond]
     if one.reason and one.reason != one.verdict_reason:
         rows.append(("Why", one.reason))
     if one.servers is None:

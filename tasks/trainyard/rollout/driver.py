@@ -26,6 +26,7 @@ from trainyard.documents.channel import (
     RolloutDriver,
     RolloutPlan,
 )
+from trainyard.documents.measurement import Envelope, Measurement
 from trainyard.documents.release import Release
 from trainyard.errors import Busy, Conflict, NotFound, Refused, StaleDriver, TrainyardError
 from trainyard.rollout.act import act, strays
@@ -58,7 +59,8 @@ from trainyard.rollout.plan_rollout import (
 from trainyard.rollout.state_machine import commands_for, place_in_line, step
 from trainyard.rollout.words import describe_entry
 from trainyard.serving.protocol import ServerStatus
-from trainyard.store.layout import rollout_prefix
+from trainyard.store.documents import read_document
+from trainyard.store.layout import measurement_key, rollout_prefix
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +245,18 @@ def plan_for(
         stable_servers=_stable_servers(deps, channel),
         proven=deps.proven,
     )
+    if isinstance(plan, RolloutPlan):
+        plan = plan.model_copy(update={"envelope": _envelope(deps, release)})
     return release, plan
+
+
+def _envelope(deps: RolloutDeps, release: Release) -> Envelope | None:
+    """Return the loads that a release was measured with; None if its measurement does not say."""
+    try:
+        key = measurement_key(release.measurement_id)
+        return read_document(deps.store, key, Measurement).envelope
+    except NotFound:
+        return None
 
 
 def _stable_servers(deps: RolloutDeps, channel: Channel) -> int:

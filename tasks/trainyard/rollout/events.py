@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from trainyard.documents.channel import HistoryEntry, RolloutPlan
+from trainyard.documents.channel import BeyondKind, HistoryEntry, RolloutPlan
 from trainyard.documents.evidence import Verdict
 
 ServerState = Literal["starting", "ready", "unhealthy", "failed", "stopping"]
@@ -122,6 +122,15 @@ class Sighted:
 
 
 @dataclass(frozen=True)
+class TrafficBeyond:
+    """Live traffic is beyond what the release was measured with, in one way."""
+
+    kind: BeyondKind
+    why: str
+    """With figures."""
+
+
+@dataclass(frozen=True)
 class ControllerLost:
     """The lease ran out: for a while nobody watched the candidate."""
 
@@ -226,6 +235,7 @@ Event = (
     | WarmedUp
     | Looked
     | Sighted
+    | TrafficBeyond
     | FuseBlown
     | ControllerLost
     | AbortRequested

@@ -19,6 +19,7 @@ from trainyard.documents.look import (
 from trainyard.errors import TrainyardError
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.device_errors import device_trouble
+from trainyard.rollout.envelope import beyond_envelope
 from trainyard.rollout.events import (
     ControllerLost,
     Event,
@@ -29,6 +30,7 @@ from trainyard.rollout.events import (
     ServersSeen,
     Sighted,
     TimePassed,
+    TrafficBeyond,
     TrafficSeen,
 )
 from trainyard.rollout.looks import look_key
@@ -212,6 +214,9 @@ def _look(
     )
     if trouble is not None:
         events.append(FuseBlown(f"Fuse: {trouble.reason}", trouble.against_release))
+    if rollout.plan.envelope is not None:
+        found = beyond_envelope(rollout.plan.envelope, [*past, stored.snapshot])
+        events.extend(TrafficBeyond(each.kind, each.why) for each in found)
     if stored.verdict is not None:
         events.append(Looked(stored.verdict, key))
     return _Looking(tuple(events), (stored.message,) if stored.message else ())

@@ -319,7 +319,7 @@ def _server_blocks(
 ) -> list[Block]:
     blocks: list[Block] = []
     for old, pod in pairs:
-        ttft = _difference(old.ttft, pod.ttft)
+        ttft = difference(old.ttft, pod.ttft)
         if ttft is not None:
             blocks.append(slice_.mean(pod.pod, "ttft", ttft.count, ttft.total))
             if edge is not None and edge in ttft.buckets:
@@ -336,7 +336,7 @@ def _server_blocks(
 def _prompt_blocks(slice_: _Slice, old: PodCounters, new: PodCounters) -> list[Block]:
     """Return what the prompts were like: covariates, which nobody judges."""
     blocks: list[Block] = []
-    prompts = _difference(old.prompts, new.prompts)
+    prompts = difference(old.prompts, new.prompts)
     if prompts is not None:
         blocks.append(slice_.mean(new.pod, "prompts", prompts.count, prompts.total))
     figures = (old.prefix_queries, new.prefix_queries, old.prefix_hits, new.prefix_hits)
@@ -351,14 +351,14 @@ def _difference_of_tpot(old: PodCounters, new: PodCounters) -> tuple[int, float]
     """Return requests and the sum of their times per output token, where each has one."""
     if old.tpot_requests is not None or new.tpot_requests is not None:
         return None
-    observed = _difference(old.tpot, new.tpot)
+    observed = difference(old.tpot, new.tpot)
     return (observed.count, observed.total) if observed is not None else None
 
 
 def _by_events(old: PodCounters, new: PodCounters) -> tuple[int, float] | None:
     """Return requests and, so many times, the mean time between output events."""
     (events, finished), (later, later_finished) = _events_of(old), _events_of(new)
-    observed = _difference(events, later)
+    observed = difference(events, later)
     if observed is None or finished is None or later_finished is None:
         return None
     requests = later_finished - finished
@@ -375,7 +375,7 @@ def _events_of(pod: PodCounters) -> tuple[Histogram | None, int | None]:
     return pod.events, pod.finished
 
 
-def _difference(old: Histogram | None, new: Histogram | None) -> Histogram | None:
+def difference(old: Histogram | None, new: Histogram | None) -> Histogram | None:
     """Return what was observed in between, or None if the counters cannot be compared."""
     if old is None or new is None:
         return None

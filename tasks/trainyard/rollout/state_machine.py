@@ -43,6 +43,7 @@ any             PauseRequested: weights and steps stay as they are,     the same
 any paused      ResumeRequested                                         the same
                 paused for `max_pause_s` in all                         rolling_back (withdrawn)
 any             QueueJoined, QueueLeft: who waits for the channel       the same
+any             TrafficBeyond: people are told, once of each kind       the same
 idle            ObjectiveMissed, ObjectiveMet: what the watch saw       idle
 idle            Adopted, and there is no stable release                 idle
 rolling_back    arrivals stop, requests end, servers are gone           idle
@@ -79,6 +80,7 @@ from trainyard.documents.channel import (
     PAUSE_LIMIT,
     WAITING_LIMIT,
     ArrivalsMark,
+    Beyond,
     Blindness,
     ByHand,
     Channel,
@@ -126,6 +128,7 @@ from trainyard.rollout.events import (
     ServersSeen,
     Sighted,
     TimePassed,
+    TrafficBeyond,
     TrafficSeen,
     WarmedUp,
     WarmUp,
@@ -179,6 +182,7 @@ NOTABLE = frozenset(
         "promoted_by_hand",
         "blind",
         "sighted",
+        "beyond_envelope",
         "proven",
         "holdback",
         "ending",
@@ -975,6 +979,28 @@ def _sighted(channel: Channel, event: Sighted, now: datetime) -> Channel:
     )
 
 
+def _traffic_beyond(channel: Channel, event: TrafficBeyond, now: datetime) -> Channel:
+    """Keep what was last seen of each kind, and tell of each kind once. It decides nothing."""
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress or rollout.ending is not None:
+        return channel
+    known = next((each for each in rollout.beyond if each.kind == event.kind), None)
+    seen = Beyond(kind=event.kind, since=known.since if known else now, why=event.why)
+    others = (each for each in rollout.beyond if each.kind != event.kind)
+    beyond = tuple(sorted((*others, seen), key=lambda each: (each.since, each.kind)))
+    channel = _with(channel, beyond=beyond)
+    if known is not None:
+        return channel
+    return _noted(
+        channel,
+        now,
+        "beyond_envelope",
+        release_id=rollout.release_id,
+        kind=event.kind,
+        why=event.why,
+    )
+
+
 def _controller_lost(channel: Channel, event: ControllerLost, now: datetime) -> Channel:
     rollout = channel.rollout
     if rollout is None or not channel.in_progress or channel.weights.candidate == 0:
@@ -1450,6 +1476,7 @@ _HANDLERS: dict[type, Callable[[Channel, Any, datetime], Channel]] = {
     WarmedUp: _warmed_up,
     Looked: _looked,
     Sighted: _sighted,
+    TrafficBeyond: _traffic_beyond,
     FuseBlown: _fuse,
     ControllerLost: _controller_lost,
     AbortRequested: _abort,

@@ -24,6 +24,7 @@ _LINES = {
     "slo_missed": "{release} misses its objectives ({alert}): {why}",
     "slo_met": "{release}: {alert} is over",
     "blind": "looks do not see both releases ({why}): nothing goes on, for {until_s:g} s at most",
+    "beyond_envelope": "live traffic is beyond what {release} was measured with: {why}",
     "sighted": "looks see both releases again",
     "proven": "{release} is proven and takes over; {holdback} % stay on the old one. {why}",
     "holdback": "the old release has {weight} % now",

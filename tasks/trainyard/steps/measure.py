@@ -22,6 +22,8 @@ from trainyard.documents.measurement import (
     Envelope,
     LevelFigures,
     Measurement,
+    RateFound,
+    RateProbe,
     StartFigures,
     machine_kind,
 )
@@ -183,7 +185,7 @@ def _measure(
         toolchain=toolchain,
         instance=planned.target.instance,
         search=outcome.search,
-        envelope=envelope_of(outcome.latency),
+        envelope=envelope_of(outcome.latency, outcome.search),
         parity=outcome.parity,
         samples=_keep_samples(planned.measurement_id, outcome, context),
     )
@@ -269,8 +271,13 @@ def _keep_samples(measurement_id: str, outcome: Outcome, context: StepContext) -
     return key
 
 
-def envelope_of(levels: Sequence[LevelFigures]) -> Envelope | None:
-    """Return the loads that these levels cover together; None if none of them was served."""
+def envelope_of(levels: Sequence[LevelFigures], search: RateFound | None = None) -> Envelope | None:
+    """Return the loads that were measured together; None if no level was served.
+
+    Args:
+        levels: as measured.
+        search: the search for the highest rate; what met the SLO there was served as well.
+    """
     served = [each for each in levels if each.input_tokens and each.output_tokens]
     if not served:
         return None
@@ -279,11 +286,13 @@ def envelope_of(levels: Sequence[LevelFigures]) -> Envelope | None:
         known = [each for each in ranges if each]
         return min(low for low, _ in known), max(high for _, high in known)
 
+    met = [search.best] if search is not None and search.best is not None else []
+    loads: list[LevelFigures | RateProbe] = [*served, *met]
     return Envelope(
         input_tokens=both(each.input_tokens for each in served),
         output_tokens=both(each.output_tokens for each in served),
-        max_concurrency=max(each.peak_concurrency or 1 for each in served),
-        max_requests_per_s=max(each.figures.get("requests_per_s", 0.0) for each in served),
+        max_concurrency=max(each.peak_concurrency or 1 for each in loads),
+        max_requests_per_s=max(each.figures.get("requests_per_s", 0.0) for each in loads),
     )
 
 

@@ -249,6 +249,12 @@ def test_a_rate_meets_the_slo_if_enough_requests_do(good_per_s: float | None, me
     assert (found.rate_per_s, found.requests, found.meets) == (4.0, 40, meets)
 
 
+def test_a_probe_says_how_many_requests_were_in_flight() -> None:
+    each = result(start_times=[0.0, 1.0, 2.0], latencies=[1.5, 1.5, 0.5])
+
+    assert probe_of(Load.probe(level(), 4.0, 10.0, 0), each, SLO).peak_concurrency == 2
+
+
 def test_a_rate_at_which_nothing_is_answered_does_not_meet_the_slo() -> None:
     found = probe_of(Load.probe(level(), 4.0, 10.0, 0), result(completed=0, failed=40), SLO)
 

@@ -14,6 +14,7 @@ from tests.report_world import PRICE, behaviour, measured, model_spec, release, 
 from tests.unit.yard import FIGURES, MOMENT, measurement, plan, spec
 
 from trainyard.documents.channel import (
+    Beyond,
     Channel,
     HistoryEntry,
     Rollout,
@@ -389,6 +390,15 @@ def test_the_rollout_page_says_how_it_stands(outcome: Any, words: str) -> None:
     page = Page(rollout_report_html(channel(), rollout(outcome=outcome), LOOKS))
 
     assert f"rollout 3 {words}" in page.text
+
+
+def test_the_rollout_page_says_what_was_not_measured() -> None:
+    why = "at least 10% of the newest 100 prompts are longer"
+    beyond = (Beyond(kind="prompts", since=MOMENT, why=why),)
+    page = Page(rollout_report_html(channel(), rollout(beyond=beyond), LOOKS))
+
+    assert f"beyond what this release was measured with: {why}." in page.text
+    assert "not measured" not in Page(rollout_page()).text
 
 
 def test_the_rollout_page_without_looks_says_so() -> None:

@@ -19,7 +19,7 @@ from tests.unit.rollout.machine import (
     used_channel,
 )
 
-from trainyard.documents.channel import Channel, Waiting, Weights
+from trainyard.documents.channel import Beyond, Channel, Waiting, Weights
 from trainyard.reports.standing import (
     RouteLine,
     ServerLine,
@@ -130,6 +130,14 @@ def test_a_pause_and_those_who_wait_are_shown() -> None:
     text = printed(standing_detail(one, channel.history))
     assert "by ann, 14000 s left: Look at it." in text
     assert f"{OLD}, since 12:00:00" in text
+
+
+def test_traffic_that_was_not_measured_is_said() -> None:
+    why = "at least 10% of the newest 100 prompts are longer"
+    one = standing_of(held(beyond=(Beyond(kind="prompts", since=NOW, why=why),)), NOW)
+    assert one.beyond == (why,)
+    assert f"Not measured  {why}" in printed(standing_detail(one, ()))
+    assert "Not measured" not in printed(standing_detail(standing_of(held(), NOW), ()))
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,24 @@ def test_output_events_without_a_number_of_requests_are_not_used() -> None:
     assert parse_counters(page(TTFT, TPOT_PER_EVENT[0]), server()).tpot is None
 
 
+def test_requests_in_hand_run_or_wait_and_prompts_have_their_edges() -> None:
+    gauges = "".join(
+        f'vllm:num_requests_{state}{{model_name="m",engine="{engine}"}} {number}.0\n'
+        for state, number in (("running", 3), ("waiting", 2))
+        for engine in ENGINES
+    )
+    prompts = "vllm:request_prompt_tokens"
+    found = parse_counters(gauges + page(prompts), server())
+    assert found.in_flight == 10
+    assert found.prompts is not None
+    assert found.prompts.buckets == {"0.1": 2, "0.25": 2, "1.0": 4, "+Inf": 4}
+    (running, _) = gauges.split("vllm:num_requests_waiting", 1)
+    assert parse_counters(running, server()).in_flight is None
+
+
 def test_what_is_not_there_is_missing() -> None:
     found = parse_counters(page(), server())
-    assert (found.ttft, found.tpot) == (None, None)
+    assert (found.ttft, found.tpot, found.in_flight, found.prompts) == (None,) * 4
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,10 @@ def test_a_look_is_one_line_with_figures() -> None:
         (entry("rolled_back", why="Harm."), "rolled back and rejected: Harm."),
         (entry("withdrawn", who="ann", why="Enough."), "Enough. (asked for by ann)"),
         (entry("held", after_s=600.0, until_s=60.0, why="Hm."), "undecided after 600 s"),
+        (
+            entry("beyond_envelope", kind="rate", why="5 a second"),
+            f"live traffic is beyond what {NEW} was measured with: 5 a second",
+        ),
     ],
 )
 def test_events_are_told(told: HistoryEntry, line: str) -> None:

@@ -12,7 +12,14 @@ from tests.unit.steps.lane_bench import Bench
 from trainyard.canonical import digest
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import FileEntry
-from trainyard.documents.measurement import Envelope, LevelFigures, Measurement, TaskScore
+from trainyard.documents.measurement import (
+    Envelope,
+    LevelFigures,
+    Measurement,
+    RateFound,
+    RateProbe,
+    TaskScore,
+)
 from trainyard.documents.parity import (
     AnswerFigures,
     ParityFigures,
@@ -31,7 +38,7 @@ from trainyard.references import planned_reference
 from trainyard.spec.model import BehaviourName
 from trainyard.steps.compile import compile_bundle
 from trainyard.steps.context import StepContext
-from trainyard.steps.measure import measure
+from trainyard.steps.measure import envelope_of, measure
 from trainyard.store.documents import read_document
 from trainyard.store.layout import (
     bundle_manifest_key,
@@ -195,6 +202,45 @@ def test_the_loads_that_were_measured_are_recorded(bench: Bench) -> None:
     assert found.instance == "local"
     assert found.start.cold_s is not None
     assert found.start.cold_s > 0
+
+
+def test_the_highest_rate_within_the_slo_was_served_as_well() -> None:
+    level = LevelFigures(
+        name="busy",
+        figures={"requests_per_s": 4.0},
+        duration_s=9.0,
+        completed=64,
+        input_tokens=(100, 120),
+        output_tokens=(1, 4),
+        peak_concurrency=2,
+    )
+    probes = tuple(
+        RateProbe(
+            rate_per_s=rate,
+            requests=40,
+            completed=40,
+            attainment=1.0,
+            meets=meets,
+            figures={"requests_per_s": rate},
+            duration_s=9.0,
+            peak_concurrency=int(2 * rate),
+        )
+        for rate, meets in ((5.0, True), (10.0, False))
+    )
+    search = RateFound(
+        level="busy",
+        rate_per_s=5.0,
+        failing_rate_per_s=10.0,
+        complete=True,
+        reason="",
+        probes=probes,
+    )
+
+    envelope = envelope_of((level,), search)
+
+    assert envelope is not None
+    assert (envelope.max_concurrency, envelope.max_requests_per_s) == (10, 5.0)
+    assert envelope_of((), search) is None
 
 
 def test_without_answered_requests_there_is_no_envelope(bench: Bench) -> None:

@@ -55,6 +55,7 @@ def pod_counters(
     if events is None or finished is None:
         # Without a number of requests nobody knows how much the mean of events is worth.
         events = finished = None
+    running, waiting = (_counter(chosen, figure, by_name) for figure in ("running", "waiting"))
     per_request = tpot is not None
     return PodCounters(
         pod=server.name,
@@ -68,6 +69,7 @@ def pod_counters(
         prompts=_histogram(chosen, "prompts", by_name),
         prefix_queries=_counter(chosen, "prefix_queries", by_name),
         prefix_hits=_counter(chosen, "prefix_hits", by_name),
+        in_flight=None if running is None or waiting is None else running + waiting,
         node=node,
         read_at=read_at,
         process_started_s=_gauge(chosen, "started", by_name),

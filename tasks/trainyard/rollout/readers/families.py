@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 Figure = Literal[
-    "ttft", "events", "tpot", "finished", "prompts", "prefix_queries", "prefix_hits", "started"
+    "ttft",
+    "events",
+    "tpot",
+    "finished",
+    "prompts",
+    "prefix_queries",
+    "prefix_hits",
+    "running",
+    "waiting",
+    "started",
 ]
 Kind = Literal["histogram", "counter", "gauge"]
 Version = tuple[int, int]
@@ -62,11 +71,13 @@ FAMILIES: tuple[Family, ...] = (
     Family("events", "vllm:inter_token_latency_seconds", "histogram", since=(0, 11)),
     Family("events", "vllm:time_per_output_token_seconds", "histogram", until=(0, 13)),
     Family("finished", "vllm:request_success_total", "counter"),
-    Family("prompts", "vllm:request_prompt_tokens", "histogram"),
+    Family("prompts", "vllm:request_prompt_tokens", "histogram", with_buckets=True),
     Family("prefix_queries", "vllm:prefix_cache_queries_total", "counter", since=(0, 10)),
     Family("prefix_queries", "vllm:gpu_prefix_cache_queries_total", "counter", until=(0, 12)),
     Family("prefix_hits", "vllm:prefix_cache_hits_total", "counter", since=(0, 10)),
     Family("prefix_hits", "vllm:gpu_prefix_cache_hits_total", "counter", until=(0, 12)),
+    Family("running", "vllm:num_requests_running", "gauge"),
+    Family("waiting", "vllm:num_requests_waiting", "gauge"),
     Family("started", "process_start_time_seconds", "gauge"),
 )
 

@@ -53,7 +53,7 @@ LEAST_STEP_S = 30
 HISTORY_EDGES = 6
 HISTORY_SHARE = 0.9
 """Of a histogram's edges, history keeps the lowest `HISTORY_EDGES` that hold more than this share
-of the requests: the edge of the tail is among them."""
+of the requests: the edge of the tail is among them. Of prompts it keeps none."""
 
 HISTORY_TIMEOUT_FACTOR = 4
 """Hours of samples may take so many times as long as one answer."""
@@ -323,6 +323,8 @@ def _is_later(one: Histogram, other: Histogram) -> bool:
 
 
 def _with_edges(pod: PodCounters, kept: frozenset[str]) -> PodCounters:
+    if pod.prompts is not None:
+        pod = pod.model_copy(update={"prompts": pod.prompts.model_copy(update={"buckets": {}})})
     if pod.ttft is None:
         return pod
     buckets = {label: number for label, number in pod.ttft.buckets.items() if label in kept}
