@@ -201,6 +201,7 @@ class PodStepOperator(StepOperator):
             target=planned_target(plan, self.target).target if self.target else None,
             arguments=tuple(self.arguments),
             checkpoint_bytes=plan.checkpoint_bytes,
+            reference_gib=plan.reference_gib,
             out_of_memory=earlier.get("out_of_memory", 0),
             avoided_nodes=_avoided(context),
             **(

@@ -103,6 +103,9 @@ class Plan(Document):
     checkpoint_key: str
     checkpoint_bytes: int = 0
     """Size of the checkpoint's files; 0: a plan of an earlier version, which did not say."""
+    reference_gib: float = 0.0
+    """Memory in GiB that the reference of the parity check takes on the machine that measures; 0:
+    none is made there, or a plan of an earlier version, which did not say."""
     architecture_digest: str
     assets: EvalAssets | None = None
     """Task files and prompts of the spec, frozen with the plan."""

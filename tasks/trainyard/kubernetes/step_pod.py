@@ -55,6 +55,8 @@ class StepWork:
     arguments: tuple[str, ...] = ()
     checkpoint_bytes: int = 0
     """Size of the model's files; 0: unknown."""
+    reference_gib: float = 0.0
+    """Memory that the parity reference takes beside the server; 0: none is made."""
     limit_s: float = 6 * 3600.0
     """Seconds that the task may take in all."""
     out_of_memory: int = 0
@@ -108,6 +110,7 @@ def step_pod(
         work.step,
         work.target,
         checkpoint_bytes=work.checkpoint_bytes,
+        reference_gib=work.reference_gib,
         work_gib=place.work_gib,
         out_of_memory=work.out_of_memory,
     )

@@ -8,6 +8,7 @@ does, so there is no limit of memory to be killed at while the node has some lef
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from trainyard.lanes.neuron_common import chips_needed, lnc_of
 from trainyard.lanes.neuron_support import INSTANCES, Instance, family_of
@@ -101,6 +102,7 @@ def size_of(
     *,
     checkpoint_bytes: int,
     work_gib: int,
+    reference_gib: float = 0.0,
     out_of_memory: int = 0,
 ) -> StepSize:
     """Return what the pod of a step asks for.
@@ -110,6 +112,7 @@ def size_of(
         target: that it works for, if for one.
         checkpoint_bytes: size of the model's files; 0 if unknown.
         work_gib: disk for compiling and measuring, at least.
+        reference_gib: memory that the parity reference takes while the server holds its own.
         out_of_memory: how often it ran out of memory before.
     """
     if step not in ("compile", "measure") or target is None:
@@ -118,17 +121,21 @@ def size_of(
         return StepSize(1, _more(gib, out_of_memory), 4, 0, 3600.0)
     size = class_of(checkpoint_bytes)
     checkpoint_gib = checkpoint_bytes / GIB
+    beside = ceil(reference_gib) if step == "measure" else 0
     if target.neuron is None:
         # vLLM on the CPU holds the weights and the KV cache in the machine's memory.
-        memory = _more(4 + int(2 * checkpoint_gib + target.kv_cache_gib), out_of_memory)
+        own = 4 + int(2 * checkpoint_gib + target.kv_cache_gib)
     else:
-        memory = _capped(_more(size.memory_gib, out_of_memory), devices_of(step, target))
+        own = size.memory_gib
+    devices = devices_of(step, target)
+    memory = _capped(_more(own + beside, out_of_memory), devices)
+    server = _capped(_more(own, out_of_memory), devices)
     return StepSize(
         cpus=max(1, memory // GIB_A_CPU),
         memory_gib=memory,
         # The checkpoint beside the caches of the compiler, which leaves intermediates behind.
         disk_gib=max(work_gib, int(1.3 * checkpoint_gib) + 1),
-        shm_gib=1 if target.neuron is None else min(64, max(8, memory // 4)),
+        shm_gib=1 if target.neuron is None else min(64, max(8, server // 4)),
         needed_s=3600.0 * (size.compile_h if step == "compile" else size.measure_h),
     )
 

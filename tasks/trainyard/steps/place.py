@@ -40,6 +40,7 @@ def pod_problems(
             plan.spec.model,
             plan.target(step.target).target if step.target else None,
             checkpoint_bytes=plan.checkpoint_bytes,
+            reference_gib=plan.reference_gib,
         )
         env = step_environment(settings, step=step.step, dag_run="", requested_by="")
         try:

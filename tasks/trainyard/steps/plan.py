@@ -167,6 +167,7 @@ def plan(
             for target in targets
         ),
         checkpoint_digest=checkpoint_digest,
+        reference_gib=_reference_gib(spec, architecture),
     )
     refuse("The request", price_problems(spec, facts.targets))
     if environments is not None:
@@ -386,6 +387,17 @@ def _parity_problems(
                 needed += _server_gib(target, architecture)
             if problem := memory_problem(needed, has, where):
                 yield f"Target {target.name}: {problem}"
+
+
+def _reference_gib(spec: ModelSpec, architecture: Architecture) -> float:
+    """Return what the parity reference takes where it is measured, in GiB; 0: it is not made there.
+
+    Also a reference that is stored already is asked about other answers than its own.
+    """
+    check = spec.gates.accuracy.parity
+    if check is None or check.reference == "imported":
+        return 0.0
+    return round(reference_gib(architecture.tensors, check), 1)
 
 
 def _server_gib(target: Target, architecture: Architecture) -> float:

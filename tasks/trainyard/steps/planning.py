@@ -77,6 +77,8 @@ class Facts:
     targets: tuple[TargetFacts, ...]
     checkpoint_digest: str = ""
     """Empty as long as the checkpoint is not in the store."""
+    reference_gib: float = 0.0
+    """Memory that the parity reference takes where it is measured; 0: none is made there."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,7 @@ def make_plan(
         source_fingerprint=resolved.fingerprint,
         checkpoint_key=checkpoint_manifest_key(spec.model, resolved.revision),
         checkpoint_bytes=sum(file.size for file in resolved.files),
+        reference_gib=facts.reference_gib,
         architecture_digest=facts.architecture_digest,
         assets=facts.assets,
         targets=targets,

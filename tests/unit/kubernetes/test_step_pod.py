@@ -183,6 +183,24 @@ class TestSizes:
         assert size.memory_gib == 4 + 2 * 4 + 8
         assert size.shm_gib == 1
 
+    @pytest.mark.parametrize(("lane", "alone_gib"), [("cpu", 4 + 2 * 4 + 1), ("neuron-native", 32)])
+    def test_the_parity_reference_needs_memory_beside_the_server(
+        self, lane: str, alone_gib: int
+    ) -> None:
+        def asked(step: str, reference_gib: float) -> int:
+            one = target(lane, kv_cache_gib=1) if lane == "cpu" else target(lane)
+            return size_of(
+                step,
+                one,
+                checkpoint_bytes=4 << 30,
+                work_gib=1,
+                reference_gib=reference_gib,
+            ).memory_gib
+
+        assert asked("measure", 0.0) == alone_gib
+        assert asked("measure", 10.6) == alone_gib + 11
+        assert asked("compile", 10.6) == asked("compile", 0.0), "a compile makes no reference"
+
 
 class TestReservations:
     BLOCK = "cr-0123456789abcdef0"

@@ -623,6 +623,18 @@ def test_a_reference_that_does_not_fit_into_memory_is_refused(
     plan(ADDER, context)
 
 
+def test_the_plan_says_what_memory_the_reference_takes(
+    context: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have_memory(monkeypatch, 4.0)
+    assert stored(context, plan(ADDER, context)).reference_gib == 0.0
+    ask_for_parity(context)
+    assert stored(context, plan(ADDER, context)).reference_gib == 1.0
+    edit(context.settings.catalogue / "adder.yaml", "num_prompts: 4", "reference: imported")
+    # Nobody can ask for it before there is a checkpoint.
+    assert stored(context, plan(ADDER, context)).reference_gib == 0.0
+
+
 def test_a_reference_that_exists_takes_no_memory(
     context: StepContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
