@@ -58,28 +58,6 @@ def check(
     )
 
 
-def false_stops(
-    url: str,
-    model_dir: Path,
-    seeds: Iterable[int],
-    names: Iterable[BehaviourName],
-    max_model_len: int,
-    *,
-    requests: int = 4,
-    prompts: Path | None = None,
-) -> list[str]:
-    """Return what checks of a faithful server found broken, with another seed each time."""
-    return [
-        f"seed {seed}, {record.name}: {case.sent}; {case.came}; {case.expected}"
-        for seed in seeds
-        for record in check(
-            url, model_dir, names, max_model_len, requests=requests, seed=seed, prompts=prompts
-        ).records
-        for case in record.cases
-        if case.outcome == "broken"
-    ]
-
-
 def give_random_head(weights: Path) -> None:
     """Replace the last matrix of the demonstration model, so that it is sure of what it says.
 

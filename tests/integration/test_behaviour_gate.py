@@ -1,23 +1,28 @@
-"""The behaviour checks on real vLLM with the demonstration model, for as long as it takes.
+"""Behaviour, parity and the whole accuracy gate on real vLLM, for as long as it takes.
 
-The short form is in test_cpu_lane.py, which starts vLLM anyway.
+The server is a faithful one, or has a proxy before it that spoils one thing. The short form is in
+test_cpu_lane.py, which starts vLLM anyway; other files than the checkpoint's are in test_parity.py.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from scipy.stats import binomtest
-from tests.behaviour_world import CAUGHT_BY, check, false_stops
+from tests.behaviour_world import CAUGHT_BY, check
 from tests.fake_answers import serving
+from tests.gate_runs import broken_cases, rate, verdicts
+from tests.parity_runs import Run, Runs, broken, figures_of, sums
 from tests.tampering_proxy import Fault, TamperingProxy
 
 from trainyard.lanes.cpu import CpuLane
+from trainyard.measure.parity import collect
 from trainyard.serving.process import ServerProcess, free_port
+from trainyard.spec.loader import load_spec
 from trainyard.spec.model import BehaviourName, Target
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,6 +33,9 @@ TARGET = Target(
     name="cpu", lane="cpu", max_model_len=256, max_num_batched_tokens=256, max_num_seqs=16
 )
 REPEATS = 200
+"""Runs of the whole gate."""
+SET_SIZE = 40
+"""Prompts of one run's parity check, as the demonstration's spec has them."""
 
 pytestmark = [
     pytest.mark.integration,
@@ -80,16 +88,40 @@ def test_a_fault_is_found_by_its_check_and_by_no_other(
 
 
 def test_a_faithful_server_is_not_stopped(server: str, model: Path) -> None:
-    stops = [
-        seed
+    """One server; each run asks with other prompts, as if it were another release's measurement."""
+    parity_check = load_spec(REPOSITORY / "dags" / "models" / "adder.yaml").gates.accuracy.parity
+    assert parity_check is not None
+    behaviour = [
+        check(server, model, NAMES, TARGET.max_model_len, requests=16, seed=seed, prompts=PROMPTS)
         for seed in range(REPEATS)
-        if false_stops(
-            server, model, [seed], NAMES, TARGET.max_model_len, requests=16, prompts=PROMPTS
-        )
     ]
-    interval = binomtest(len(stops), REPEATS).proportion_ci(0.95, "exact")
-    print(
-        f"False stops: {len(stops)} of {REPEATS}; the rate is between {interval.low:.2%} and "
-        f"{interval.high:.2%} (95 %)."
+    prompts = sums(REPEATS * SET_SIZE, seed=2)
+    served = collect(
+        prompts,
+        base_url=server,
+        served_model_name="adder",
+        max_tokens=parity_check.max_tokens,
+        top_logprobs=parity_check.top_logprobs,
     )
-    assert stops == []
+    (parity,) = figures_of(
+        Runs(
+            check=parity_check,
+            set_size=SET_SIZE,
+            prompts=tuple(prompts),
+            served=tuple(served),
+            runs=(Run(name="faithful", model=str(model), sets=REPEATS),),
+        )
+    ).values()
+    found = list(verdicts(parity_check, parity, behaviour))
+    stops = [each.summary for each in found if each.outcome == "fail"]
+    ratios = sorted(each.error_ratio or 0.0 for each in parity)
+    told = {
+        "behaviour": rate(sum(bool(broken_cases(each)) for each in behaviour), REPEATS),
+        "parity": rate(sum(bool(broken(parity_check, each)) for each in parity), REPEATS),
+        "error_ratio": [round(ratios[0], 3), round(ratios[-1], 3)],
+        "the whole gate": rate(len(stops), REPEATS),
+        "warnings": sum(each.outcome == "warn" for each in found),
+    }
+    print("False stops:", json.dumps(told, indent=2))
+    # Two of 200 would be a rate of 0.1 to 3.6 %.
+    assert len(stops) <= REPEATS // 100, stops

@@ -9,7 +9,7 @@ import json
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ import psutil
 import pytest
 from tests.behaviour_world import CAUGHT_BY, check, give_random_head
 from tests.fake_answers import serving
+from tests.gate_runs import broken_cases, verdicts
 from tests.parity_runs import Run, Runs, broken, figures_of, sums
 from tests.tampered_models import tamper
 from tests.tampering_proxy import Fault, TamperingProxy
@@ -27,6 +28,7 @@ from tests.unit import yard
 
 from trainyard.documents.artifacts import BundleManifest, files_digest
 from trainyard.documents.measurement import Measurement
+from trainyard.documents.parity import ParityFigures
 from trainyard.documents.plan import Plan, ReleaseRequest
 from trainyard.errors import CacheMiss
 from trainyard.lanes.cpu import CpuLane
@@ -48,6 +50,9 @@ from trainyard.store.layout import bundle_manifest_key, plan_key
 REPOSITORY = Path(__file__).parents[2]
 PYTHON = REPOSITORY / ".venv-serve" / "bin" / "python"
 LANE = CpuLane()
+AT_THE_LIMIT: tuple[BehaviourName, ...] = ("longest_prompt", "cancellation")
+"""Behaviour checks that are about the server's own `max_model_len`, or need long answers."""
+BRIEF = tuple(name for name in get_args(BehaviourName) if name not in AT_THE_LIMIT)
 
 pytestmark = [
     pytest.mark.integration,
@@ -194,13 +199,14 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
     """The compile key leaves all of this out; and running requests end before the server does.
 
     Faults of servers are tried here too, for a start of vLLM takes long: each is one of a proxy
-    before this one, and found by the check that is for it. So is what parity sees.
+    before this one, and found by the check that is for it. So is what parity sees, and that a
+    faithful server is not stopped.
     """
     cache_dir = materialize_bundle(made.store, made.bundle, tmp_path / "elsewhere" / "cache")
     changes = {
         "max_model_len": 2048,
         "max_num_batched_tokens": 64,
-        "max_num_seqs": 1,
+        "max_num_seqs": 4,
         "block_size": 32,
         "kv_cache_gib": 0.25,
         "enable_prefix_caching": False,
@@ -213,7 +219,7 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
         assert broken_by_faults(process.url, model) == {
             fault: names for fault, names in CAUGHT_BY.items() if fault != NEEDS_TRAINING
         }
-        check_parity(made, process, model, tmp_path)
+        check_faithful(made, check_parity(made, process, model, tmp_path), process.url, model)
         finished = _answer_through_a_stop(process, tokens=1500)
         assert finished == ["length"]
         process.stop(drain_s=60)
@@ -225,8 +231,29 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
     ).engine_init_s
 
 
-def check_parity(made: Yard, process: ServerProcess, model: Path, folder: Path) -> None:
-    """A faithful server keeps the bounds of the demonstration 20 times; nothing else does once."""
+def check_faithful(made: Yard, parity: Sequence[ParityFigures], url: str, model: Path) -> None:
+    """A faithful server is not stopped in 20 runs, by its behaviour or by the whole gate."""
+    behaviour = []
+    for seed in range(len(parity)):
+        # Short answers, but for the checks that are about the server's own limit.
+        few = check(url, model, BRIEF, 32, seed=seed)
+        rest = check(url, model, AT_THE_LIMIT, 2048, requests=1, seed=seed)
+        behaviour.append(few.model_copy(update={"records": (*few.records, *rest.records)}))
+    assert [broken_cases(each) for each in behaviour] == [[]] * 20
+    bounds = made.plan.spec.gates.accuracy.parity
+    assert bounds is not None
+    found = list(verdicts(bounds, parity, behaviour))
+    assert [each.summary for each in found if each.outcome == "fail"] == []
+
+
+def check_parity(
+    made: Yard, process: ServerProcess, model: Path, folder: Path
+) -> Sequence[ParityFigures]:
+    """A faithful server keeps the bounds of the demonstration 20 times; nothing else does once.
+
+    Returns:
+        The figures of the faithful server.
+    """
     check = made.plan.spec.gates.accuracy.parity
     assert check is not None
     prompts = sums(20 * 5, seed=1)
@@ -258,6 +285,7 @@ def check_parity(made: Yard, process: ServerProcess, model: Path, folder: Path) 
         "of a float16 target": "error_ratio",
     }.items():
         assert all(figure in each for each in stops[name]), (name, stops[name])
+    return found["faithful"]
 
 
 def broken_by_faults(url: str, model: Path) -> dict[Fault, set[BehaviourName]]:
