@@ -6,7 +6,8 @@ the environments you ask for.
 
 **Steps.** `plan` says what will run and refuses bad input before any work starts. `download` stores
 the checkpoint. For each target: `compile` makes the bundle, `measure` runs accuracy and load tests
-on the real server, `accuracy_gate` and `latency_gate` turn figures into verdicts, `publish` signs.
+on the real server, `accuracy_gate` and `latency_gate` turn figures into verdicts, `publish` signs;
+`logit_validation` is skipped unless the spec asks for it.
 Then one promotion for each environment, in order. Whatever exists already is reused, and says so.
 
 **When it fails.** The task that failed gives the reason and what to do in its last log line.
@@ -160,6 +161,20 @@ with DAG(
             "latency.",
             **STEP_ARGS,
         )
+        logits = step_task(
+            task_id="logit_validation",
+            task_display_name="Logit validation (not the served graph)",
+            step="logits",
+            target=target,
+            interpreter="serve",
+            optional=True,
+            pool=pool,
+            execution_timeout=timedelta(hours=8),
+            map_index_template="{{ task.target }}",
+            doc_md="AWS's logit validation of the checkpoint on a device, where the spec asks for "
+            "it. It decides nothing: the report shows it beside the release.",
+            **STEP_ARGS,
+        )
         gates = [
             step_task(
                 task_id=f"{gate}_gate",
@@ -185,6 +200,7 @@ with DAG(
             **STEP_ARGS,
         )
         compile_bundle >> measure >> gates >> publish
+        measure >> logits
 
     releases = collect_releases(PLAN_ID)
     plan >> download

@@ -51,7 +51,7 @@ KEEP_FAILED = timedelta(days=1)
 """How long a failed pod can be looked at before another step of ours removes it."""
 CLOCKS_S = 5.0
 """Seconds that the clocks of the cluster and of its pods may differ."""
-FOUND_BY_KEY = frozenset({"download", "compile", "measure"})
+FOUND_BY_KEY = frozenset({"download", "compile", "measure", "logits"})
 """Steps whose output is known by its key before they run."""
 FROM_OUTSIDE = frozenset({"spot-interruption", "preempted", "node-gone", "evicted", "deadline"})
 """Failures that end a step by SIGTERM: its own last words know less than its pod."""
@@ -201,7 +201,7 @@ class PodStepOperator(StepOperator):
             target=planned_target(plan, self.target).target if self.target else None,
             arguments=tuple(self.arguments),
             checkpoint_bytes=plan.checkpoint_bytes,
-            reference_gib=plan.reference_gib,
+            reference_gib=plan.golden_gib if self.step == "logits" else plan.reference_gib,
             out_of_memory=earlier.get("out_of_memory", 0),
             avoided_nodes=_avoided(context),
             **(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowSkipException
 
 from trainyard_airflow.exceptions import outcome_exception
 from trainyard_airflow.hub_credentials import SOURCE_STEPS, hub_credentials
@@ -36,6 +37,7 @@ class StepOperator(BaseOperator):
         arguments: further command-line arguments (templated).
         interpreter: `control` runs it beside Airflow, `serve` in the environment that has vLLM.
         status_name: name of the step's status document, where it is not the step's own.
+        optional: the task is skipped where the plan does not have the step.
 
     Returns the key of the document that the step made or found.
     """
@@ -52,10 +54,12 @@ class StepOperator(BaseOperator):
         arguments: Sequence[str] = (),
         interpreter: Interpreter = "control",
         status_name: str = "",
+        optional: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.step = step
+        self.optional = optional
         self.plan_id = plan_id
         self.target = target
         self.arguments = arguments
@@ -64,6 +68,21 @@ class StepOperator(BaseOperator):
         self.output_key = ""
         """Key of the document that the step has made, for links."""
         self._process: subprocess.Popen[str] | None = None
+
+    def pre_execute(self, context: Context) -> None:
+        """Skip the task if it is optional and nobody asked for it."""
+        if self.optional and not self._is_planned():
+            raise AirflowSkipException(f"The plan has no step {self.step} for this target.")
+
+    def _is_planned(self) -> bool:
+        from trainyard.documents.plan import Plan
+        from trainyard.settings import get_settings
+        from trainyard.store.documents import read_document
+        from trainyard.store.layout import plan_key
+        from trainyard_airflow.aws_connection import open_task_store
+
+        plan = read_document(open_task_store(get_settings()), plan_key(self.plan_id), Plan)
+        return any((each.step, each.target) == (self.step, self.target) for each in plan.steps)
 
     def execute(self, context: Context) -> str:
         """Run the step, log what it prints, and raise what its exit code means."""

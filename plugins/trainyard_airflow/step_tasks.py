@@ -14,7 +14,7 @@ from trainyard_airflow.dag_defaults import steps_place
 from trainyard_airflow.pod_operator import PodStepOperator
 from trainyard_airflow.step_operator import StepOperator
 
-HEAVY = frozenset({"download", "compile", "measure"})
+HEAVY = frozenset({"download", "compile", "measure", "logits"})
 """Steps that become pods. The others are small, and become pods only where the environments file
 gives them a service account of their own: then their rights on the store are not Airflow's."""
 

@@ -255,6 +255,18 @@ def measure(
 
 
 @app.command(rich_help_panel=STEPS)
+def logits(
+    plan_id: PlanOption, target: TargetOption, die_with_parent: DieWithParentOption = False
+) -> None:
+    """Run AWS's logit validation, where the spec asks for it; it is not the served graph."""
+    from trainyard.steps.logits import validate_logits as step
+
+    _run(
+        "logits", plan_id, target, die_with_parent, lambda c: step(_plan_of(plan_id, c), target, c)
+    )
+
+
+@app.command(rich_help_panel=STEPS)
 def gate(
     plan_id: PlanOption,
     target: TargetOption,

@@ -102,6 +102,11 @@ def memory_problem(needed_gib: float, has_gib: float | None, where: str) -> str:
     )
 
 
-def reference_gib(tensors: Iterable[Tensor], check: ParityCheck) -> float:
-    """Return the memory in GiB that making the reference takes, from the sizes of the tensors."""
-    return _BASE_GIB + _FACTOR * loaded_bytes(tensors, check.dtype) / GIB
+def reference_gib(tensors: Iterable[Tensor], dtype: str) -> float:
+    """Return the memory in GiB that a forward pass on the CPU takes, from the sizes of the tensors.
+
+    Args:
+        tensors: of the checkpoint.
+        dtype: number format that they are loaded in.
+    """
+    return _BASE_GIB + _FACTOR * loaded_bytes(tensors, dtype) / GIB

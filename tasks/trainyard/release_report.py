@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from trainyard.documents.base import Document
+from trainyard.documents.logits import LogitReport, logits_digest
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import Plan, PlannedTarget
 from trainyard.documents.release import Release
@@ -28,7 +29,7 @@ from trainyard.reports.release import ReleaseReport, TargetLine, TokenCost
 from trainyard.settings import Settings
 from trainyard.spec.model import Gates
 from trainyard.store.documents import read_document
-from trainyard.store.layout import measurement_key, plan_key, release_key
+from trainyard.store.layout import logits_key, measurement_key, plan_key, release_key
 from trainyard.store.protocol import Store
 
 DocumentT = TypeVar("DocumentT", bound=Document)
@@ -57,7 +58,15 @@ def read_release_report(
         lost=tuple(pins_not_held(store, release.pins)),
         parity=measurement.parity if measurement is not None else None,
         behaviour=measurement.behaviour if measurement is not None else None,
+        logits=_logits(store, release),
     )
+
+
+def _logits(store: Store, release: Release) -> LogitReport | None:
+    settings = release.spec.gates.accuracy.logit_validation
+    if settings is None:
+        return None
+    return _find(store, logits_key(release.measurement_id, logits_digest(settings)), LogitReport)
 
 
 def find_release(store: Store, text: str) -> tuple[str, str]:

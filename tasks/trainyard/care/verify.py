@@ -26,6 +26,7 @@ from trainyard.care.facts import channel_facts
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import Document, FileEntry
 from trainyard.documents.channel import Channel
+from trainyard.documents.logits import LogitReport, logits_digest
 from trainyard.documents.look import History, Look
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.parity import Reference, Samples, reference_digest
@@ -48,6 +49,7 @@ from trainyard.store.layout import (
     MANIFEST_NAME,
     attestation_key,
     bundle_manifest_key,
+    logits_key,
     measurement_key,
     reference_key,
     samples_key,
@@ -462,7 +464,10 @@ def _kind_in_rollout(key: str) -> type[Document]:
 
 
 def _own_key(kind: Kind, key: str, data: bytes) -> str:
-    """Return the key under which samples or a reference belong."""
+    """Return the key under which samples, a report on logits or a reference belong."""
+    if kind == "samples" and key.rpartition("/")[2].startswith("logits-"):
+        report = parse_document(data, key, LogitReport)
+        return logits_key(report.measurement_id, logits_digest(report.settings))
     if kind == "samples":
         samples = parse_document(data, key, Samples)
         content = hashlib.sha256(substance(samples)).hexdigest()

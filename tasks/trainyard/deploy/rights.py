@@ -91,6 +91,9 @@ _ROLLOUT_WRITES = (
     "attestations/*/rejection-*", "attestations/*/approval-*",
 )  # fmt: skip
 
+_LOGITS = ("locks/samples/*", "locks/*/logits/*", "status/*/logits/*")
+"""Of the step `logits`, which measures as well, and stores its report among the samples."""
+
 ROLES = (
     Role("trainyard-steps", "steps", "A step that has no account of its own: reads."),
     _step(
@@ -103,7 +106,7 @@ ROLES = (
     ),
     _step(
         "measure", "Stores measurements, with their samples and references.",
-        ["measurements/*"], also=["samples/*", "references/*"],
+        ["measurements/*"], also=["samples/*", "references/*", *_LOGITS],
     ),
     _step(
         "gate", "Stores verdicts and their reports.", ["verdicts/*", "reports/*"],

@@ -17,7 +17,7 @@ def plan_id_of_run(model: str, dag_id: str, run_id: str) -> str:
     return f"{model}-{short(digest([dag_id, run_id]))}"
 
 
-StepName = Literal["download", "compile", "measure", "gate", "publish"]
+StepName = Literal["download", "compile", "measure", "logits", "gate", "publish"]
 GateName = Literal["accuracy", "latency"]
 
 
@@ -106,6 +106,8 @@ class Plan(Document):
     reference_gib: float = 0.0
     """Memory in GiB that the reference of the parity check takes on the machine that measures; 0:
     none is made there, or a plan of an earlier version, which did not say."""
+    golden_gib: float = 0.0
+    """Memory in GiB that the goldens of AWS's logit validation take; 0: it is not made."""
     architecture_digest: str
     assets: EvalAssets | None = None
     """Task files and prompts of the spec, frozen with the plan."""

@@ -38,8 +38,10 @@ GRACE_S = 45
 """Seconds between SIGTERM and SIGKILL: a step cleans up in 30."""
 BLOCK_MARGIN = timedelta(hours=1)
 """EC2 begins to terminate the instances of a Capacity Block half an hour before its end."""
-SERVING_STEPS = frozenset({"compile", "measure"})
-"""They start the target's server, in its image."""
+SERVING_STEPS = frozenset({"compile", "measure", "logits"})
+"""They start the target's server, or its engine, in its image."""
+ACCOUNT_OF = {"logits": "measure"}
+"""Steps that use another one's service account."""
 SOURCE_STEPS = frozenset({"download"})
 
 
@@ -56,7 +58,8 @@ class StepWork:
     checkpoint_bytes: int = 0
     """Size of the model's files; 0: unknown."""
     reference_gib: float = 0.0
-    """Memory that the parity reference takes beside the server; 0: none is made."""
+    """Memory that the parity reference takes beside the server, or the goldens of step `logits`; 0:
+    none are made."""
     limit_s: float = 6 * 3600.0
     """Seconds that the task may take in all."""
     out_of_memory: int = 0
@@ -122,7 +125,7 @@ def step_pod(
         "activeDeadlineSeconds": int(deadline_s),
         "terminationGracePeriodSeconds": GRACE_S,
         "serviceAccountName": place.service_accounts.get(
-            work.step,  # type: ignore[call-overload]
+            ACCOUNT_OF.get(work.step, work.step),  # type: ignore[call-overload]
             place.service_account,
         ),
         # IAM roles come through a volume of their own; no step talks to the cluster's API.
@@ -143,6 +146,7 @@ def step_pod(
         spec["imagePullSecrets"] = [{"name": name} for name in place.image_pull_secrets]
     priority = {
         "compile": place.compile_priority_class, "measure": place.measure_priority_class,
+        "logits": place.compile_priority_class,
     }.get(work.step)  # fmt: skip
     if priority is not None:
         spec["priorityClassName"] = priority

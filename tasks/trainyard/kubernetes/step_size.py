@@ -19,6 +19,8 @@ GIB = 1 << 30
 NODE_SHARE = 0.85
 """Of a node's memory that pods may ask for; the rest is for the system, kubelet and daemons."""
 MAX_MEMORY_FACTOR = 4
+DEVICE_STEPS = frozenset({"compile", "measure", "logits"})
+"""Steps that start a target's engine."""
 GIB_A_CPU = 16
 """Memory for each CPU that is asked for: every Neuron instance has more CPUs than that."""
 
@@ -89,7 +91,7 @@ def class_of(checkpoint_bytes: int) -> SizeClass:
 
 def devices_of(step: str, target: Target | None) -> Devices | None:
     """Return the devices that a step takes for a target, None if it needs none."""
-    if step not in ("compile", "measure") or target is None or target.neuron is None:
+    if step not in DEVICE_STEPS or target is None or target.neuron is None:
         return None
     if step == "compile" and target.neuron.compile_on == "cpu":
         return None
@@ -112,16 +114,17 @@ def size_of(
         target: that it works for, if for one.
         checkpoint_bytes: size of the model's files; 0 if unknown.
         work_gib: disk for compiling and measuring, at least.
-        reference_gib: memory that the parity reference takes while the server holds its own.
+        reference_gib: memory that the parity reference takes while the server holds its own, or
+            the goldens of step `logits`.
         out_of_memory: how often it ran out of memory before.
     """
-    if step not in ("compile", "measure") or target is None:
+    if step not in DEVICE_STEPS or target is None:
         # The checkpoint streams through; expectations and signatures are small.
         gib = {"download": 4, "gate": 3}.get(step, 2)
         return StepSize(1, _more(gib, out_of_memory), 4, 0, 3600.0)
     size = class_of(checkpoint_bytes)
     checkpoint_gib = checkpoint_bytes / GIB
-    beside = ceil(reference_gib) if step == "measure" else 0
+    beside = 0 if step == "compile" else ceil(reference_gib)
     if target.neuron is None:
         # vLLM on the CPU holds the weights and the KV cache in the machine's memory.
         own = 4 + int(2 * checkpoint_gib + target.kv_cache_gib)
@@ -136,7 +139,8 @@ def size_of(
         # The checkpoint beside the caches of the compiler, which leaves intermediates behind.
         disk_gib=max(work_gib, int(1.3 * checkpoint_gib) + 1),
         shm_gib=1 if target.neuron is None else min(64, max(8, server // 4)),
-        needed_s=3600.0 * (size.compile_h if step == "compile" else size.measure_h),
+        # Step `logits` compiles as well.
+        needed_s=3600.0 * (size.measure_h if step == "measure" else size.compile_h),
     )
 
 

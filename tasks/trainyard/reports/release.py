@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
+from trainyard.documents.logits import LogitReport
 from trainyard.documents.measurement import GateVerdict, LevelFigures, Measurement
 from trainyard.documents.plan import Price
 from trainyard.documents.release import Release
@@ -106,6 +107,8 @@ class ReleaseReport:
     parity: ParityShown | None = None
     """None: it was not measured."""
     behaviour: BehaviourShown | None = None
+    logits: LogitReport | None = None
+    """AWS's logit validation; None: it was not asked for, or is not there."""
 
     @property
     def outcome(self) -> str:

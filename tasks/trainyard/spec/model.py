@@ -290,6 +290,21 @@ class ParityCheck(SpecPart):
     """Limits by figure."""
 
 
+LOGIT_LANE = "neuron-native"
+"""The lane whose image has AWS's three-way logit validation."""
+
+
+class LogitValidation(SpecPart):
+    """AWS's three-way validation of logits, on graphs that are not served. Decides nothing."""
+
+    num_prompts: int = Field(default=3, ge=1, le=32)
+    """How many of the parity check's prompts, or of the spec's, from the first."""
+    output_tokens: int = Field(default=16, ge=1, le=128)
+    """Tokens after each prompt whose logits are compared."""
+    severity: Literal["warning", "info"] = "info"
+    """How the report shows logits that are not alike."""
+
+
 class AccuracyGate(SpecPart):
     """The answers that a release must get right."""
 
@@ -297,6 +312,8 @@ class AccuracyGate(SpecPart):
     """Tasks of lm-evaluation-harness."""
     parity: ParityCheck | None = None
     """Does the compiled code answer as the checkpoint does? Empty: it is not asked."""
+    logit_validation: LogitValidation | None = None
+    """AWS's logit validation beside it, in a job of its own. Empty: it is not made."""
 
 
 class LatencyGate(SpecPart):

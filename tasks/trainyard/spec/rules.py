@@ -20,6 +20,7 @@ from trainyard.spec.environments import Environment, Environments
 from trainyard.spec.metrics import MetricsSource
 from trainyard.spec.model import (
     AVERAGES,
+    LOGIT_LANE,
     MAX_PARITY_POSITIONS,
     PARITY_SHARES,
     SLO_METRICS,
@@ -35,6 +36,7 @@ from trainyard.spec.model import (
     LatencyMetric,
     LoadLevel,
     LocalSource,
+    LogitValidation,
     Margins,
     ModelSpec,
     ParityCheck,
@@ -282,6 +284,41 @@ def _accuracy_findings(spec: ModelSpec, targets: Sequence[Target]) -> Iterator[F
         yield from _below(_repeated(accuracy.tasks, "task"), "tasks")
     if known(accuracy, "parity") and accuracy.parity is not None:
         yield from _below(parity_findings(accuracy.parity, spec, targets), "parity")
+    if known(accuracy, "logit_validation") and accuracy.logit_validation is not None:
+        findings = logit_findings(accuracy.logit_validation, spec, targets)
+        yield from _below(findings, "logit_validation")
+
+
+def logit_findings(
+    validation: LogitValidation, spec: ModelSpec, targets: Sequence[Target]
+) -> Iterator[Finding]:
+    """Yield why AWS's logit validation cannot be made."""
+    parity = spec.gates.accuracy.parity if known(spec.gates.accuracy, "parity") else None
+    prompts = parity.prompts if parity is not None and known(parity, "prompts") else None
+    if known(spec, "prompts") and not (prompts or spec.prompts):
+        yield Finding(
+            (),
+            "There are no prompts to compare logits of.",
+            "Give `prompts` at the top of the spec.",
+        )
+    lanes = [target.lane for target in targets if known(target, "lane")]
+    if len(lanes) == len(targets) and lanes and LOGIT_LANE not in lanes:
+        yield Finding(
+            (),
+            f"AWS's logit validation is part of the image of lane {LOGIT_LANE}, and no target is "
+            f"of that lane ({', '.join(dict.fromkeys(lanes))}).",
+            "Leave it out: parity compares what is served with the checkpoint on every lane.",
+        )
+    if known(validation, "output_tokens"):
+        for target in targets:
+            short = known(target, "max_model_len", "lane") and target.lane == LOGIT_LANE
+            if short and validation.output_tokens >= target.max_model_len:
+                yield Finding(
+                    ("output_tokens",),
+                    f"{validation.output_tokens} tokens leave no room for a prompt in "
+                    f"max_model_len {target.max_model_len}.",
+                    f"Give less than {target.max_model_len}.",
+                )
 
 
 def parity_findings(

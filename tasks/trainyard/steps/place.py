@@ -32,7 +32,7 @@ def pod_problems(
                 "may use such devices at a time."
             )
     for step in plan.steps:
-        if step.exists or step.step not in ("download", "compile", "measure"):
+        if step.exists or step.step not in ("download", "compile", "measure", "logits"):
             continue
         work = StepWork(
             step.step,
@@ -40,7 +40,7 @@ def pod_problems(
             plan.spec.model,
             plan.target(step.target).target if step.target else None,
             checkpoint_bytes=plan.checkpoint_bytes,
-            reference_gib=plan.reference_gib,
+            reference_gib=plan.golden_gib if step.step == "logits" else plan.reference_gib,
         )
         env = step_environment(settings, step=step.step, dag_run="", requested_by="")
         try:

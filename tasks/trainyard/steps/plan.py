@@ -44,7 +44,7 @@ from trainyard.spec.check import Problem, check_files, task_findings
 from trainyard.spec.environments import Environments
 from trainyard.spec.kubernetes import KubernetesSteps
 from trainyard.spec.loader import Catalogue, load_environments, load_spec
-from trainyard.spec.model import ModelSpec, Target
+from trainyard.spec.model import LOGIT_LANE, ModelSpec, Target
 from trainyard.steps import forecasting
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.harness import harness_problems
@@ -139,6 +139,8 @@ def plan(
             )
         ),
     )
+    golden_gib = _golden_gib(spec, targets, architecture)
+    refuse("The request", list(_golden_problems(targets, golden_gib, place)))
     toolchains = _toolchains(spec.model, targets, place, context)
     if place is None:
         silent = [target.name for target in targets if not prompt_logprobs(target)]
@@ -168,6 +170,7 @@ def plan(
         ),
         checkpoint_digest=checkpoint_digest,
         reference_gib=_reference_gib(spec, architecture),
+        golden_gib=golden_gib,
     )
     refuse("The request", price_problems(spec, facts.targets))
     if environments is not None:
@@ -380,7 +383,7 @@ def _parity_problems(
                     "gates.accuracy.parity needs. Make it with `trainyard import-reference`."
                 )
         if check.reference == "made":
-            needed = reference_gib(architecture.tensors, check)
+            needed = reference_gib(architecture.tensors, check.dtype)
             has, where = host_gib(target), f"a pod with the devices of {target.instance}"
             if place is None:
                 has, where = psutil.virtual_memory().total / GIB, "this machine"
@@ -397,7 +400,33 @@ def _reference_gib(spec: ModelSpec, architecture: Architecture) -> float:
     check = spec.gates.accuracy.parity
     if check is None or check.reference == "imported":
         return 0.0
-    return round(reference_gib(architecture.tensors, check), 1)
+    return round(reference_gib(architecture.tensors, check.dtype), 1)
+
+
+def _golden_gib(spec: ModelSpec, targets: Sequence[Target], architecture: Architecture) -> float:
+    """Return what the goldens of AWS's logit validation take, in GiB; 0: it is not made."""
+    made = any(target.lane == LOGIT_LANE for target in targets)
+    if spec.gates.accuracy.logit_validation is None or not made:
+        return 0.0
+    return round(reference_gib(architecture.tensors, "float32"), 1)
+
+
+def _golden_problems(
+    targets: Sequence[Target], golden_gib: float, place: KubernetesSteps | None
+) -> Iterator[str]:
+    """Yield where those goldens do not fit, each as sentences."""
+    for target in targets if golden_gib else ():
+        if target.lane != LOGIT_LANE:
+            continue
+        has, where = host_gib(target), f"a pod with the devices of {target.instance}"
+        if place is None:
+            has, where = psutil.virtual_memory().total / GIB, "this machine"
+        if has is not None and golden_gib > has:
+            yield (
+                f"Target {target.name}: the goldens of gates.accuracy.logit_validation take "
+                f"{golden_gib:.1f} GiB of memory and {where} has {has:.1f}: leave it out, or use a "
+                "larger instance."
+            )
 
 
 def _server_gib(target: Target, architecture: Architecture) -> float:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from trainyard.canonical import digest, short
 from trainyard.documents.base import Provenance
+from trainyard.documents.logits import logits_digest
 from trainyard.documents.plan import (
     EvalAssets,
     GateName,
@@ -21,7 +22,7 @@ from trainyard.errors import BadInput
 from trainyard.releases import release_id_of
 from trainyard.sources.protocol import ResolvedRevision
 from trainyard.spec.environments import Environments
-from trainyard.spec.model import Gates, ModelSpec, Target
+from trainyard.spec.model import LOGIT_LANE, Gates, ModelSpec, Target
 from trainyard.spec.overrides import apply_overrides
 from trainyard.spec.rules import (
     Finding,
@@ -34,6 +35,7 @@ from trainyard.spec.sentences import choose
 from trainyard.store.layout import (
     bundle_manifest_key,
     checkpoint_manifest_key,
+    logits_key,
     measurement_key,
     release_key,
     release_prefix,
@@ -79,6 +81,8 @@ class Facts:
     """Empty as long as the checkpoint is not in the store."""
     reference_gib: float = 0.0
     """Memory that the parity reference takes where it is measured; 0: none is made there."""
+    golden_gib: float = 0.0
+    """Memory that the goldens of AWS's logit validation take; 0: it is not made."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,7 @@ def make_plan(
         checkpoint_key=checkpoint_manifest_key(spec.model, resolved.revision),
         checkpoint_bytes=sum(file.size for file in resolved.files),
         reference_gib=facts.reference_gib,
+        golden_gib=facts.golden_gib,
         architecture_digest=facts.architecture_digest,
         assets=facts.assets,
         targets=targets,
@@ -430,6 +435,7 @@ def _target_steps(
         else "This revision was not measured with this bundle, these settings and these tests on "
         "this kind of machine.",
     )
+    yield from _logit_step(facts, planned, exists)
     for gate in get_args(GateName):
         key = verdict_key(plan_id, name, gate)
         judged = exists(key)
@@ -441,6 +447,28 @@ def _target_steps(
             reason="This plan has its verdict." if judged else _gate_reason(planned),
         )
     yield _publish_step(facts, planned, exists)
+
+
+def _logit_step(
+    facts: Facts, planned: PlannedTarget, exists: Callable[[str], bool]
+) -> Iterator[PlannedStep]:
+    """Yield the step that the spec asks for beside the measurement, with what it costs."""
+    validation, target = facts.spec.gates.accuracy.logit_validation, planned.target
+    if validation is None or target.lane != LOGIT_LANE:
+        return
+    key = logits_key(planned.measurement_id, logits_digest(validation))
+    found = exists(key)
+    yield PlannedStep(
+        step="logits",
+        target=target.name,
+        key=key,
+        exists=found,
+        reason="AWS's logit validation of this checkpoint was made."
+        if found
+        else "The spec asks for AWS's logit validation, which compiles graphs of its own (not the "
+        f"served graph): it takes the devices of target {target.name} ({target.instance}) once "
+        f"more, and {facts.golden_gib:g} GiB of memory for the goldens in float32 on the CPU.",
+    )
 
 
 def _gate_reason(planned: PlannedTarget) -> str:

@@ -81,6 +81,12 @@ def samples_key(measurement_id: str, samples_digest: str) -> str:
     return f"{samples_prefix(measurement_id)}/{_part(samples_digest, 'Digest')}.json"
 
 
+def logits_key(measurement_id: str, settings_digest: str) -> str:
+    """Return `samples/<measurement id>/logits-<digest of the settings>.json`."""
+    name = f"logits-{_part(settings_digest, 'Digest')}"
+    return f"{samples_prefix(measurement_id)}/{name}.json"
+
+
 def reference_prefix(checkpoint_digest: str) -> str:
     """Return `references/<checkpoint digest>`: every reference of that checkpoint is below it."""
     return f"references/{_part(checkpoint_digest, 'Checkpoint digest')}"

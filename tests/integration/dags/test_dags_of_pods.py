@@ -63,7 +63,7 @@ def test_heavy_steps_are_pods_and_small_ones_where_they_have_rights_of_their_own
         *(
             f"target_{kind}.{step}"
             for kind in ("cpu", "trn2")
-            for step in ("compile", "measure", "publish")
+            for step in ("compile", "measure", "logit_validation", "publish")
         ),
     }
     assert kinds["plan"] == "PlanOperator"
@@ -84,7 +84,7 @@ def test_each_kind_of_device_has_a_pool_that_counts_deferred_pods(release: Any) 
     assert {task.task_id: task.pool for task in release.tasks if task.pool != "default_pool"} == {
         f"target_{kind}.{step}": f"trainyard_pods_{kind}"
         for kind in ("cpu", "trn2")
-        for step in ("compile", "measure")
+        for step in ("compile", "measure", "logit_validation")
     }
 
 

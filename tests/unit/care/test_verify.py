@@ -14,12 +14,14 @@ from tests.unit.yard import Yard
 
 from trainyard.care.verify import Problem, Verifier
 from trainyard.documents.artifacts import BundleManifest, files_digest
+from trainyard.documents.logits import LogitFigures, LogitReport, logits_digest
 from trainyard.errors import NotFound
 from trainyard.releases import list_releases
 from trainyard.settings import Settings
+from trainyard.spec.model import LogitValidation
 from trainyard.store.documents import create_document
 from trainyard.store.folder import FolderStore
-from trainyard.store.layout import bundle_manifest_key, release_key
+from trainyard.store.layout import bundle_manifest_key, logits_key, release_key
 
 HASHED = ("checkpoints", "bundles", "evals")
 POSITIONS = 4
@@ -98,6 +100,25 @@ def test_what_somebody_names_and_is_gone_is_missing(yard: Yard, start: str, end:
     yard.store.delete(key)
 
     assert (key, "missing") in {(each.key, each.kind) for each in verify(yard)}
+
+
+def test_a_report_on_logits_is_known_by_its_place(yard: Yard) -> None:
+    report = LogitReport(
+        measurement_id="m-v1",
+        model="adder",
+        revision="v1",
+        checkpoint_digest="c" * 64,
+        target="cpu",
+        settings=LogitValidation(),
+        figures=LogitFigures(passed=True, prompts=(True,), made_with={}, seconds=1.0),
+        machine={},
+    )
+    create_document(yard.store, logits_key("m-v1", logits_digest(report.settings)), report)
+    assert verify(yard, "samples") == []
+
+    other = logits_key("m-v1", "0123456789ab")
+    create_document(yard.store, other, report)
+    assert [each.key for each in verify(yard, "samples")] == [other]
 
 
 def test_a_release_that_a_channel_serves_must_be_there(yard: Yard) -> None:

@@ -89,6 +89,7 @@ PODS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
         {"target": target("neuron-native", neuron__compile_on="cpu", neuron__speculation=None)},
     ),
     "native-measure": ("measure", "neuron-native", {"reference_gib": REFERENCE_GIB_OF_8B}),
+    "native-logits": ("logits", "neuron-native", {"reference_gib": REFERENCE_GIB_OF_8B}),
     "nxdi-compile": ("compile", "neuron-nxdi", {}),
     "nxdi-measure": ("measure", "neuron-nxdi", {"reference_gib": REFERENCE_GIB_OF_8B}),
     "publish": ("publish", "neuron-native", {}),

@@ -17,7 +17,9 @@ import pytest
 from tests.serving_world import eventually
 from tests.unit.plugins.conftest import REPOSITORY, make_context
 from tests.unit.yard import Yard
+from tests.unit.yard import plan as made_plan
 
+from trainyard.documents.plan import PlannedStep
 from trainyard.settings import get_settings
 
 FAKE_STEP = f"""#!{sys.executable}
@@ -88,6 +90,26 @@ def operator(**changes: Any) -> Any:
 
 def status(state: str, **more: Any) -> dict[str, Any]:
     return {"step": "compile", "target": "cpu", "state": state, **more}
+
+
+class TestOptional:
+    @pytest.mark.parametrize(("step", "skipped"), [("measure", False), ("logits", True)])
+    def test_a_step_that_nobody_asked_for_is_skipped(
+        self, yard: Yard, step: str, skipped: bool
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        planned = PlannedStep(step="measure", target="cpu", key="k", exists=False, reason="")
+        yard.keep_plan(made_plan("adder-plan").model_copy(update={"steps": (planned,)}))
+        task = operator(step=step, optional=True)
+        if not skipped:
+            task.pre_execute(make_context())
+            return
+        with pytest.raises(AirflowSkipException, match="no step logits"):
+            task.pre_execute(make_context())
+
+    def test_any_other_step_needs_no_plan_yet(self) -> None:
+        operator(plan_id="none-yet").pre_execute(make_context())
 
 
 class TestCommand:
