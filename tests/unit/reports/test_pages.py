@@ -24,6 +24,7 @@ from trainyard.documents.channel import (
     Weights,
 )
 from trainyard.documents.evidence import JudgeSpec, MetricVerdict, Verdict, default_metrics
+from trainyard.documents.logits import LogitFigures, LogitReport
 from trainyard.documents.look import Look, RouteCounters, Snapshot
 from trainyard.documents.measurement import GateVerdict, Measurement
 from trainyard.documents.plan import GateName, Plan
@@ -31,7 +32,7 @@ from trainyard.gates.verdict import derive_verdict
 from trainyard.reports.gate import gate_report_html
 from trainyard.reports.release import ReleaseReport, release_report_html
 from trainyard.reports.rollout import rollout_report_html
-from trainyard.spec.model import RolloutStep
+from trainyard.spec.model import LogitValidation, RolloutStep
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 NASTY = "<script>alert('x')</script>&\"'"
@@ -349,6 +350,45 @@ def test_the_release_page_shows_behaviour_and_ranks_targets_by_cost() -> None:
     cheap, dear, unknown = (page.text.rindex(name) for name in ("$0.0422", "$7.6", "local costs"))
     assert cheap < dear < unknown
     assert "from the bundle 107 s compiling 497 s stable, from its bundle 107 s" in page.text
+
+
+@pytest.mark.parametrize(
+    ("severity", "passed", "badge"),
+    [("info", True, "✓ pass"), ("info", False, "i outside"), ("warning", False, "! warning")],
+)
+def test_the_release_page_shows_logits_as_not_the_served_graph(
+    severity: Any, passed: bool, badge: str
+) -> None:
+    settings = LogitValidation(severity=severity)
+    logits = LogitReport(
+        measurement_id="candidate",
+        model="adder",
+        revision="v1",
+        checkpoint_digest="c" * 64,
+        target="cpu",
+        settings=settings,
+        figures=LogitFigures(
+            passed=passed,
+            prompts=(True, passed),
+            metrics={"agg_bc": "FAIL", "agg_sigma_ratio": 1.25},
+            made_with={"vllm": "0.24.0"},
+            seconds=812.0,
+        ),
+        machine={},
+    )
+    asked = release()
+    accuracy = asked.spec.gates.accuracy.model_copy(update={"logit_validation": settings})
+    gates = asked.spec.gates.model_copy(update={"accuracy": accuracy})
+    asked = asked.model_copy(update={"spec": asked.spec.model_copy(update={"gates": gates})})
+    page = Page(release_report_html(report(release=asked, logits=logits)))
+
+    assert "Logit validation not the served graph" in page.text
+    assert badge in page.text
+    assert f"{2 if passed else 1} of 2 prompts are within the fixed tolerances" in page.text
+    assert "agg_bc FAIL agg_sigma_ratio 1.25" in page.text
+    missing = Page(release_report_html(report(release=asked)))
+    assert "there is no report of it" in missing.text
+    assert "Logit validation" not in Page(release_page()).text
 
 
 def test_the_release_page_can_do_without_figures() -> None:
