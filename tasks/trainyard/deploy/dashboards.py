@@ -123,7 +123,8 @@ def _variable(variable: tuple[str, str]) -> dict[str, Any]:
         "label": name.capitalize(),
         "type": "query",
         "datasource": _SOURCE,
-        "query": {"query": f"label_values({metric}, {name})", "refId": name},
+        # As text: Grafana's schema of dashboards knows no object here that holds text.
+        "query": f"label_values({metric}, {name})",
         "refresh": 2,
         "includeAll": True,
         "allValue": ".*",

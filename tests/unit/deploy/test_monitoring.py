@@ -50,7 +50,7 @@ def expressions(dashboard: dict[str, Any]) -> Iterator[str]:
     yield from (each["expr"] for each in dashboard["annotations"]["list"])
     for variable in dashboard["templating"]["list"]:
         if variable["type"] == "query":
-            yield variable["query"]["query"].removeprefix("label_values(").split(",")[0]
+            yield variable["query"].removeprefix("label_values(").split(",")[0]
 
 
 @cache
