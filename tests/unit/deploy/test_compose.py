@@ -20,6 +20,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from tests.serving_world import eventually
 
 from trainyard.platform.environment import ONLY_FOR_CLIENTS
 from trainyard.settings import Settings
@@ -31,7 +32,9 @@ COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 EXAMPLE = (REPOSITORY / ".env.example").read_text()
 AIRFLOW = [name for name in SERVICES if name.startswith("airflow-")]
-LOOPED = {"airflow-cli", "airflow-triggerer", "proxy", "metrics", "prometheus"}
+WORKING = {"airflow-scheduler", "airflow-worker", "airflow-triggerer", "airflow-cli"}
+"""Who runs code that looks at servers, or reads what Prometheus says of them."""
+LOOPED = WORKING | {"proxy", "metrics", "prometheus"}
 """Who shares the network of the servers."""
 
 
@@ -109,6 +112,22 @@ def test_whoever_needs_a_service_waits_until_it_is_healthy(name: str) -> None:
         assert done or "healthcheck" in SERVICES[other]
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_a_service_needs_is_there_whenever_it_is(name: str) -> None:
+    """Compose refuses a file where something needs a service of a profile that is not on."""
+    service = SERVICES[name]
+    needed = set(service.get("depends_on", {}))
+    for shared in ("network_mode", "pid"):
+        needed |= {text.removeprefix("service:") for text in [service.get(shared, "")] if text}
+    assert needed <= set(SERVICES)
+    for other in needed:
+        if "profiles" in SERVICES[other]:
+            assert set(service.get("profiles", ())) <= set(SERVICES[other]["profiles"])
+            assert "profiles" in service
+    # What shares the place of another one starts after it.
+    assert needed == set(service.get("depends_on", {}))
+
+
 def test_whoever_talks_to_servers_shares_their_network_and_comes_back_with_it() -> None:
     beside = {name for name, each in SERVICES.items() if "network_mode" in each}
     assert beside == LOOPED
@@ -116,6 +135,32 @@ def test_whoever_talks_to_servers_shares_their_network_and_comes_back_with_it() 
         assert SERVICES[name]["network_mode"] == "service:serving"
         assert SERVICES[name]["depends_on"]["serving"]["restart"] is True
         assert "ports" not in SERVICES[name]
+
+
+def test_an_agent_that_ends_is_started_again_and_the_container_stays(tmp_path: Path) -> None:
+    """Whoever shares its network and processes would go down with it."""
+    command = SERVICES["serving"]["command"]
+    assert command[0] == "bash"
+    path = REPOSITORY / command[1].removeprefix("/srv/trainyard/")
+    agents = tmp_path / "agents"
+    fake = tmp_path / "python3"
+    # The first one ends by itself, the second one when it is told to.
+    fake.write_text(
+        f'#!/bin/bash\ntrap "echo told >>{agents}; exit 0" TERM\necho "$*" >>{agents}\n'
+        f"[ $(wc -l <{agents}) = 1 ] && exit 3\nwhile true; do sleep 0.05; done\n"
+    )
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    with subprocess.Popen(["bash", str(path)], env=environment, stderr=subprocess.PIPE) as running:
+        eventually(
+            lambda: agents.exists() and len(agents.read_text().splitlines()) == 2,
+            why="the second agent",
+        )
+        running.terminate()
+        assert running.wait(timeout=30) == 0
+        assert running.stderr is not None
+        assert b"The agent ended with 3" in running.stderr.read()
+    assert agents.read_text().splitlines() == ["-m trainyard agent"] * 2 + ["told"]
 
 
 def test_every_volume_is_used_and_every_path_of_the_repository_exists() -> None:
@@ -158,6 +203,28 @@ def test_every_variable_is_in_the_example_and_every_one_there_is_used() -> None:
     assert variables(TEXT) | {"COMPOSE_PROFILES"} == example_names()
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_value_is_text_that_compose_can_fill_in(name: str) -> None:
+    """No `$` is left that is neither a variable nor doubled, and none is filled in twice."""
+    filled = script("compose-env")["values"](script("compose-env")["filled"](EXAMPLE, {}))
+    for value in walk(SERVICES[name]):
+        rest = value.replace("$$", "")
+        for variable in variables(rest):
+            assert "$" not in filled[variable]
+        assert "$" not in re.sub(r"\$\{[A-Z_]+(:[-?][^${}]*)?\}", "", rest), value
+
+
+def walk(value: Any) -> Iterator[str]:
+    """Yield every text in it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from walk(each)
+    elif isinstance(value, str):
+        yield value
+
+
 def test_no_secret_has_a_default() -> None:
     for name in example_names():
         if re.search(r"PASSWORD|SECRET|_KEY$", name):
@@ -177,7 +244,8 @@ def test_every_setting_is_one_that_we_know(name: str) -> None:
 
 def test_whoever_looks_at_servers_sees_their_processes() -> None:
     # A server counts as alive by its process id, which means something in one namespace only.
-    for name in ("airflow-cli", "airflow-triggerer", "proxy"):
+    assert {name for name, each in SERVICES.items() if "pid" in each} == WORKING | {"proxy"}
+    for name in (*WORKING, "proxy"):
         assert SERVICES[name]["pid"] == "service:serving"
 
 
@@ -205,8 +273,8 @@ def test_rollouts_are_judged_by_the_prometheus_beside_the_servers() -> None:
         # At least two intervals of scraping.
         assert environment.metrics.freshness_s >= 2 * 5
     assert scraped["global"]["scrape_interval"] == "5s"
-    # The driver of rollouts is in the network of Prometheus.
-    for name in ("airflow-triggerer", "prometheus"):
+    # The driver of rollouts is in the network of Prometheus, and so is the watch, a task.
+    for name in (*WORKING, "prometheus"):
         assert SERVICES[name]["network_mode"] == "service:serving"
 
 
