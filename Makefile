@@ -106,7 +106,8 @@ pin-images: .env ## Find the digests of all images of docker-compose.yaml, as th
 	@$(PYTHON) .ci/pin-images
 
 .PHONY: clean
-clean: down-embedded ## Stop everything, then remove the environments and all data under .trainyard
+clean: ## Stop everything, then remove the environments and all data: .trainyard, Airflow's database
+	@if [ -x $(RUN)/trainyard ]; then $(RUN)/trainyard down --remove-database; fi
 	rm -rf .venv .venv-serve .venv-tools .trainyard .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 COMPILE = $(UV) pip compile --quiet $(UPGRADE) --custom-compile-command "make lock" \

@@ -974,6 +974,9 @@ def keys_list() -> None:
         found = trusted_keys(_settings())
     except TrainyardError as error:
         _fail(error)
+    if not found.keys:
+        _say("There is none yet. The first release that is published here makes one.")
+        return
     for key in found.keys:
         begin, end = key.not_before or key.added_at, key.revoked_at or key.not_after
         state = f"{key.state}: {key.reason}" if key.reason else key.state
@@ -1086,6 +1089,7 @@ def keys_new() -> None:
 
 def _print_address(settings: Settings) -> None:
     from trainyard.platform.control import address
+    from trainyard.platform.paths import PlatformPaths
 
     found = address(settings)
     if found is None:
@@ -1093,6 +1097,9 @@ def _print_address(settings: Settings) -> None:
         return
     _say(f"Airflow  {found.airflow_url}  (user {found.username}, password {found.password})")
     _say(f"Serving  {found.proxy_url}/<environment>/<model>/v1")
+    if settings.airflow_database == "postgresql":
+        socket = PlatformPaths(settings.home.resolve()).postgres / "socket"
+        _say(f"Database  {socket}  (socket of PostgreSQL; user and database airflow)")
 
 
 @app.command(rich_help_panel=PLATFORM)
@@ -1109,14 +1116,25 @@ def up() -> None:
 
 
 @app.command(rich_help_panel=PLATFORM)
-def down() -> None:
+def down(
+    with_database: Annotated[
+        bool,
+        typer.Option(
+            "--remove-database", help="Also remove Airflow's database; `make clean` does."
+        ),
+    ] = False,
+) -> None:
     """Stop every process that `up` or `demo` started, servers of releases included."""
     from trainyard.platform.control import down as stop
+    from trainyard.platform.control import remove_database
 
+    settings = _settings()
     try:
-        stop(_settings(), _say)
+        stop(settings, _say)
     except TrainyardError as error:
         _fail(error)
+    if with_database:
+        remove_database(settings)
 
 
 @app.command(rich_help_panel=PLATFORM)

@@ -30,6 +30,8 @@ from trainyard.errors import (
     TrainyardError,
     Transient,
 )
+from trainyard.platform.control import Address
+from trainyard.platform.paths import PlatformPaths
 from trainyard.releases import load_release, release_id_of, store_release
 from trainyard.settings import get_settings
 from trainyard.signing.keys import signing_key, trusted_keys
@@ -352,7 +354,35 @@ def test_where_tells_that_nothing_runs(yard: Yard) -> None:
     assert "The platform does not run." in result.stdout
 
 
+def test_where_tells_addresses_and_the_databases_socket(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Address("http://127.0.0.1:1", "admin", "word", "http://127.0.0.1:2")
+    monkeypatch.setattr("trainyard.platform.control.address", lambda settings: found)
+    socket = PlatformPaths(yard.settings.home.resolve()).postgres / "socket"
+    lines = run("where").stdout
+    assert "http://127.0.0.1:1  (user admin, password word)" in lines
+    assert f"Database  {socket}" in lines
+    monkeypatch.setenv("TRAINYARD_AIRFLOW_DATABASE", "sqlite")
+    get_settings.cache_clear()
+    assert "Database" not in run("where").stdout
+
+
+def test_the_database_goes_only_if_that_is_asked_for(yard: Yard) -> None:
+    cluster = PlatformPaths(yard.settings.home.resolve()).postgres
+    (cluster / "data").mkdir(parents=True)
+    assert run("down").exit_code == 0
+    assert cluster.exists()
+    assert run("down", "--remove-database").exit_code == 0
+    assert not cluster.exists()
+
+
 class TestKeys:
+    def test_without_a_key_it_is_said_how_one_comes(self, yard: Yard) -> None:
+        result = run("keys", "list")
+        assert result.exit_code == 0
+        assert "There is none yet." in result.stdout
+
     def test_a_key_is_replaced_revoked_and_listed(
         self, yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -62,7 +62,6 @@ def run_demo(settings: Settings, console: Console) -> int:
     )
     with demo.progress:
         address = demo.prepare()
-        demo.say(f"Airflow: {address.airflow_url}  (user admin, password {address.password})")
         ended = demo.play(address)
     demo.print_summary(ended, address, time.monotonic() - started)
     return 0 if all(e.ending == e.act.ending for e in ended) else 1
@@ -105,7 +104,12 @@ class Demo:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._training.start()
         address = up(self.settings, self.say)
-        self._wait_for(ACTS[0].revision)
+        login = f"user {address.username}, password {address.password}"
+        self.say(f"Airflow: {address.airflow_url}  ({login})")
+        revision = ACTS[0].revision
+        if not (self.models / revision).exists():
+            self.say(f"Waiting for revision {revision} of the model, which is trained meanwhile.")
+        self._wait_for(revision)
         self._clear_stage()
         return address
 

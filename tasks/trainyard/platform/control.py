@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,15 @@ def down(settings: Settings, say: Say) -> int:
     psutil.wait_procs(leftovers, timeout=5)
     say("Nothing of the platform runs any more.")
     return len(leftovers)
+
+
+def remove_database(settings: Settings) -> None:
+    """Remove the PostgreSQL cluster of a platform that is stopped, wherever it lies.
+
+    Root's lies outside the home (`PlatformPaths.postgres`): removing the home alone would leave it,
+    and the next platform in the same folder would find the runs of the one before.
+    """
+    shutil.rmtree(PlatformPaths(settings.home.resolve()).postgres, ignore_errors=True)
 
 
 def _supervisor_process(paths: PlatformPaths) -> psutil.Process | None:
