@@ -29,7 +29,9 @@ def test_every_setting_is_explained_there_and_no_secret_is_shown() -> None:
         assert row.count("|") == 5
 
 
-@pytest.mark.parametrize("page", ["operations.md", "faq.md", "monitoring.md", "settings.md"])
+@pytest.mark.parametrize(
+    "page", ["first-release.md", "operations.md", "faq.md", "monitoring.md", "settings.md"]
+)
 def test_every_link_leads_somewhere(page: str) -> None:
     text = (DOCS / page).read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
