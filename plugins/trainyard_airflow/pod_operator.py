@@ -20,8 +20,8 @@ from airflow.sdk.exceptions import AirflowException, TaskDeferred
 
 from trainyard.kubernetes.step_pod import HOSTNAME
 from trainyard_airflow.exceptions import (
-    OUTCOMES,
     StepDefect,
+    StepOutcome,
     StepTransient,
     outcome_exception,
 )
@@ -73,7 +73,7 @@ class PodStepOperator(StepOperator):
         super().__init__(**kwargs)
         self._inner: KubernetesPodOperator | None = None
 
-    def execute(self, context: Context) -> str:
+    def run_step(self, context: Context) -> str:
         """Create the pod, or find the one of an earlier try, and wait for it in the triggerer."""
         from trainyard.settings import get_settings
         from trainyard_airflow.aws_connection import open_task_store
@@ -85,7 +85,7 @@ class PodStepOperator(StepOperator):
             store = open_task_store(settings)
             plan = _read_plan(store, self.plan_id)
             if self._needs_no_pod(plan, store):
-                return super().execute(context)
+                return super().run_step(context)
             place, cluster = _place(settings)
             self._sweep(cluster, place)
             manifest = self._manifest(plan, store, place, settings, cluster, context)
@@ -98,7 +98,7 @@ class PodStepOperator(StepOperator):
             name, since = _identity(self._inner.pod, since)
             self._give_secret(cluster, place, context, name)
             self._wait(deferred, since=since.isoformat(), pod=name)
-        except OUTCOMES:
+        except StepOutcome:
             raise
         except AirflowException as error:
             if self._inner.pod is None:
@@ -110,6 +110,10 @@ class PodStepOperator(StepOperator):
 
     def resume(self, context: Context, event: dict[str, Any], since: str, pod: str) -> str:
         """Go on when the pod has ended, or cannot be waited for any longer."""
+        with self.reported(context):
+            return self._go_on(context, event, since, pod)
+
+    def _go_on(self, context: Context, event: dict[str, Any], since: str, pod: str) -> str:
         from trainyard.settings import get_settings
 
         settings = get_settings()
@@ -130,7 +134,7 @@ class PodStepOperator(StepOperator):
                 self._inner.trigger_reentry(context, event)
         except TaskDeferred as deferred:
             self._wait(deferred, since=since, pod=pod)
-        except OUTCOMES:
+        except StepOutcome:
             raise
         except AirflowException as error:
             self.log.info("The pod's end: %s", error)
@@ -377,12 +381,13 @@ class PodStepOperator(StepOperator):
             since=since,
         )
 
-    def _failure(self, status: StepStatus | None, pod: Object | None) -> AirflowException:
+    def _failure(self, status: StepStatus | None, pod: Object | None) -> StepOutcome:
         """Return the exception for the end of a step that is not done."""
         from trainyard.failures.recognise import container_exit_code
 
         if status is not None and status.exit_code is not None:
-            return outcome_exception(status.exit_code)(f"{status.reason} {status.hint}".strip())
+            message = f"{status.reason} {status.hint}".strip()
+            return outcome_exception(status.exit_code)(message, code=status.code)
         exit_code = container_exit_code(pod)
         message = f"Step {self.step} ended with exit code {exit_code} and left no report."
         return (outcome_exception(exit_code) if exit_code is not None else StepDefect)(message)
@@ -451,7 +456,7 @@ def outcomes() -> Iterator[None]:
     try:
         yield
     except TrainyardError as error:
-        raise outcome_exception(error.exit_code)(str(error)) from error
+        raise outcome_exception(error.exit_code)(str(error), code=error.code) from error
 
 
 @contextmanager
@@ -466,7 +471,7 @@ def api_outcomes(what: str) -> Iterator[None]:
         yield
     except ApiException as error:
         meant = api_error(error, what)
-        raise outcome_exception(meant.exit_code)(str(meant)) from error
+        raise outcome_exception(meant.exit_code)(str(meant), code=meant.code) from error
     except HTTPError as error:
         raise StepTransient(f"{what}: the cluster does not answer: {error}") from error
 

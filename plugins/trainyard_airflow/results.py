@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from trainyard.errors import TrainyardError
-from trainyard_airflow.exceptions import OUTCOMES
+from trainyard_airflow.exceptions import StepOutcome
 
 RESULT_KEY = "return_value"
 """Where Airflow looks for the result of a task."""
 
 Result = dict[str, Any]
-"""`outcome` (a word), `reason` (sentences for people), and what the task is about."""
+"""`outcome` (a word), `reason` (sentences for people), what the task is about, and `code` if that is
+a known failure (docs/failures.md)."""
 
 REFUSED = "refused"
 
@@ -33,8 +34,9 @@ def reported(context: Any, *, outcome: str = REFUSED, **about: Any) -> Iterator[
     """
     try:
         yield
-    except (*OUTCOMES, TrainyardError) as error:
-        push_result(context, {"outcome": outcome, "reason": str(error), **about})
+    except (StepOutcome, TrainyardError) as error:
+        known = {"code": error.code} if error.code else {}
+        push_result(context, {"outcome": outcome, "reason": str(error), **about, **known})
         raise
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +86,15 @@ class StepOperator(BaseOperator):
         return any((each.step, each.target) == (self.step, self.target) for each in plan.steps)
 
     def execute(self, context: Context) -> str:
+        """Run the step; the run's result says why it failed, if it does."""
+        with self.reported(context):
+            return self.run_step(context)
+
+    def reported(self, context: Context) -> AbstractContextManager[None]:
+        """Let the run's result say why this step fails."""
+        return reported(context, outcome="failed", step=self.step, target=self.target)
+
+    def run_step(self, context: Context) -> str:
         """Run the step, log what it prints, and raise what its exit code means."""
         from trainyard.settings import get_settings
         from trainyard.steps.status import read_status
@@ -100,10 +110,10 @@ class StepOperator(BaseOperator):
             return status.output_key
         if status is not None and status.state == "failed":
             message = f"{status.reason} {status.hint}".strip()
-        else:
-            message = f"Step {self.step} ended with exit code {exit_code} and left no report."
-        with reported(context, outcome="failed", step=self.step, target=self.target):
-            raise outcome_exception(exit_code)(message)
+            raise outcome_exception(exit_code)(message, code=status.code)
+        raise outcome_exception(exit_code)(
+            f"Step {self.step} ended with exit code {exit_code} and left no report."
+        )
 
     def command(self, serving_interpreter: Path) -> list[str]:
         """Return the command line of the step."""

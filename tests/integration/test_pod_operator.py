@@ -74,6 +74,7 @@ class World:
             try_number=self.tries,
             start_date=datetime.now(UTC),
             xcom_push=lambda key, value: self.pushed.__setitem__(key, value),
+            task=SimpleNamespace(returns_dag_result=False),
         )
         return found
 
@@ -150,6 +151,11 @@ class World:
         self.yard.store.put(status_key(PLAN, status.step, status.target), status.to_bytes())
         if state == "done":
             self.yard.store.put(status.output_key, b"{}")
+
+    @property
+    def result(self) -> Any:
+        """What the task left for whoever waits for its run."""
+        return self.pushed["return_value"]
 
     def status(self) -> StepStatus:
         """Return the step's status document."""
@@ -356,6 +362,13 @@ class TestFailures:
         with fails(name) as raised:
             world.follow(deferred, context)
         assert str(raised.value) == "It went wrong. Mend it."
+        assert world.result == {
+            "outcome": "failed",
+            "reason": "It went wrong. Mend it.",
+            "step": "compile",
+            "target": "cpu",
+        }
+        assert context["ti"].task.returns_dag_result
         # It can be looked at, and is not taken for the pod of the next try.
         assert world.pod()["metadata"]["labels"]["already_checked"] == "True"
 
@@ -375,6 +388,8 @@ class TestFailures:
         assert (status.state, status.exit_code, status.code) == ("failed", 40, "host-out-of-memory")
         assert status.log_tail == ("12:00:00 Compiling.",)
         assert status.tuning == {"out_of_memory": 1}
+        assert world.result["code"] == "host-out-of-memory"
+        assert world.result["reason"].startswith("The pod ran out of memory")
         world.start(world.operator(), world.context())
         newest = max(world.pods, key=lambda pod: pod["metadata"]["labels"]["try_number"])
         assert _memory(newest) == 2 * before
@@ -561,6 +576,7 @@ class TestTheApi:
         with fails("StepRefused") as raised:
             world.operator().execute(world.context())
         assert "Give this service account the right" in str(raised.value)
+        assert world.result["reason"] == str(raised.value)
 
     def test_a_used_up_quota_is_tried_later(self, world: World) -> None:
         world.fake.faults.append(Fault.quota("pods"))
@@ -616,6 +632,7 @@ class TestReattaching:
         with fails("StepRefused") as raised:
             world.operator().execute(world.context())
         assert "The compiler says no." in str(raised.value)
+        assert world.result["reason"] == str(raised.value)
 
     def test_two_pods_of_one_task_are_left_to_people(self, world: World) -> None:
         world.start(world.operator(), world.context())

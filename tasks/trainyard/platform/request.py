@@ -255,8 +255,10 @@ def _reason(api: AirflowApi, dag_id: str, run_id: str, tasks: list[dict[str, Any
 def _told(results: Mapping[str, Any]) -> str:
     """Return why a run failed as its results tell it: they outlast the logs."""
     for task_id, result in results.items():
-        if isinstance(result, dict) and result.get("reason"):
-            return f"{task_id}: {result['reason']}"
+        # A mapped task has a list: one result for each of its targets that says something.
+        for each in result if isinstance(result, list) else [result]:
+            if isinstance(each, dict) and each.get("reason"):
+                return f"{task_id}: {each['reason']}"
     return ""
 
 

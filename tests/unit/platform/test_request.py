@@ -297,8 +297,11 @@ def test_the_address_of_a_run_is_safe() -> None:
     assert run_url("http://a/", "dag", "a b/c") == "http://a/dags/dag/runs/a%20b%2Fc"
 
 
-def test_without_a_log_the_results_say_why_it_failed() -> None:
-    result = {"outcome": "refused", "reason": "It was rejected."}
+RESULT = {"outcome": "refused", "reason": "It was rejected."}
+
+
+@pytest.mark.parametrize("result", [RESULT, [RESULT], ["a bundle", RESULT]])
+def test_without_a_log_the_results_say_why_it_failed(result: Any) -> None:
     airflow = FakeAirflow(
         tasks=[[task("settle", "failed")]],
         results=json.dumps({"state": "failed", "results": {"settle": result}}),
