@@ -22,7 +22,8 @@ import pytest
 import yaml
 from tests.serving_world import eventually
 
-from trainyard.platform.environment import ONLY_FOR_CLIENTS
+from trainyard.platform.environment import ONLY_FOR_CLIENTS, airflow_environment
+from trainyard.platform.paths import Choices
 from trainyard.settings import Settings
 from trainyard.spec.loader import load_environments
 
@@ -240,6 +241,23 @@ def test_every_setting_is_one_that_we_know(name: str) -> None:
     known = {f"TRAINYARD_{field.upper()}" for field in Settings.model_fields}
     clients = ONLY_FOR_CLIENTS if name == "airflow-cli" else set()
     assert ours <= (known - ONLY_FOR_CLIENTS) | clients
+
+
+def test_a_burst_of_requests_finds_as_many_connections_as_on_the_embedded_platform(
+    tmp_path: Path,
+) -> None:
+    more = "AIRFLOW__DATABASE__SQL_ALCHEMY_MAX_OVERFLOW"
+    choices = Choices(
+        api_port=1, admin_password="", fernet_key="", jwt_secret="", api_secret_key=""
+    )
+    embedded = airflow_environment(Settings(home=tmp_path), choices)
+    chart = yaml.safe_load((REPOSITORY / "k8s" / "helm" / "airflow.yaml").read_text())
+
+    assert SERVICES["airflow-apiserver"]["environment"][more] == embedded[more]
+    assert {"name": more, "value": embedded[more]} in chart["apiServer"]["env"]
+    (room,) = [each for each in SERVICES["postgres"]["command"] if "max_connections" in each]
+    # A server of Airflow has two pools, one of them for its asynchronous routes.
+    assert int(room.partition("=")[2]) > 2 * (5 + int(embedded[more]))
 
 
 def test_whoever_looks_at_servers_sees_their_processes() -> None:
