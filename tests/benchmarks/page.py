@@ -2,7 +2,8 @@
 
     python tests/benchmarks/page.py [--models 100] [--releases 2000] [--requests 30]
 
-The store is a folder of this machine. Measured are the first request of a process, requests that
+The store is a folder of this machine. Measured are the first request of a process that nobody
+warmed, the warming that follows an API server's start, the first request after it, requests that
 read every channel again (nothing is fresh any more), requests while everything is fresh, and, to
 compare with, reading and parsing every document of the store once. The aim is 300 ms. On a busy
 machine the processor time says more than the time that passed, so both are printed.
@@ -11,8 +12,10 @@ machine the processor time says more than the time that passed, so both are prin
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -114,6 +117,17 @@ def cost(act: Callable[[], object]) -> Cost:
     return Cost(time.perf_counter() - passed, time.process_time() - processor)
 
 
+def first_request(home: Path, how: str) -> dict[str, Cost]:
+    """Return the costs of a new process that answers one request (see `page_first.py`)."""
+    program = Path(__file__).with_name("page_first.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(home), how], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {name: Cost(*seconds) for name, seconds in found.items()}
+
+
 def median(costs: list[Cost]) -> Cost:
     """Return the medians of both figures."""
     return Cost(
@@ -129,7 +143,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=30)
     options = parser.parse_args()
     logging.getLogger().setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="trainyard-page-") as folder:
         root = Path(folder, "store")
         fill(root, options.models, options.releases)
         settings = Settings(
@@ -143,8 +157,8 @@ def main() -> None:
             assert answer.status_code == 200
             assert answer.text.count('<tr class="row">') == options.models * len(ENVIRONMENTS)
 
-        assert client.get("/nothing").status_code == 404
-        first = cost(ask)
+        cold, warm = (first_request(Path(folder), how) for how in ("cold", "warm"))
+        ask()
         fresh = median([cost(ask) for _ in range(options.requests)])
         reader.FRESH_S = 0.0
         again = median([cost(ask) for _ in range(options.requests)])
@@ -155,7 +169,9 @@ def main() -> None:
         f"{len(ENVIRONMENTS)} environments, full histories"
     )
     for name, figures in (
-        ("first request of the process", first),
+        ("first request, not warmed", cold["request"]),
+        ("warming after the start", warm["warming"]),
+        ("first request, warmed", warm["request"]),
         ("channels read again", again),
         ("everything fresh", fresh),
         ("reading every document", everything),

@@ -25,7 +25,7 @@ from trainyard.permissions import Act, Asker, refusal
 from trainyard.release_report import read_release_report
 from trainyard.reports.charts import NARROW_WIDTH, evidence_plots, level_plots, traffic_plot
 from trainyard.reports.glance import glance, stages
-from trainyard.reports.pages import render
+from trainyard.reports.pages import compile_templates, render
 from trainyard.reports.release import release_report_html
 from trainyard.rollout.words import describe_entry
 from trainyard.settings import Settings, get_settings
@@ -121,15 +121,18 @@ class Backing:
     def _environments_of(self, stamp: tuple[int, int] | None) -> Environments:
         return load_environments(self.settings.environments)
 
+    def named(self, channels: Sequence[Channel | Unreadable]) -> list[str]:
+        """Return all environments: those of the file in their order, then those that only have
+        channels."""
+        names = list(self.environments())
+        return names + sorted({each.environment for each in channels} - set(names))
+
     def shown(
         self, viewer: Viewer, channels: Sequence[Channel | Unreadable] | None = None
     ) -> list[str]:
-        """Return the environments that somebody may see: those of the file in their order, then
-        those that only have channels."""
-        names = list(self.environments())
+        """Return the environments that somebody may see."""
         found = self.reader.channels() if channels is None else channels
-        names += sorted({each.environment for each in found} - set(names))
-        return [name for name in names if viewer.sees(name)]
+        return [name for name in self.named(found) if viewer.sees(name)]
 
 
 def create_page(
@@ -170,6 +173,31 @@ def create_page(
     app.exception_handler(TrainyardError)(_on_error)
     app.exception_handler(StarletteHTTPException)(_on_http_error)
     return app
+
+
+def warm(app: FastAPI) -> int:
+    """Do what makes the first request slow: read all channels, compile the templates, draw the
+    overview once.
+
+    Returns how many channels there are. Raises TrainyardError if the store cannot be read.
+    """
+    backing: Backing = app.state.backing
+    compile_templates("page/")
+    channels = backing.reader.channels()
+    environments = backing.named(channels)
+    found = queries.overview(backing.reader, channels, environments)
+    render(
+        "page/overview.html.j2",
+        overview=found,
+        releases=found.releases,
+        text="",
+        show="all",
+        environments=environments,
+        nonce="",
+        root="",
+        airflow="",
+    )
+    return len(channels)
 
 
 # --- routes -------------------------------------------------------------------------------------

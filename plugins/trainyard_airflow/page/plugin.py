@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
 PREFIX = "/trainyard"
 """Where the page is below Airflow's own address."""
-
-Message = MutableMapping[str, Any]
-
-
-class LazyPage:
-    """The page as an ASGI application that is made at its first request.
-
-    Airflow loads plugins in every component; only the API server ever needs FastAPI and the store.
-    """
-
-    def __init__(self) -> None:
-        self._app: Any = None
-
-    async def __call__(
-        self,
-        scope: Message,
-        receive: Callable[[], Awaitable[Message]],
-        send: Callable[[Message], Awaitable[None]],
-    ) -> None:
-        """Answer a request."""
-        if self._app is None:
-            from trainyard_airflow.page.app import create_page
-
-            self._app = create_page()
-        await self._app(scope, receive, send)
 
 
 def _base_path() -> str:
@@ -49,10 +23,7 @@ class TrainyardPlugin(AirflowPlugin):
     """The page in the navigation, and the report as a tab of each run."""
 
     name = "trainyard"
-    # Airflow's base class declares both as attributes of instances, though it reads the class.
-    fastapi_apps: list[Any] = [  # noqa: RUF012
-        {"app": LazyPage(), "url_prefix": PREFIX, "name": "Trainyard"}
-    ]
+    # Airflow's base class declares it as an attribute of instances, and reads it there.
     external_views: list[Any] = [  # noqa: RUF012
         {
             "name": "Trainyard",
@@ -68,3 +39,10 @@ class TrainyardPlugin(AirflowPlugin):
             "url_route": "trainyard-run",
         },
     ]
+
+    @property
+    def fastapi_apps(self) -> list[Any]:  # type: ignore[override]
+        """The page itself. Only the API server asks for it, and only that needs FastAPI."""
+        from trainyard_airflow.page.mounted import mounted_page
+
+        return [{"app": mounted_page(), "url_prefix": PREFIX, "name": "Trainyard"}]

@@ -17,6 +17,13 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
+def compile_templates(folder: str) -> None:
+    """Compile all templates below a folder, which their first use would have to."""
+    environment = _environment()
+    for name in environment.list_templates(filter_func=lambda name: name.startswith(folder)):
+        environment.get_template(name)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(

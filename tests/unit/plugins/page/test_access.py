@@ -29,12 +29,13 @@ def test_a_viewer_may_only_read(
     assert may == expected
 
 
-def test_the_plugin_tells_airflow_of_the_page_without_loading_it() -> None:
+def test_the_plugin_tells_airflow_of_the_page_without_making_it() -> None:
     from trainyard_airflow.page.plugin import PREFIX, TrainyardPlugin
 
-    (app,) = TrainyardPlugin.fastapi_apps
+    (app,) = TrainyardPlugin().fastapi_apps
     assert app["url_prefix"] == PREFIX
-    assert app["app"]._app is None
+    assert app["app"]._page is None
+    assert TrainyardPlugin().fastapi_apps == [app]
     nav, run = TrainyardPlugin.external_views
     assert (nav["destination"], nav["href"]) == ("nav", "/trainyard/")
     assert (run["destination"], run["href"]) == ("dag_run", "/trainyard/runs/{DAG_ID}/{RUN_ID}")
