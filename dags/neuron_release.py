@@ -111,7 +111,7 @@ with DAG(
             type="boolean",
             title="Accept what is unproven",
             description_md="Go on although nobody has proven the image, instance and lane of a "
-            "target (`trainyard doctor neuron`). `production` refuses it otherwise.",
+            "Neuron target with *trainyard doctor neuron*. Otherwise *production* refuses it.",
             section="Where",
         ),
     },

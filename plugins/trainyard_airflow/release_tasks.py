@@ -13,7 +13,7 @@ from trainyard_airflow.exceptions import StepRefused
 log = logging.getLogger(__name__)
 
 
-@task
+@task(task_display_name="List the targets")
 def plan_targets(plan_id: str, kind: str = "") -> list[str]:
     """Return the names of the plan's targets, for one mapped task group each.
 
@@ -38,7 +38,12 @@ def plan_targets(plan_id: str, kind: str = "") -> list[str]:
 
 
 @result
-@task(trigger_rule="all_done", multiple_outputs=False, outlets=[PUBLISHED])
+@task(
+    task_display_name="Collect the releases",
+    trigger_rule="all_done",
+    multiple_outputs=False,
+    outlets=[PUBLISHED],
+)
 def collect_releases(plan_id: str, outlet_events: Any = None) -> dict[str, str]:
     """Return the release of each target, the run's result; fail if a required target has none.
 

@@ -17,8 +17,8 @@ RESULT_KEY = "return_value"
 """Where Airflow looks for the result of a task."""
 
 Result = dict[str, Any]
-"""`outcome` (a word), `reason` (sentences for people), what the task is about, and `code` if that is
-a known failure (docs/failures.md)."""
+"""`outcome` (a word), `reason` (sentences for people), what it is about, and `code` if that is a
+known failure (docs/failures.md)."""
 
 REFUSED = "refused"
 
