@@ -299,9 +299,12 @@ def show_run(request: Request, dag_id: str, run_id: str) -> Response:
         found = queries.release_run(_backing(request).reader, dag_id, run_id)
         if found is not None:
             return _page(request, "release_run", run=found, run_id=run_id)
+        # Whoever has just asked for it looks on: the page becomes that of the plan by itself.
         message = "This run has made no plan yet. Its task `plan` says why if it failed."
-    else:
-        message = "This DAG moves no model: Trainyard has nothing to show for its runs."
+        return _page(
+            request, "message", heading="Nothing to show yet", message=message, hint="", live=True
+        )
+    message = "This DAG moves no model: Trainyard has nothing to show for its runs."
     return _page(request, "message", heading="Nothing to show", message=message, hint="")
 
 

@@ -441,6 +441,11 @@ def test_other_runs_have_nothing_to_show(client: TestClient, run: str, words: st
     assert words in Page(client.get(f"/trainyard/runs/{run}").text).text
 
 
+def test_a_run_that_has_just_begun_is_looked_at_again(client: TestClient) -> None:
+    assert 'id="live"' in client.get("/trainyard/runs/neuron_release/another").text
+    assert 'id="live"' not in client.get("/trainyard/runs/somebody_elses_dag/run").text
+
+
 # --- hostile text ---------------------------------------------------------------------------------
 
 
