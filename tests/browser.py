@@ -28,6 +28,28 @@ CHROMIUM = next(
 
 PATIENCE_S = 60.0
 
+_PLACE = """(async () => {
+  const element = %s;
+  if (!element) return null;
+  element.scrollIntoView({ block: "center", behavior: "instant" });
+  const middle = () => {
+    const { x, y, width, height } = element.getBoundingClientRect();
+    return [x + width / 2, y + height / 2];
+  };
+  const before = middle();
+  await new Promise((done) => setTimeout(done, 100));
+  const place = middle();
+  const hit = element.ownerDocument.elementFromPoint(...place);
+  if (String(place) !== String(before) || !element.contains(hit)) return null;
+  for (let view = element.ownerDocument.defaultView; view !== window; view = view.parent) {
+    const frame = view.frameElement.getBoundingClientRect();
+    place[0] += frame.x;
+    place[1] += frame.y;
+  }
+  return place;
+})()"""
+"""Where an element is in the window, also one of a frame; null while it moves or is covered."""
+
 
 class Browser:
     """One tab of a Chromium without a window.
@@ -77,7 +99,8 @@ class Browser:
         """Open a tab and listen to what it says."""
         self._open = contextlib.ExitStack()
         self._socket: ClientConnection = self._open.enter_context(
-            connect(self._address(), max_size=None)
+            # On a busy machine it may not answer a ping for long, and be well.
+            connect(self._address(), max_size=None, ping_interval=None)
         )
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)[
@@ -183,6 +206,18 @@ class Browser:
         values = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", type="keyDown", **values, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **values)
+
+    def click(self, element: str) -> None:
+        """Click with the mouse in the middle of the element that an expression gives, as soon as it
+        is there and rests."""
+        x, y = self.until(_PLACE % element)
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            button = {"button": "left", "clickCount": 1} if kind != "mouseMoved" else {}
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **button)
+
+    def type(self, text: str) -> None:
+        """Type text where the keyboard's focus is."""
+        self.call("Input.insertText", text=text)
 
     def resize(self, width: int, height: int, *, phone: bool = False) -> None:
         """Give the window another size."""

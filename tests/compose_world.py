@@ -1,7 +1,8 @@
 """The platform with the variables and files of `docker-compose.yaml`, but without containers.
 
 PostgreSQL and Prometheus are Debian's, S3 is moto's; the rest is the embedded platform's. What
-differs from the containers is where things listen.
+differs from the containers is where things listen. Besides, `production` asks people before a
+promotion, a webhook is told of everything, and a release counts as stuck soon.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 from unittest.mock import patch
 
 import yaml
 from tests.fake_s3 import fake_s3
-from tests.platform_world import Platform, note, wait_for
+from tests.notice_servers import Webhook, webhook
+from tests.platform_world import ENVIRONMENT, Platform, note, wait_for
 from tests.prometheus import Prometheus, prometheus
 
 from trainyard.errors import TrainyardError
 from trainyard.platform import postgres
 from trainyard.platform.environment import base_environment, trainyard_environment
 from trainyard.serving.records import choose_port
+from trainyard.spec.ways import NoticeKind
 
 REPOSITORY = Path(__file__).parents[1]
 SECRETS = {
@@ -37,6 +42,12 @@ SECRETS = {
     "AIRFLOW_JWT_SECRET": "fake",
 }
 """What `.env` would have."""
+
+HOOK = "yard_hook"
+"""The connection with the webhook's address."""
+
+STUCK_AFTER_S = 30
+"""Seconds after which a release that has not ended counts as stuck here; two days otherwise."""
 
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::[-?](?P<default>[^}]*))?\}")
 
@@ -69,8 +80,36 @@ def of_trainyard(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What runs."""
+
+    platform: Platform
+    figures: Prometheus
+    """The Prometheus that looks on."""
+    hook: Webhook
+    """Where notices arrive."""
+
+
+def environments_text(prometheus_url: str) -> str:
+    """Return the environments of compose, judged by this Prometheus, with people in them."""
+    text = (REPOSITORY / "k8s" / "compose" / "environments.yaml").read_text()
+    file = yaml.safe_load(text.replace("http://127.0.0.1:9090", prometheus_url))
+    # The platform has one user, so whoever asks has to answer, too.
+    file["environments"][ENVIRONMENT]["approval"] = {"by_requester": True, "timeout_s": 3600}
+    file["notify"] = [{"kind": "webhook", "connection": HOOK, "events": list(get_args(NoticeKind))}]
+    return yaml.safe_dump(file, sort_keys=False)
+
+
+def be_impatient(dag_file: Path) -> None:
+    """Let runs of a DAG count as stuck after `STUCK_AFTER_S`."""
+    text, alert = dag_file.read_text(), "stuck_alert(RELEASE_STUCK_AFTER)"
+    assert alert in text
+    dag_file.write_text(text.replace(alert, f"stuck_alert(timedelta(seconds={STUCK_AFTER_S}))"))
+
+
 @contextmanager
-def running_like_compose() -> Iterator[tuple[Platform, Prometheus]]:
+def running_like_compose() -> Iterator[Parts]:
     """Start everything in a new home; afterwards nothing of it is left."""
     folder = Path(tempfile.mkdtemp(prefix="trainyard-e2e-"))
     proxy_port, metrics_port = choose_port(), choose_port()
@@ -91,15 +130,21 @@ def running_like_compose() -> Iterator[tuple[Platform, Prometheus]]:
         seen_by = stack.enter_context(
             prometheus(folder / "prometheus", {8080: proxy_port, 8082: metrics_port})
         )
-        environments = (REPOSITORY / "k8s" / "compose" / "environments.yaml").read_text()
-        made = Platform.make(
-            folder, environments=environments.replace("http://127.0.0.1:9090", seen_by.url)
-        )
+        hook = stack.enter_context(webhook())
+        made = Platform.make(folder, environments=environments_text(seen_by.url))
+        be_impatient(folder / "dags" / "neuron_release.py")
         try:
             made.start()
-            make_connection(made, variables)
+            make_connection(
+                made,
+                variables["TRAINYARD_AWS_CONNECTION"],
+                conn_type="aws",
+                login=variables["AWS_ACCESS_KEY_ID"],
+                password=variables["AWS_SECRET_ACCESS_KEY"],
+            )
+            make_connection(made, HOOK, conn_type="http", password=hook.url())
             stack.enter_context(exporter(made))
-            yield made, seen_by
+            yield Parts(made, seen_by, hook)
         finally:
             made.stop()
             if os.environ.get("KEEP_HOME"):
@@ -108,14 +153,9 @@ def running_like_compose() -> Iterator[tuple[Platform, Prometheus]]:
                 made.remove()
 
 
-def make_connection(platform: Platform, variables: Mapping[str, str]) -> None:
-    """Make the connection that `k8s/compose/init.sh` makes."""
-    body = {
-        "connection_id": variables["TRAINYARD_AWS_CONNECTION"],
-        "conn_type": "aws",
-        "login": variables["AWS_ACCESS_KEY_ID"],
-        "password": variables["AWS_SECRET_ACCESS_KEY"],
-    }
+def make_connection(platform: Platform, name: str, **values: str) -> None:
+    """Make a connection of Airflow, such as the one that `k8s/compose/init.sh` makes."""
+    body = {"connection_id": name, **values}
     answer = platform.api.request("POST", "/api/v2/connections", body)
     assert answer.is_success, answer.text
 

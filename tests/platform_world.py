@@ -305,6 +305,30 @@ class Platform:
             overrides=dict(overrides or {}),
         )
 
+    def approve(self, dag_id: str) -> str:
+        """Wait until a run of a promotion asks people, approve it, and return the run."""
+        api, runs = self.api, f"/api/v2/dags/{dag_id}/dagRuns"
+
+        def question() -> dict[str, Any] | None:
+            for each in api.request("GET", f"{runs}/~/hitlDetails").json()["hitl_details"]:
+                instance: dict[str, Any] = each["task_instance"]
+                if instance["state"] == "awaiting_input" and not each["response_received"]:
+                    return instance
+            return None
+
+        asked = wait_for(question, f"a question of {dag_id}", timeout_s=PATIENCE_S)
+        # People are slower than that. An answer that comes before Airflow has seen the end of the
+        # process that asked makes it try the task again, and ask again.
+        time.sleep(5)
+        run_id: str = asked["dag_run_id"]
+        answer = api.request(
+            "PATCH",
+            f"{runs}/{run_id}/taskInstances/{asked['task_id']}/{asked['map_index']}/hitlDetails",
+            {"chosen_options": ["Approve"], "params_input": {"note": "Approved by a test."}},
+        )
+        assert answer.is_success, answer.text
+        return run_id
+
     def published(self, run_id: str, *, timeout_s: float = PATIENCE_S) -> None:
         """Wait until a run of the release DAG has published its release."""
 

@@ -7,16 +7,23 @@ look at what it left:
 
 1. A first release becomes stable. Worse weights fail at the accuracy gate. A release that serves
    one request at a time is published only.
-2. Clients come. A better release, its twin in all but that, is promoted through its canary.
+2. Clients come. Somebody who has never been here asks for a better release, its twin in all but
+   that, with Airflow's form, watches it, approves its promotion, pauses the canary and lets it go
+   on, all in a browser.
 3. The slow twin is promoted by hand: real requests queue up behind it, and the judge takes it back.
 4. What may not happen is tried: forbidden, unknown and repeated requests.
-5. A person rolls back.
+5. The person from chapter 2 rolls back with a button.
 6. Airflow's database is lost, and an old copy of it comes back.
 7. Everything is stopped.
+
+With RELEASE_PICTURES in the environment, pictures of what the person sees are written into that
+folder.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -25,12 +32,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from tests.browser import CHROMIUM, Browser
 from tests.compose_world import (
+    Parts,
     dump_database,
     lose_and_restore_database,
     running_like_compose,
     verify,
 )
+from tests.notice_servers import Webhook
+from tests.person import CanarySeen, Person
 from tests.platform_world import (
     ENVIRONMENT,
     MODEL,
@@ -51,34 +62,41 @@ from trainyard.documents.measurement import GateVerdict
 from trainyard.errors import BadInput, NotFound
 from trainyard.releases import list_attestations, list_releases, load_release, was_rejected
 from trainyard.store.documents import read_document
-from trainyard.store.layout import rollout_prefix, verdict_key
+from trainyard.store.layout import release_key, rollout_prefix, verdict_key
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400), needs_everything]
 
 REQUESTS_PER_S = 5.0
 UNKNOWN = f"{MODEL}-000000000000"
 
-FIRST, WORSE, BETTER, TWIN, AGAIN = "e2e-first", "e2e-worse", "e2e-better", "e2e-twin", "e2e-again"
+FIRST, WORSE, TWIN, AGAIN = "e2e-first", "e2e-worse", "e2e-twin", "e2e-again"
+WHY_BACK = "Ada wants the old one."
 
 
 # --- the story ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def parts() -> Iterator[tuple[Platform, Prometheus]]:
+def parts() -> Iterator[Parts]:
     with running_like_compose() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def platform(parts: tuple[Platform, Prometheus]) -> Platform:
-    return parts[0]
+def platform(parts: Parts) -> Platform:
+    return parts.platform
 
 
 @pytest.fixture(scope="module")
-def figures(parts: tuple[Platform, Prometheus]) -> Prometheus:
+def figures(parts: Parts) -> Prometheus:
     """The Prometheus that looks on."""
-    return parts[1]
+    return parts.figures
+
+
+@pytest.fixture(scope="module")
+def hook(parts: Parts) -> Webhook:
+    """Where notices arrive."""
+    return parts.hook
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +115,7 @@ def first(platform: Platform, watch: Watch) -> str:
     platform.need("r2", "r3")
     assert platform.release(WORSE, "r3", ENVIRONMENT)
     assert platform.release(TWIN, "r2", overrides={"max_num_seqs": 1})
+    platform.approve(PROMOTE)
     assert platform.ended(RELEASE, FIRST) == "success", platform.describe(RELEASE, FIRST)
     return platform.release_of(FIRST)
 
@@ -115,13 +134,39 @@ def slow(platform: Platform, first: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def better(platform: Platform, first: str, worse: str, slow: str) -> str:
-    """Chapter 2: the release that was promoted through a canary."""
-    assert platform.release(BETTER, "r2", ENVIRONMENT)
-    platform.published(BETTER)
+def person(platform: Platform) -> Iterator[Person]:
+    """Somebody with a browser, who has never been here."""
+    if not CHROMIUM:
+        pytest.fail("Chromium is missing: see .ci/system-packages")
+    assert platform.address is not None
+    folder = os.environ.get("RELEASE_PICTURES")
+    with Browser(width=1280, height=860) as tab:
+        yield Person(tab, platform.address, Path(folder) if folder else None)
+
+
+@pytest.fixture(scope="module")
+def asked(person: Person, first: str, worse: str, slow: str) -> str:
+    """Chapter 2: the run of the better release, asked for with Airflow's form."""
+    person.log_in()
+    return person.ask_for_release(MODEL, "r2", ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def seen(platform: Platform, person: Person, asked: str) -> CanarySeen:
+    """Chapter 2: what the person saw of the canary, from their approval to its end."""
+    platform.published(asked)
     platform.start_traffic(REQUESTS_PER_S)
-    assert platform.ended(RELEASE, BETTER) == "success", platform.describe(RELEASE, BETTER)
-    return platform.release_of(BETTER)
+    person.look_at_release(asked)
+    person.open_channel(ENVIRONMENT, MODEL)
+    person.approve()
+    return person.watch_canary()
+
+
+@pytest.fixture(scope="module")
+def better(platform: Platform, asked: str, seen: CanarySeen) -> str:
+    """Chapter 2: the release that was promoted through a canary."""
+    assert platform.ended(RELEASE, asked) == "success", platform.describe(RELEASE, asked)
+    return platform.release_of(asked)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +185,7 @@ def dump(platform: Platform, after_promotion: Channel) -> Path:
 def twin(platform: Platform, slow: str, after_promotion: Channel, dump: Path) -> str:
     """Chapter 3: the release that the judge took back."""
     assert platform.trigger(PROMOTE, "e2e-twin", model=MODEL, release=slow)
+    assert platform.approve(PROMOTE) == "e2e-twin"
     assert platform.ended(PROMOTE, "e2e-twin") == "failed", platform.describe(PROMOTE, "e2e-twin")
     return slow
 
@@ -182,13 +228,17 @@ def fifty(platform: Platform, refused: dict[str, str], twin: str) -> list[bool]:
 
 
 @pytest.fixture(scope="module")
-def returned(platform: Platform, refused: dict[str, str], fifty: list[bool]) -> Channel:
+def back(person: Person, refused: dict[str, str], fifty: list[bool]) -> str:
+    """Chapter 5: the run of the rollback, asked for by button."""
+    person.open_channel(ENVIRONMENT, MODEL)
+    return person.roll_back(WHY_BACK)
+
+
+@pytest.fixture(scope="module")
+def returned(platform: Platform, person: Person, back: str) -> Channel:
     """Chapter 5: the channel after a person rolled back."""
-    conf = {"model": MODEL, "reason": "Ada wants the old one."}
-    assert platform.trigger(ROLLBACK, "e2e-back", **conf)
-    assert platform.ended(ROLLBACK, "e2e-back") == "success", platform.describe(
-        ROLLBACK, "e2e-back"
-    )
+    assert platform.ended(ROLLBACK, back) == "success", platform.describe(ROLLBACK, back)
+    person.see_rolled_back()
     return platform.channel
 
 
@@ -264,7 +314,61 @@ def test_nothing_of_the_worse_weights_is_published_or_promoted(
     assert platform.tasks(RELEASE, WORSE)["promote.production"] in {"upstream_failed", "skipped"}
 
 
+def test_a_callers_result_says_why_nothing_was_released(platform: Platform, worse: str) -> None:
+    (result,) = platform.api.results(RELEASE, WORSE)["target.accuracy_gate"]
+    assert (result["outcome"], result["step"], result["target"]) == ("failed", "gate", "cpu")
+    assert re.search(r"addition exact_match is 0\.\d+", result["reason"])
+
+
+def test_who_wants_to_know_is_told_of_a_gate_and_of_a_release_that_takes_long(
+    platform: Platform, hook: Webhook, worse: str
+) -> None:
+    def told(kind: str, run: str) -> dict[str, str] | None:
+        return next((e for e in hook.bodies if (e["kind"], e["run"]) == (kind, run)), None)
+
+    stopped = told("gate_failed", f"{RELEASE}/{WORSE}")
+    assert stopped is not None
+    assert stopped["headline"] == f"{MODEL} did not pass its accuracy gate"
+    assert (stopped["model"], stopped["who"]) == (MODEL, "admin")
+    late = wait_for(
+        lambda: told("stuck", f"{RELEASE}/{FIRST}"), "the alarm about a deadline", timeout_s=120
+    )
+    assert "has not ended in time" in late["text"]
+    assert platform.address is not None
+    assert late["link"].startswith(platform.address.airflow_url)
+
+
 # --- chapter 2 ------------------------------------------------------------------------------------
+
+
+def test_the_person_saw_the_evidence_of_the_canary_move(seen: CanarySeen) -> None:
+    note(f"{seen}")
+    assert 20 in seen.weights
+    for figures in (seen.exposed, seen.points):
+        assert len(figures) > 2
+        assert figures[0] < figures[-1]
+    assert "✓ promoted" in seen.ended
+
+
+def test_a_paused_rollout_is_looked_at_and_goes_on_when_told(
+    after_promotion: Channel, seen: CanarySeen
+) -> None:
+    assert len(seen.points_while_paused) > 1
+    (paused,) = [each for each in after_promotion.history if each.event == "paused"]
+    (resumed,) = [each for each in after_promotion.history if each.event == "resumed"]
+    assert paused.detail["why"] == "Let me look at it first."
+    assert (paused.who, resumed.who) == ("admin", "admin")
+
+
+def test_the_approval_is_on_record_and_was_asked_for(
+    platform: Platform, hook: Webhook, better: str
+) -> None:
+    kept = list_attestations(platform.store, MODEL, better, "approval")
+    assert [each.subject["answer"] for each in kept] == ["asked", "approved"]
+    assert (kept[1].subject["who"], kept[1].subject["note"]) == ("admin", "Its gates look good.")
+    kinds = [each["kind"] for each in hook.bodies if each["release_id"] == better]
+    assert kinds[0] == "waiting_approval"
+    assert "promoted" in kinds
 
 
 def test_a_better_release_is_promoted_through_its_canary(
@@ -310,9 +414,9 @@ def test_both_releases_served_the_clients(platform: Platform, first: str, better
 
 
 def test_a_release_of_the_same_architecture_reuses_the_bundle(
-    platform: Platform, better: str
+    platform: Platform, asked: str, better: str
 ) -> None:
-    statuses = platform.statuses(BETTER)
+    statuses = platform.statuses(asked)
     reused = {step: status.reused for step, status in statuses.items()}
     assert reused["compile"]
     assert not reused["measure"]
@@ -356,7 +460,12 @@ def test_the_rejection_has_the_judges_figures(
 
 def test_the_run_of_the_promotion_says_so(platform: Platform, twin: str) -> None:
     tasks = platform.tasks(PROMOTE, "e2e-twin")
-    assert tasks == {"verify": "success", "rollout": "failed", "settle": "failed"}
+    assert tasks == {
+        "verify": "success",
+        "approve": "success",
+        "rollout": "failed",
+        "settle": "failed",
+    }
     log = platform.log(PROMOTE, "e2e-twin", "settle")
     assert "rolled back" in log
     assert "against" in log
@@ -474,17 +583,53 @@ def test_a_rollback_returns_the_traffic_to_the_release_before(
     assert returned.rollout is not None
     assert (returned.rollout.plan.kind, returned.rollout.outcome) == ("rollback", "promoted")
     started = [e for e in returned.history if e.event == "rollout_started"][-1]
-    assert started.detail["reason"] == "Ada wants the old one."
+    assert started.detail["reason"] == WHY_BACK
     assert returned.rollout.requested_by == "admin"
     assert [e.who for e in returned.history if e.event == "requester"][-1] == "admin"
     assert platform.ask() == ("640", first)
 
 
 def test_results_of_what_succeeded_are_typed(
-    platform: Platform, better: str, returned: Channel
+    platform: Platform, asked: str, better: str, back: str, returned: Channel
 ) -> None:
-    assert platform.api.results(RELEASE, BETTER)["collect_releases"] == {"cpu": better}
-    assert platform.api.results(ROLLBACK, "e2e-back")["rollback"]["outcome"] == "rolled_back"
+    assert platform.api.results(RELEASE, asked)["collect_releases"] == {"cpu": better}
+    assert platform.api.results(ROLLBACK, back)["rollback"]["outcome"] == "rolled_back"
+
+
+def test_events_of_assets_tell_what_was_published_and_what_serves(
+    platform: Platform, first: str, better: str, slow: str, returned: Channel
+) -> None:
+    published = asset_events(platform, f"trainyard/{MODEL}")
+    assert {each["release"] for each in published} == {first, better, slow}
+    promoted = asset_events(platform, f"trainyard/{MODEL}/{ENVIRONMENT}")
+    assert [each["release"] for each in promoted] == [first, better, first]
+    release = load_release(platform.store, MODEL, better, platform.settings)
+    key = release_key(MODEL, better)
+    assert promoted[1] == {
+        "model": MODEL,
+        "release": better,
+        "environment": ENVIRONMENT,
+        "target": "cpu",
+        "revision": "r2",
+        "key": key,
+        "digest": f"sha256:{hashlib.sha256(platform.store.read(key).data).hexdigest()}",
+        "checkpoint_digest": release.checkpoint_digest,
+    }
+
+
+def asset_events(platform: Platform, name: str) -> list[dict[str, str]]:
+    """Return the extras of an asset's events, oldest first, as Airflow's REST API has them."""
+    api = platform.api
+    assets = api.request("GET", f"/api/v2/assets?name_pattern={name}").json()["assets"]
+    (asset,) = [each for each in assets if each["name"] == name]
+    found = api.request("GET", f"/api/v2/assets/events?asset_id={asset['id']}").json()
+    events = sorted(found["asset_events"], key=lambda each: str(each["timestamp"]))
+    return [each["extra"] for each in events]
+
+
+def test_a_rollback_by_button_is_told_too(hook: Webhook, back: str, returned: Channel) -> None:
+    told = [each for each in hook.bodies if each["run"] == f"{ROLLBACK}/{back}"]
+    assert [each["kind"] for each in told] == ["rolled_back"]
 
 
 def test_its_servers_are_those_of_the_stable_release(platform: Platform, returned: Channel) -> None:
@@ -527,12 +672,12 @@ def test_store_airflow_and_servers_agree(agreed: tuple[int, list[dict[str, str]]
 
 
 def test_a_database_of_before_is_told_apart_and_stops_nobody(
-    platform: Platform, restored: list[dict[str, str]], first: str
+    platform: Platform, restored: list[dict[str, str]], back: str, first: str
 ) -> None:
     (lost,) = restored
     assert (lost["key"], lost["kind"]) == (f"channels/{MODEL}/{ENVIRONMENT}.json", "note")
     # The person's rollback was after the copy.
-    assert f"the run of its last rollout, {ROLLBACK}/e2e-back" in lost["message"]
+    assert f"the run of its last rollout, {ROLLBACK}/{back}" in lost["message"]
     assert platform.ask() == ("640", first)
     assert platform.api.run_state(RELEASE, FIRST) == "success"
 
