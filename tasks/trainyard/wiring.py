@@ -16,6 +16,7 @@ from trainyard.releases import load_release
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.judge import judge
 from trainyard.rollout.outbox import RolloutEvent
+from trainyard.rollout.probes.prober import HttpProber
 from trainyard.rollout.readers.choice import MetricsByEnvironment
 from trainyard.rollout.rollouts import Kind, Rollouts, Tick
 from trainyard.rollout.warm_up import HttpWarmer
@@ -69,6 +70,7 @@ def open_rollout(
             lease=LeaseByEnvironment(partial(_lease, settings, environments)),
             metrics=MetricsByEnvironment(environments, _versions(store, settings)),
             warmer=HttpWarmer(store),
+            prober=HttpProber(),
             judge=judge,
             load_release=lambda model, release_id: load_release(store, model, release_id, settings),
             guard_events=partial(guard_events, store),

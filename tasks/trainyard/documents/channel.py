@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from trainyard.documents.base import Document, Frozen
-from trainyard.documents.evidence import JudgeSpec, Verdict
+from trainyard.documents.evidence import Comparing, JudgeSpec, Verdict
 from trainyard.documents.measurement import Envelope
-from trainyard.spec.model import Capacity, RolloutStep
+from trainyard.spec.model import Capacity, Probes, RolloutStep
 
 Phase = Literal[
     "idle", "deploying", "warming", "scaling", "shifting", "holding", "baking", "rolling_back"
@@ -64,6 +64,14 @@ class Weights(Frozen):
         return self
 
 
+class ProbePlan(Frozen):
+    """Probes of one rollout."""
+
+    settings: Probes
+    comparing: Comparing | None
+    """None: nothing is said about the answers, since there are no references."""
+
+
 class RolloutPlan(Frozen):
     """Everything a rollout needs to know, pinned at its start."""
 
@@ -97,6 +105,8 @@ class RolloutPlan(Frozen):
     judge: JudgeSpec
     envelope: Envelope | None = None
     """The loads that the release was measured with; None: nobody knows them."""
+    probes: ProbePlan | None = None
+    """None: users' requests are all the evidence there is."""
 
 
 class RolloutDriver(Frozen):

@@ -11,10 +11,19 @@ from typing import Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from trainyard.documents.base import Frozen
+from trainyard.spec.model import OTHER_TOKENS, WORSE_ANSWERS
 
 Track = Literal["stable", "candidate"]
 MetricKind = Literal["mean", "count"]
 Outcome = Literal["HARM", "NON_INFERIOR", "UNDECIDED"]
+Comparing = Literal["tokens", "answers"]
+"""What pairs of probes are compared by: the tokens of the two answers (same checkpoint), or each
+answer with its reference."""
+
+QUALITY = "quality"
+"""The metric that only probes have."""
+PROBE = "probe"
+"""The stratum of probes."""
 
 
 class _Figures(Frozen):
@@ -41,7 +50,7 @@ class Block(_Figures):
     pod: str = Field(min_length=1)
     """Name of the replica."""
     metric: str = Field(min_length=1)
-    """`ttft`, `tpot`, `errors`, `ttft_tail`, ..."""
+    """`ttft`, `tpot`, `errors`, `ttft_tail`, `quality`, ..."""
     kind: MetricKind
     requests: int = Field(ge=0)
     """Requests of the slice that have a value of this metric."""
@@ -241,4 +250,23 @@ def default_metrics() -> tuple[MetricSpec, ...]:
             promote_ceiling=0.03,
             harm_alpha=0.001,
         ),
+    )
+
+
+def quality_metric(comparing: Comparing) -> MetricSpec:
+    """Return how pairs of probes are judged; its share of false rollbacks is 0.1 %.
+
+    Requests are pairs, and a bad one is a pair that only this release got wrong. Of tokens, only
+    the candidate can be wrong: stable's are the measure, so the shares alone decide. They leave
+    room for ties, which another compiler may break in another way.
+    """
+    floor, ceiling = (0.10, OTHER_TOKENS) if comparing == "tokens" else (0.02, WORSE_ANSWERS)
+    return MetricSpec(
+        name=QUALITY,
+        kind="count",
+        harm_margin=2.0,
+        promote_margin=3.0,
+        harm_floor=floor,
+        promote_ceiling=ceiling,
+        harm_alpha=0.001,
     )

@@ -51,6 +51,11 @@ class RolloutForecast(Frozen):
     promoted_share: float | None = None
     """Share of good releases that the judge would promote within `max_duration_s`; None where the
     traffic is not known or nothing is compared."""
+    probes_per_s: float | None = None
+    """Pairs of probes a second that the rollout has; None: it has none."""
+    enough_probes_per_s: float | None = None
+    """Pairs a second with which most good releases would be proven in time, where they are not
+    now; None: they are, or no rate that was tried would do."""
     verdict_median_s: float | None = None
     """Seconds of exposure until half of them would be promoted; None: fewer would."""
     verdict_most_s: float | None = None

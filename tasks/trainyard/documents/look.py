@@ -97,6 +97,42 @@ class RouteCounters(Frozen):
     """By release id."""
 
 
+class ProbeCounters(Frozen):
+    """What probes saw of one server since the prober's start. Times are the prober's own."""
+
+    pod: str
+    """Name of the server."""
+    release_id: str
+    sent: int = Field(ge=0)
+    """Requests that were begun."""
+    ended: int = Field(ge=0)
+    """Requests that ended, in whatever way."""
+    answered: int = Field(ge=0)
+    """Requests that were answered in full."""
+    failed: int = Field(ge=0)
+    """Requests that failed while the other release answered the same prompt. What failed on both
+    sides at once is neither answered nor failed."""
+    ttft: Histogram
+    """Seconds to the first token."""
+    tpot: Histogram
+    """Seconds per output token after the first; one value a request that has two tokens."""
+    pairs: int = Field(ge=0)
+    """Pairs whose answers were compared."""
+    worse: int = Field(ge=0)
+    """Those of them in which only this side's answer was wrong."""
+
+
+class ProbeReading(Frozen):
+    """What a prober has seen."""
+
+    epoch: str
+    """Of its start; counters of another one cannot be compared."""
+    cursor: int = Field(ge=0)
+    """Prompts that were sent since the rollout's beginning, by whichever prober: where the next
+    prober goes on, so that no prompt is scored twice."""
+    pods: tuple[ProbeCounters, ...] = ()
+
+
 class Snapshot(Frozen):
     """Everything that was read at one moment."""
 
@@ -109,6 +145,8 @@ class Snapshot(Frozen):
     """None: the router could not be asked."""
     devices: tuple[DeviceCounters, ...] = ()
     """Errors of devices on the nodes of these servers; empty where nobody counts them."""
+    probes: ProbeReading | None = None
+    """None: this rollout has no probes, or nobody has begun with them."""
 
 
 class History(Document):

@@ -15,6 +15,9 @@ from trainyard.rollout.history_log import HistoryLog
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.metrics import MetricReader
 from trainyard.rollout.outbox import Outbox, RolloutEvent
+from trainyard.rollout.probes.answers import Prompt, parse_prompts
+from trainyard.rollout.probes.prober import NoProber, Prober
+from trainyard.rollout.release_assets import asset_text
 from trainyard.rollout.warm_up import Warmer
 from trainyard.serving.guard_events import GuardEvent
 from trainyard.serving.protocol import Host, Lease, Router
@@ -49,6 +52,8 @@ class RolloutDeps:
     """Takes each event of a rollout, once, as a line for people."""
     notify: Callable[[RolloutEvent], None] = lambda _: None
     """Takes each event of a rollout, once, for whoever wants to be told of it elsewhere."""
+    prober: Prober = field(default_factory=NoProber)
+    """Sends probes to both releases, where the spec wants them."""
     proven: Callable[[Target], bool] = lambda _: True
     """Were image, instance and lane of a target proven on a device?"""
     provenance: Provenance = field(default_factory=Provenance)
@@ -59,6 +64,7 @@ class RolloutDeps:
     history: HistoryLog = field(init=False)
     outbox: Outbox = field(init=False)
     _releases: dict[str, Release] = field(init=False, default_factory=dict)
+    _prompts: dict[str, tuple[Prompt, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make the caches; all of them are of things that never change."""
@@ -71,6 +77,20 @@ class RolloutDeps:
         if release_id not in self._releases:
             self._releases[release_id] = self.load_release(model, release_id)
         return self._releases[release_id]
+
+    def prompts(self, release: Release) -> tuple[Prompt, ...]:
+        """Return what both releases are probed with: the set that went with `release`.
+
+        Raises:
+            NotFound, CorruptFile: it is gone or broken.
+        """
+        if release.release_id not in self._prompts:
+            probes = release.spec.rollout.probes
+            text = asset_text(self.store, release, probes.prompts) if probes is not None else None
+            if text is None:
+                raise NotFound(f"No prompts for probes went with {release.release_id}.")
+            self._prompts[release.release_id] = parse_prompts(text)
+        return self._prompts[release.release_id]
 
     def environment(self, name: str) -> Environment:
         """Return the rules of an environment. Raises NotFound."""

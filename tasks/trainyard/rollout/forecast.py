@@ -2,14 +2,15 @@
 
 A release that is no different from the stable one is simulated at the traffic that the channel has,
 many times, under the plan and the judge that the rollout would have; requests, latencies and errors
-vary as the judge's covariance says they do. When the judge would promote it is when the rollout
+vary as the judge's covariance says they do. Probes, if the plan has any, are answered as users'
+requests are, in the slices that are theirs. When the judge would promote it is when the rollout
 will, and how many of these good releases it would not promote in time is what nobody wants to find
 out after an hour of compiling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -17,14 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.documents.channel import RolloutPlan
-from trainyard.documents.evidence import Block, Covariance, Track
+from trainyard.documents.channel import ProbePlan, RolloutPlan
+from trainyard.documents.evidence import PROBE, QUALITY, Block, Covariance, JudgeSpec, Track
 from trainyard.documents.forecast import StepForecast, Traffic
 from trainyard.documents.look import RouteCounters, Snapshot
 from trainyard.rollout.judge.blocks import PairedBlock, closed_blocks
-from trainyard.rollout.judge.combine import path_of
+from trainyard.rollout.judge.combine import blocks_that_count, path_of
 from trainyard.rollout.plan_rollout import servers_at
+from trainyard.rollout.probes.windows import Windows
 from trainyard.rollout.state_machine import candidate_target
+from trainyard.spec.model import Probes
 
 RUNS = 40
 """Rehearsals: enough to tell a half from nearly all, and over in a few seconds."""
@@ -40,6 +43,12 @@ LATE_SHARE = 0.005
 
 ERROR_SHARE = 0.001
 """Share of failed requests where nobody has seen any traffic."""
+
+WORSE_SHARE = 0.005
+"""Share of a good release's pairs of probes in which its answer alone is wrong; stable's too."""
+
+PROBE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Pairs a second that are tried for whoever has too little evidence."""
 
 _SEED = 20
 
@@ -102,17 +111,25 @@ def steps_of(plan: RolloutPlan, requests_per_s: float | None) -> tuple[StepForec
     )
 
 
-def rehearse(plan: RolloutPlan, traffic: Traffic, *, runs: int = RUNS) -> Rehearsal:
+def rehearse(
+    plan: RolloutPlan, traffic: Traffic, *, runs: int = RUNS, lag_s: float = 0.0
+) -> Rehearsal:
     """Rehearse a canary of a good release.
 
     Args:
         plan: of a canary with steps; latencies are compared from the first step on.
         traffic: of the channel.
         runs: rehearsals; the seed is fixed, so the same question has the same answer.
+        lag_s: how much older than a look the servers' figures may be; with probes, less of users'
+            latencies counts for that.
     """
     generator = np.random.default_rng(_SEED)
     slices = _slices(plan)
-    ends = [_promoted_at(list(_rows(plan, slices, traffic, generator)), plan) for _ in range(runs)]
+    windows = Windows(slices[0].length_s, lag_s) if plan.probes is not None else None
+    ends = [
+        _promoted_at(list(_rows(plan, slices, traffic, windows, generator)), plan)
+        for _ in range(runs)
+    ]
     found = sorted(end for end in ends if end is not None)
 
     def reached(share: float) -> float | None:
@@ -134,6 +151,39 @@ def rehearse(plan: RolloutPlan, traffic: Traffic, *, runs: int = RUNS) -> Rehear
             )
         ),
     )
+
+
+def enough_probes(
+    plan: RolloutPlan,
+    traffic: Traffic,
+    *,
+    share: float,
+    lag_s: float = 0.0,
+    runs: int = RUNS // 2,
+) -> float | None:
+    """Return the least of `PROBE_RATES` with which good releases are promoted in time.
+
+    Args:
+        plan: of a canary with steps, with or without probes.
+        traffic: of the channel.
+        share: of the good releases.
+        lag_s: as of `rehearse`.
+        runs: rehearsals of each rate.
+
+    Returns:
+        Pairs a second; None if no rate suffices, since pods differ too much, for example.
+    """
+
+    def suffices(rate: float) -> bool:
+        settings = Probes(prompts="any", pairs_per_s=rate)
+        probed = plan.model_copy(update={"probes": ProbePlan(settings=settings, comparing=None)})
+        return rehearse(probed, traffic, runs=runs, lag_s=lag_s).promoted_share >= share
+
+    low, high = 0, len(PROBE_RATES)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffices(PROBE_RATES[middle]) else (middle + 1, high)
+    return PROBE_RATES[low] if low < len(PROBE_RATES) else None
 
 
 @dataclass(frozen=True)
@@ -167,7 +217,11 @@ def _slices(plan: RolloutPlan) -> list[_Slice]:
 
 
 def _rows(
-    plan: RolloutPlan, slices: Sequence[_Slice], traffic: Traffic, generator: np.random.Generator
+    plan: RolloutPlan,
+    slices: Sequence[_Slice],
+    traffic: Traffic,
+    windows: Windows | None,
+    generator: np.random.Generator,
 ) -> Iterator[Block]:
     """Yield the rows of one rehearsal, as the driver would have read them."""
     model = plan.judge.covariance
@@ -184,14 +238,33 @@ def _rows(
                 if pod >= pods:
                     continue
                 expected = traffic.requests_per_s * one.length_s * share / 100 / pods
-                requests = int(generator.poisson(expected))
-                at = _Place(one, track, f"{track}-{pod}", requests)
-                yield at.count("errors", generator.binomial(requests, traffic.error_share))
-                yield at.count("ttft_tail", generator.binomial(requests, LATE_SHARE))
-                for name, of_pod in noise.items():
-                    sampling = np.sqrt(model.se2 / max(1, requests))
-                    average = np.exp(of_pod[number] + sampling * generator.standard_normal())
-                    yield at.mean(name, requests * float(average))
+                of_pod = {name: float(of[number]) for name, of in noise.items()}
+                at = _Place(one, track, f"{track}-{pod}", int(generator.poisson(expected)))
+                yield at.count("errors", generator.binomial(at.requests, traffic.error_share))
+                if windows is None or windows.is_for_users(number):
+                    yield from _latencies(at, of_pod, model, generator)
+                if windows is not None and plan.probes is not None and windows.has_probes(number):
+                    rounds = plan.probes.settings.pairs_per_s * one.length_s
+                    rounds *= windows.period / windows.each
+                    expected = rounds / min(one.stable_pods, one.candidate_pods)
+                    at = _Place(one, track, at.pod, int(generator.poisson(expected)), PROBE)
+                    yield at.count("errors", generator.binomial(at.requests, traffic.error_share))
+                    yield from _latencies(at, of_pod, model, generator)
+                    if any(metric.name == QUALITY for metric in plan.judge.metrics):
+                        at = _Place(
+                            one, track, at.pod, int(generator.poisson(rounds / pods)), PROBE
+                        )
+                        yield at.count(QUALITY, generator.binomial(at.requests, WORSE_SHARE))
+
+
+def _latencies(
+    at: _Place, of_pod: Mapping[str, float], model: Covariance, generator: np.random.Generator
+) -> Iterator[Block]:
+    yield at.count("ttft_tail", generator.binomial(at.requests, LATE_SHARE))
+    for name, level in of_pod.items():
+        sampling = np.sqrt(model.se2 / max(1, at.requests))
+        average = np.exp(level + sampling * generator.standard_normal())
+        yield at.mean(name, at.requests * float(average))
 
 
 @dataclass(frozen=True)
@@ -202,6 +275,7 @@ class _Place:
     track: Track
     pod: str
     requests: int
+    stratum: str = ""
 
     def count(self, metric: str, bad: int) -> Block:
         return self._row(metric, kind="count", bad=int(bad))
@@ -220,6 +294,7 @@ class _Place:
             metric=metric,
             requests=self.requests,
             weight_candidate=self.slice.weight,
+            stratum=self.stratum,
             **figures,
         )
 
@@ -249,7 +324,7 @@ def _promoted_at(rows: Sequence[Block], plan: RolloutPlan) -> float | None:
         path = path_of(blocks, metric, spec)
         if not blocks or path.first_harm() is not None:
             return None
-        enough = _enough_at_last_step(blocks, spec.last_weight, spec.min_blocks_last_step)
+        enough = _enough(blocks, metric.name, spec)
         proven.append(
             [
                 (block.end_s, bool(good) and index >= enough)
@@ -261,12 +336,12 @@ def _promoted_at(rows: Sequence[Block], plan: RolloutPlan) -> float | None:
     return _first_moment_of_all(proven, earliest_s=sum(step.hold_s for step in plan.steps))
 
 
-def _enough_at_last_step(blocks: Sequence[PairedBlock], last_weight: int, least: int) -> int:
-    """Return the index of the block from which on enough blocks of the last step are there."""
+def _enough(blocks: Sequence[PairedBlock], metric: str, spec: JudgeSpec) -> int:
+    """Return the index of the block from which on enough blocks are there that count."""
     seen = 0
     for index, block in enumerate(blocks):
-        seen += block.weight >= last_weight
-        if seen >= least:
+        seen += blocks_that_count([block], metric, spec)
+        if seen >= spec.min_blocks_last_step:
             return index
     return len(blocks)
 

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from trainyard.documents.channel import Rollout
-from trainyard.documents.look import History, PodCounters, Snapshot
+from trainyard.documents.look import History, PodCounters, ProbeReading, Snapshot
 from trainyard.errors import Conflict, NotFound
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.metrics import MetricReader
@@ -112,18 +112,18 @@ class HistoryLog:
         if told is None:
             return None
         if told:
-            return "metrics", tuple(_alone(at, pods) for at, pods in told)
+            return "metrics", tuple(_alone(at, pods, None) for at, pods in told)
         if rollout.number < 2:
             return "none", ()
         looks = LookLog(self._store).read(model, environment, rollout.number - 1)
         since = now - timedelta(seconds=LONGEST_MEMORY_S)
         kept = [
-            (look.snapshot.at, pods)
+            (look.snapshot.at, pods, look.snapshot.probes)
             for look in looks
             if since < look.snapshot.at < rollout.started_at
             and (pods := _pods_of(look.snapshot, rollout.reference_id))
         ]
-        return ("looks" if kept else "none"), tuple(_alone(at, pods) for at, pods in kept)
+        return ("looks" if kept else "none"), tuple(_alone(*one) for one in kept)
 
 
 def history_key(model: str, environment: str, number: int) -> str:
@@ -135,5 +135,5 @@ def _pods_of(snapshot: Snapshot, release_id: str) -> tuple[PodCounters, ...]:
     return tuple(pod for pod in snapshot.pods if pod.release_id == release_id)
 
 
-def _alone(at: datetime, pods: tuple[PodCounters, ...]) -> Snapshot:
-    return Snapshot(at=at, phase="idle", step_index=0, pods=pods, route=None)
+def _alone(at: datetime, pods: tuple[PodCounters, ...], probes: ProbeReading | None) -> Snapshot:
+    return Snapshot(at=at, phase="idle", step_index=0, pods=pods, route=None, probes=probes)

@@ -34,6 +34,7 @@ from trainyard.rollout.events import (
     TrafficSeen,
 )
 from trainyard.rollout.looks import look_key
+from trainyard.rollout.probes.wishing import begin, go_on, rollout_name
 from trainyard.rollout.sight import unseen
 from trainyard.rollout.slices import blocks_from_snapshots
 from trainyard.rollout.state_machine import has_comparison
@@ -84,9 +85,19 @@ def observe(deps: RolloutDeps, channel: Channel, now: datetime) -> Sight:
     if _is_before_its_looks(deps, channel, rollout, now):
         events.append(Sighted(_CLOCK_WENT_BACK, _CLOCK_WENT_BACK))
     elif _is_look_due(deps, channel, rollout, now):
+        begin(deps, channel, rollout, servers or ())
         looking = _look(deps, channel, rollout, servers or (), route, now)
         messages = looking.messages
         events.extend(looking.events)
+    if rollout.plan.probes is not None:
+        go_on(
+            deps,
+            channel,
+            rollout,
+            servers or (),
+            slot=slot_of(rollout, now),
+            left_s=seconds_to_next_slot(rollout, now),
+        )
     events.append(TimePassed())
     return Sight(tuple(events), tuple(servers or ()), messages)
 
@@ -193,6 +204,7 @@ def _look(
         pods=pods,
         route=_route_counters(route, compared) if route is not None else None,
         devices=deps.metrics.devices(environment, pods),
+        probes=deps.prober.read(rollout_name(channel, rollout)),
     )
     past = [look.snapshot for look in deps.looks.read(model, environment, rollout.number)]
     history = deps.history.gather(model, environment, rollout, deps.metrics, ready, now)

@@ -9,8 +9,15 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from trainyard.documents.channel import Channel, RolloutPlan, Track
-from trainyard.documents.evidence import Covariance, JudgeSpec, MetricSpec, default_metrics
+from trainyard.documents.channel import Channel, ProbePlan, RolloutPlan, Track
+from trainyard.documents.evidence import (
+    Comparing,
+    Covariance,
+    JudgeSpec,
+    MetricSpec,
+    default_metrics,
+    quality_metric,
+)
 from trainyard.documents.release import Release
 from trainyard.errors import BadInput, Busy, Closed, NotFound, Refused
 from trainyard.rollout.slices import LOAD_PARITY
@@ -97,6 +104,7 @@ def plan_rollout(
         environment,
         drain_timeout_s=drain_timeout_s,
         stable_servers=stable_servers,
+        same_checkpoint=channel.stable is not None and same(channel.stable.release_id),
     )
 
 
@@ -107,6 +115,7 @@ def promotion_plan(
     *,
     drain_timeout_s: float,
     stable_servers: int = 0,
+    same_checkpoint: bool = False,
 ) -> RolloutPlan:
     """Return what promoting a release with these settings would do, pinned.
 
@@ -116,6 +125,7 @@ def promotion_plan(
         environment: where.
         drain_timeout_s: seconds that running requests may take when servers go.
         stable_servers: as for `plan_rollout`.
+        same_checkpoint: has the stable release the same checkpoint?
 
     Raises:
         BadInput: the settings make no sense, or the environment has too few devices.
@@ -124,6 +134,8 @@ def promotion_plan(
     name = channel.environment
     spec, stable_replicas = _sizes(channel, spec, stable_servers)
     capacity = _capacity(spec, environment, name, stable_replicas)
+    compared = kind == "canary" and capacity != "single"
+    probes = _probe_plan(spec, same_checkpoint) if compared else None
     plan = RolloutPlan(
         kind=kind,
         capacity=capacity,
@@ -141,9 +153,10 @@ def promotion_plan(
         drain_timeout_s=drain_timeout_s,
         lease_s=environment.lease_s,
         keep_warm_s=environment.rollback_window_s if capacity != "single" else 0.0,
-        judge=judge_spec(spec),
+        judge=judge_spec(spec, probes.comparing if probes is not None else None),
+        probes=probes,
     )
-    if kind == "canary" and capacity != "single":
+    if compared:
         plan = plan.model_copy(update={"judge": _at_equal_load(plan)})
     return plan
 
@@ -243,16 +256,33 @@ def describe_plan(release: Release, plan: RolloutPlan) -> str:
     )
 
 
-def judge_spec(spec: RolloutSpec) -> JudgeSpec:
+def _probe_plan(spec: RolloutSpec, same_checkpoint: bool) -> ProbePlan | None:
+    if spec.probes is None:
+        return None
+    comparing: Comparing | None = "tokens" if same_checkpoint else "answers"
+    if comparing == "answers" and spec.probes.scoring == "none":
+        comparing = None
+    return ProbePlan(settings=spec.probes, comparing=comparing)
+
+
+def judge_spec(spec: RolloutSpec, comparing: Comparing | None = None) -> JudgeSpec:
     """Return what the judge is told, from the settings of a release.
+
+    Args:
+        spec: the release's settings.
+        comparing: how answers of probes are compared. None: they are not, and nothing is said
+            about their quality.
 
     Raises:
         BadInput: the margins contradict each other.
     """
     settings = spec.judge
+    metrics = default_metrics()
+    if comparing is not None:
+        metrics += (quality_metric(comparing),)
     try:
         return JudgeSpec(
-            metrics=tuple(_metric(metric, settings) for metric in default_metrics()),
+            metrics=tuple(_metric(metric, settings) for metric in metrics),
             max_duration_s=spec.max_duration_s,
             block_s=settings.block_s,
             min_requests_per_block=settings.min_requests_per_block,

@@ -14,6 +14,11 @@ Latencies count only while a server of the candidate gets at most `LOAD_PARITY` 
 requests as one of stable's: a busier server is slower, whatever it serves. A candidate that gets
 fewer is compared all the same; that can only hide harm for a while, not invent it.
 
+Servers do not tell probes from users' requests, so users' latencies count in slices without a probe
+only (see `rollout.probes.windows`): none was sent since the figures of the slice's beginning, and
+none was under way then. Probes are rows of their own, in the stratum `probe`, from the prober's own
+counters; those of two probers, or of two starts of one, are never compared.
+
 Figures that somebody else has read off the servers (a Prometheus) are older than the look. They
 count for a weight only if the router had it already when they were read.
 
@@ -30,6 +35,8 @@ Metrics:
 `errors`       count    requests that failed at the router, of those that ended there
 `ttft_tail`    count    requests whose first token came later than a bucket edge that is fixed
                         before exposure: the lowest one that 99 % of stable's requests kept
+`quality`      count    probes only: pairs in which this release alone gave a wrong answer, of those
+                        whose answers were compared
 `prompts`      average  tokens of a prompt; for the judge's guard against another mix of prompts
 `prefix_hits`  count    tokens found in the prefix cache, of those looked for; for its guard
                         against a cold cache
@@ -43,8 +50,16 @@ from datetime import datetime
 from itertools import pairwise
 from math import inf
 
-from trainyard.documents.evidence import Block, Track
-from trainyard.documents.look import Histogram, PodCounters, RouteCounters, Snapshot
+from trainyard.documents.evidence import PROBE, QUALITY, Block, Track
+from trainyard.documents.look import (
+    Histogram,
+    PodCounters,
+    ProbeCounters,
+    ProbeReading,
+    RouteCounters,
+    Snapshot,
+)
+from trainyard.rollout.probes.tally import EDGES_S
 
 TAIL_SHARE = 0.01
 """Share of stable's requests that may be later than the edge."""
@@ -63,6 +78,11 @@ ROUTER = "router"
 FROZEN_REQUESTS = 20
 """Requests that a server must have been sent for counters that stand still to be a frozen source:
 at equal shares it gets none of so many by accident once in 10**8 slices."""
+
+_NOTHING_YET = Histogram(
+    count=0, total=0.0, buckets={**{f"{edge:g}": 0 for edge in EDGES_S}, "+Inf": 0}
+)
+"""Of a server that had no probe before."""
 
 LONGEST_HISTORY_SLICE_S = 600.0
 """A slice of history that is longer is a gap, over which pods' noise has averaged out."""
@@ -96,7 +116,8 @@ def blocks_from_snapshots(
             early = fixed is not None and ordered[fixed[1]].at <= exposed_since
             edge = fixed[0] if fixed is not None and early else None
             if (after.at - before.at).total_seconds() <= LONGEST_HISTORY_SLICE_S:
-                blocks.extend(_history(before, after, stable, exposed_since, edge, by_events))
+                earlier = ordered[: index + 1]
+                blocks.extend(_history(earlier, after, stable, exposed_since, edge, by_events))
             continue
         if before.at < exposed_since:
             continue
@@ -113,14 +134,18 @@ def blocks_from_snapshots(
                 track=track,
                 weight=route[1].weights.get(candidate, 0),
             )
-            if load_ratio(after, candidate=candidate, stable=stable) <= LOAD_PARITY:
+            alike = load_ratio(after, candidate=candidate, stable=stable) <= LOAD_PARITY
+            if alike:
+                earlier = ordered[: index + 1]
                 pairs = [
                     (old, new)
                     for old, new in comparable_pods(before, after, release_id)
-                    if _had_weights(ordered[: index + 1], old.read_at, route[1])
+                    if _had_weights(earlier, old.read_at, route[1])
+                    and _had_no_probes(earlier, old.read_at, after, new.pod)
                 ]
                 blocks.extend(_server_blocks(slice_, pairs, edge, by_events))
             blocks.extend(_error_blocks(slice_, *route))
+            blocks.extend(_probe_blocks(slice_, before, after, edge if alike else None, alike))
     return blocks
 
 
@@ -147,8 +172,40 @@ def _had_weights(earlier: Sequence[Snapshot], since: datetime | None, now: Route
     return False
 
 
+def _had_no_probes(
+    earlier: Sequence[Snapshot], since: datetime | None, after: Snapshot, pod: str
+) -> bool:
+    """Tell whether a server has had no probe ever since a moment, and none under way then.
+
+    Args:
+        earlier: snapshots up to the slice's beginning, oldest first.
+        since: the moment of the figures at the slice's beginning. None: just then.
+        after: the slice's end.
+        pod: the server.
+    """
+    for snapshot in reversed(earlier):
+        if not _sent_none(snapshot.probes, after.probes, pod):
+            return False
+        if since is None or snapshot.at <= since:
+            return True
+    return False
+
+
+def _sent_none(before: ProbeReading | None, after: ProbeReading | None, pod: str) -> bool:
+    if before is None or after is None:
+        # Without a prober at either end, nobody has sent any in between.
+        return before is None and after is None
+    old, new = _probed(before, pod), _probed(after, pod)
+    ended, sent = old.ended if old else 0, new.sent if new else 0
+    return before.epoch == after.epoch and ended == sent
+
+
+def _probed(reading: ProbeReading, pod: str) -> ProbeCounters | None:
+    return next((one for one in reading.pods if one.pod == pod), None)
+
+
 def _history(
-    before: Snapshot,
+    earlier: Sequence[Snapshot],
     after: Snapshot,
     stable: str,
     exposed_since: datetime,
@@ -159,6 +216,7 @@ def _history(
 
     They are compared with nothing, so the router's weights do not matter, only its counters.
     """
+    before = earlier[-1]
     slice_ = _Slice(
         t=(after.at - exposed_since).total_seconds(),
         duration_s=(after.at - before.at).total_seconds(),
@@ -166,7 +224,11 @@ def _history(
         track="stable",
         weight=0,
     )
-    pairs = comparable_pods(before, after, stable)
+    pairs = [
+        (old, new)
+        for old, new in comparable_pods(before, after, stable)
+        if _had_no_probes(earlier, old.read_at, after, new.pod)
+    ]
     blocks = _server_blocks(slice_, pairs, edge, by_events)
     route = _comparable(before.route, after.route)
     return blocks + (_error_blocks(slice_, *route) if route is not None else [])
@@ -226,13 +288,32 @@ class _Slice:
     """What all rows of one release in one slice have in common."""
 
     def __init__(
-        self, *, t: float, duration_s: float, release_id: str, track: Track, weight: int
+        self,
+        *,
+        t: float,
+        duration_s: float,
+        release_id: str,
+        track: Track,
+        weight: int,
+        stratum: str = "",
     ) -> None:
         self.release_id = release_id
+        self._stratum = stratum
         self._t = t
         self._duration_s = duration_s
         self._track = track
         self._weight = weight
+
+    def of_probes(self) -> _Slice:
+        """Return the same for probes."""
+        return _Slice(
+            t=self._t,
+            duration_s=self._duration_s,
+            release_id=self.release_id,
+            track=self._track,
+            weight=self._weight,
+            stratum=PROBE,
+        )
 
     def mean(self, pod: str, metric: str, requests: int, total: float) -> Block:
         """Return a row of an average."""
@@ -247,6 +328,7 @@ class _Slice:
             requests=requests,
             total=total,
             weight_candidate=self._weight,
+            stratum=self._stratum,
         )
 
     def count(self, pod: str, metric: str, requests: int, bad: int) -> Block:
@@ -262,6 +344,7 @@ class _Slice:
             requests=requests,
             bad=bad,
             weight_candidate=self._weight,
+            stratum=self._stratum,
         )
 
 
@@ -399,3 +482,49 @@ def _error_blocks(slice_: _Slice, before: RouteCounters, after: RouteCounters) -
     if bad < 0 or ended < bad:
         return []
     return [slice_.count(ROUTER, "errors", ended, bad)]
+
+
+def _probe_blocks(
+    slice_: _Slice, before: Snapshot, after: Snapshot, edge: str | None, alike: bool
+) -> list[Block]:
+    """Return the rows of probes of one release.
+
+    Args:
+        slice_: the slice.
+        before: its beginning.
+        after: its end.
+        edge: of users' tail, as the servers write it.
+        alike: are latencies comparable?
+    """
+    if before.probes is None or after.probes is None or before.probes.epoch != after.probes.epoch:
+        return []
+    slice_ = slice_.of_probes()
+    blocks: list[Block] = []
+    for new in after.probes.pods:
+        old = _probed(before.probes, new.pod)
+        if new.release_id != slice_.release_id:
+            continue
+        failed = new.failed - (old.failed if old else 0)
+        answered = new.answered - (old.answered if old else 0)
+        pairs, worse = new.pairs - (old.pairs if old else 0), new.worse - (old.worse if old else 0)
+        blocks.append(slice_.count(new.pod, "errors", failed + answered, failed))
+        if new.pairs:
+            # Before the first pair there may be nothing to compare by at all.
+            blocks.append(slice_.count(new.pod, QUALITY, pairs, worse))
+        if not alike:
+            continue
+        ttft = _difference(old.ttft if old else _NOTHING_YET, new.ttft)
+        tpot = _difference(old.tpot if old else _NOTHING_YET, new.tpot)
+        if ttft is not None:
+            blocks.append(slice_.mean(new.pod, "ttft", ttft.count, ttft.total))
+            if edge is not None:
+                late = ttft.count - _within(ttft, _edge(edge))
+                blocks.append(slice_.count(new.pod, "ttft_tail", ttft.count, late))
+        if tpot is not None:
+            blocks.append(slice_.mean(new.pod, "tpot", tpot.count, tpot.total))
+    return blocks
+
+
+def _within(histogram: Histogram, edge_s: float) -> int:
+    """Return how many values are at most as large as the next edge that is not below `edge_s`."""
+    return histogram.buckets[min((e for e in histogram.buckets if _edge(e) >= edge_s), key=_edge)]

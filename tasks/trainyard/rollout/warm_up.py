@@ -12,12 +12,10 @@ from typing import Protocol
 
 import httpx
 
-from trainyard.documents.plan import Plan
 from trainyard.documents.release import Release
 from trainyard.errors import CorruptFile, NotFound
+from trainyard.rollout.release_assets import asset_text
 from trainyard.serving.protocol import ServerStatus
-from trainyard.store.documents import read_document
-from trainyard.store.layout import evals_prefix
 from trainyard.store.protocol import Store
 
 DEFAULT_PROMPTS = ("12345", "1, 2, 3, ", "10 + 20 = ")
@@ -114,13 +112,9 @@ def load_prompts(store: Store, release: Release) -> Sequence[str]:
     """Return the prompts that were frozen with the release's plan, or the default ones."""
     if release.spec.prompts is None:
         return DEFAULT_PROMPTS
-    plans = [key for key in release.provenance.inputs if key.startswith("plans/")]
     try:
-        assets = read_document(store, plans[0], Plan).assets if plans else None
-        if assets is None or release.spec.prompts not in assets.files:
-            return DEFAULT_PROMPTS
-        stored = store.read(f"{evals_prefix(assets.digest)}/{release.spec.prompts}")
+        text = asset_text(store, release, release.spec.prompts)
     except (NotFound, CorruptFile):
         return DEFAULT_PROMPTS
-    lines = [line for line in stored.data.decode().splitlines() if line.strip()]
+    lines = [line for line in (text or "").splitlines() if line.strip()]
     return tuple(str(json.loads(line)["prompt"]) for line in lines) or DEFAULT_PROMPTS

@@ -10,11 +10,20 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path, PurePosixPath
 
 from trainyard.errors import BadInput
 from trainyard.names import check_relative_path
-from trainyard.spec.model import AccuracyTask, LoadLevel, ModelSpec
+from trainyard.spec.model import (
+    OTHER_TOKENS,
+    WORSE_ANSWERS,
+    AccuracyTask,
+    LoadLevel,
+    ModelSpec,
+    Probes,
+    RolloutSpec,
+)
 from trainyard.spec.partial import known
 from trainyard.spec.rules import Finding
 from trainyard.spec.tasks import missing_data, task_config
@@ -25,6 +34,11 @@ SUFFIXES = frozenset({".yaml", ".yml", ".json", ".jsonl", ".csv", ".tsv", ".txt"
 MAX_FILES = 500
 MAX_BYTES = 256 << 20
 """Of all files together; larger evaluation sets belong into a data set that the harness loads."""
+
+
+_PROMPTS_BY_CEILING = 5
+"""Probes' prompts times the share of worse answers that must be ruled out at 5 %: 3 would do it if
+no pair were ever lost and the test knew what to look for."""
 
 
 def asset_files(spec: ModelSpec, folder: Path) -> tuple[dict[str, Path], list[Finding]]:
@@ -57,6 +71,7 @@ def asset_files(spec: ModelSpec, folder: Path) -> tuple[dict[str, Path], list[Fi
                 findings += _add_load(level, level.prompts, folder, at, files)
     if known(spec, "prompts") and spec.prompts is not None:
         findings += _add_prompts(spec.prompts, folder, files, ("prompts",))
+    findings += _add_probes(spec, folder, files)
     return dict(sorted(files.items())), findings
 
 
@@ -156,8 +171,51 @@ def _add_load(
         yield Finding(where, *problem)
 
 
-def _prompts_problem(path: Path, *, with_lengths: bool = False) -> tuple[str, str] | None:
+def _add_probes(spec: ModelSpec, folder: Path, files: dict[str, Path]) -> Iterator[Finding]:
+    """Add the prompts of a rollout's probes, with their references."""
+    rollout = spec.rollout if known(spec, "rollout") else None
+    probes = rollout.probes if rollout is not None and known(rollout, "probes") else None
+    if rollout is None or probes is None or not known(probes, "prompts", "scoring"):
+        return
+    where = ("rollout", "probes", "prompts")
+    name, scored = probes.prompts, probes.scoring != "none"
+    problem = _file_problem(folder, name)
+    if problem is None and PurePosixPath(name).suffix != ".jsonl":
+        problem = (f"{name} is no JSONL file.", "Name a file that ends with `.jsonl`.")
+    if problem is None:
+        path = folder / name
+        problem = _prompts_problem(path, with_answers=scored) or _too_few(path, rollout, probes)
+        files[name] = path
+    if problem is not None:
+        yield Finding(where, *problem)
+
+
+def _too_few(path: Path, rollout: RolloutSpec, probes: Probes) -> tuple[str, str] | None:
+    """Return that a set is too small for any release to be proven; else None."""
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    # The same checkpoint has wider margins, so what suffices for another one suffices for it.
+    ceiling = WORSE_ANSWERS if probes.scoring != "none" else OTHER_TOKENS
+    if known(rollout, "judge") and known(rollout.judge, "margins"):
+        margins = rollout.judge.margins.get("quality")
+        if margins is not None and known(margins, "promote_ceiling") and margins.promote_ceiling:
+            ceiling = margins.promote_ceiling
+    least = ceil(_PROMPTS_BY_CEILING / ceiling)
+    if lines >= least:
+        return None
+    return (
+        f"{path.name} has {lines} prompts. Each is scored once in a rollout, and with fewer than "
+        f"{least} no release could be proven to give worse answers to less than {ceiling:.1%}.",
+        f"Give at least {least} prompts, or a larger promote_ceiling of quality in "
+        "rollout.judge.margins.",
+    )
+
+
+def _prompts_problem(
+    path: Path, *, with_lengths: bool = False, with_answers: bool = False
+) -> tuple[str, str] | None:
     remedy = 'Write one `{"prompt": "…"}` a line.'
+    if with_answers:
+        remedy = 'Write one `{"prompt": "…", "answer": "…"}` a line, or set scoring: none.'
     if with_lengths:
         remedy = 'Write one `{"prompt": "…", "output_tokens": 128}` a line, or give output_len.'
     try:
@@ -175,13 +233,24 @@ def _prompts_problem(path: Path, *, with_lengths: bool = False) -> tuple[str, st
             value = json.loads(line)
         except ValueError:
             return f"{path.name}, line {number}: this is not JSON.", remedy
-        prompt = value.get("prompt") if isinstance(value, dict) else None
-        if not isinstance(prompt, str) or not prompt:
-            return f"{path.name}, line {number}: there is no prompt.", remedy
-        tokens = value.get("output_tokens")
-        if with_lengths and (type(tokens) is not int or tokens < 1):
-            return f"{path.name}, line {number}: there is no number of output_tokens.", remedy
+        problem = _row_problem(value, with_lengths=with_lengths, with_answers=with_answers)
+        if problem:
+            return f"{path.name}, line {number}: {problem}", remedy
     return None
+
+
+def _row_problem(value: object, *, with_lengths: bool, with_answers: bool) -> str:
+    """Return what is wrong with one line of prompts; empty if nothing is."""
+    prompt = value.get("prompt") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(prompt, str) or not prompt:
+        return "there is no prompt."
+    answer = value.get("answer")
+    if with_answers and not (isinstance(answer, str) and answer.strip()):
+        return "there is no answer to compare with."
+    tokens = value.get("output_tokens")
+    if with_lengths and (type(tokens) is not int or tokens < 1):
+        return "there is no number of output_tokens."
+    return ""
 
 
 def _file_problem(folder: Path, name: str) -> tuple[str, str] | None:

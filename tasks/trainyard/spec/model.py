@@ -403,8 +403,8 @@ class RolloutStep(SpecPart):
     """Seconds to stay on it at least."""
 
 
-JudgedMetric = Literal["ttft", "tpot", "errors", "ttft_tail"]
-"""`ttft` and `tpot` are averages, `errors` and `ttft_tail` counts."""
+JudgedMetric = Literal["ttft", "tpot", "errors", "ttft_tail", "quality"]
+"""`ttft` and `tpot` are averages, the others counts. Only probes have `quality`."""
 AVERAGES: frozenset[str] = frozenset({"ttft", "tpot"})
 
 
@@ -467,6 +467,37 @@ class ServingSlo(SpecPart):
     """Requests in a window below which nothing is said about it."""
 
 
+Scoring = Literal["exact", "starts_with", "contains", "none"]
+"""When an answer is right: white space around it apart, it is the reference, begins with it, or
+contains it. `none`: there are no references."""
+
+WORSE_ANSWERS = 0.05
+"""Share of pairs with a worse answer that a promotion must rule out, unless margins say so."""
+OTHER_TOKENS = 0.20
+"""The same, of answers with other tokens though the checkpoint is the same."""
+
+
+class Probes(SpecPart):
+    """Prompts that are sent to both releases at the same moment while they are compared."""
+
+    prompts: str
+    """JSONL file (`{"prompt": …, "answer": …}` a line), relative to the spec file. `answer` is the
+    reference; without `scoring` it may be left out."""
+    pairs_per_s: float = Field(default=0.5, gt=0, le=50)
+    """Prompts a second, on average; each goes to both releases."""
+    max_tokens: int = Field(default=16, ge=2, le=1024)
+    """Longest answer, in tokens."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=4)
+    """Texts at which an answer ends; they are no part of it."""
+    scoring: Scoring = "exact"
+    """When an answer is right, for another checkpoint than the stable release's. The same
+    checkpoint must give the same tokens."""
+    timeout_s: float = Field(default=30.0, gt=0, le=600)
+    """Seconds after which an answer that is not complete counts as failed."""
+    max_in_flight: int = Field(default=16, ge=1, le=256)
+    """Prompts under way at the same time at most; what would exceed it is not sent."""
+
+
 class RolloutSpec(SpecPart):
     """How a release gets its traffic."""
 
@@ -499,6 +530,9 @@ class RolloutSpec(SpecPart):
     """Seconds that a candidate may take to become ready."""
     judge: JudgeSettings = JudgeSettings()
     """How the candidate is compared with the stable release."""
+    probes: Probes | None = None
+    """Prompts that both releases answer while they are compared. Empty: users' requests are all
+    the evidence there is, and nothing is said about the quality of answers."""
     slo: ServingSlo | None = None
     """What the release must keep after its rollout (`neuron_watch`). Empty: it is not watched."""
     expected_rps: float | None = Field(default=None, gt=0)

@@ -615,6 +615,7 @@ def rollout_findings(rollout: RolloutSpec) -> Iterator[Finding]:
                 f"{rollout.max_duration_s:g}.",
                 f"Give at least {holds:g}, or shorter holds.",
             )
+    yield from _probe_findings(rollout)
     if not known(rollout, "judge"):
         return
     judge = rollout.judge
@@ -628,6 +629,26 @@ def rollout_findings(rollout: RolloutSpec) -> Iterator[Finding]:
                 "Give shorter blocks or a longer max_duration_s.",
             )
     yield from _below(_margin_findings(judge), "judge", "margins")
+
+
+def _probe_findings(rollout: RolloutSpec) -> Iterator[Finding]:
+    if not known(rollout, "probes"):
+        return
+    probes = rollout.probes
+    if probes is not None and known(rollout, "capacity") and rollout.capacity == "single":
+        yield Finding(
+            ("probes",),
+            "With capacity single the two releases never serve at the same time, so there is "
+            "nothing to compare.",
+            "Remove the probes, or choose replace or surge.",
+        )
+    judged = known(rollout, "judge") and known(rollout.judge, "margins")
+    if probes is None and judged and "quality" in rollout.judge.margins:
+        yield Finding(
+            ("judge", "margins", "quality"),
+            "Only probes tell of quality, and there are none.",
+            "Add `rollout.probes`, or remove the margins.",
+        )
 
 
 def _step_findings(rollout: RolloutSpec) -> Iterator[Finding]:
@@ -705,7 +726,7 @@ def _one_margin(metric: str, kind: str, margins: Margins) -> Iterator[Finding]:
             yield Finding(
                 (name,),
                 f"{metric} is an average and has no {name}.",
-                "Remove the key; it is for errors and ttft_tail.",
+                "Remove the key; it is for errors, ttft_tail and quality.",
             )
 
 

@@ -9,8 +9,9 @@ from trainyard.documents.forecast import RolloutForecast, Traffic
 from trainyard.documents.look import Look
 from trainyard.errors import TrainyardError
 from trainyard.rollout.channel_store import channel_keys, read_channel
-from trainyard.rollout.forecast import rehearse, steps_of, traffic_of
+from trainyard.rollout.forecast import enough_probes, rehearse, steps_of, traffic_of
 from trainyard.rollout.plan_rollout import promotion_plan
+from trainyard.rollout.probes.windows import lag_s
 from trainyard.spec.environments import Environment
 from trainyard.spec.model import RolloutSpec
 from trainyard.store.documents import read_document
@@ -51,7 +52,12 @@ def forecast(
     plan = promotion_plan(channel, spec, environment, drain_timeout_s=drain_timeout_s)
     compared = plan.kind == "canary" and plan.capacity != "single"
     traffic = _traffic(store, channel, spec)
-    found = rehearse(plan, traffic) if compared and traffic is not None else None
+    found, enough = None, None
+    if compared and traffic is not None:
+        lag = lag_s(environment.metrics)
+        found = rehearse(plan, traffic, lag_s=lag)
+        if found.promoted_share < UNSURE:
+            enough = enough_probes(plan, traffic, share=UNSURE, lag_s=lag)
     return RolloutForecast(
         environment=name,
         kind=plan.kind,
@@ -62,6 +68,8 @@ def forecast(
         servers_free=max(0, environment.devices - _servers_of_others(store, model, name)),
         traffic=traffic,
         promoted_share=found.promoted_share if found else None,
+        probes_per_s=plan.probes.settings.pairs_per_s if plan.probes else None,
+        enough_probes_per_s=enough,
         verdict_median_s=found.median_s if found else None,
         verdict_most_s=found.most_s if found else None,
         verdict_requests=found.candidate_requests if found else None,
@@ -100,6 +108,8 @@ def _verdict(one: RolloutForecast, traffic: Traffic, promoted_share: float) -> s
         else "as rollout.expected_rps says"
     )
     text = f"at {traffic.requests_per_s:.3g} requests a second ({seen}) "
+    if one.probes_per_s is not None:
+        text += f"and {one.probes_per_s:g} pairs of probes a second "
     if one.verdict_median_s is None:
         text += "fewer than half of all good releases are"
     else:
@@ -115,14 +125,14 @@ def _verdict(one: RolloutForecast, traffic: Traffic, promoted_share: float) -> s
 def problems(one: RolloutForecast, spec: RolloutSpec) -> Iterator[str]:
     """Yield why a rollout should not even begin, each as sentences."""
     if _is_scarce(one) and spec.on_scarce_evidence == "refuse":
-        yield f"{next(_doubts(one))} {_REMEDY}"
+        yield f"{next(_doubts(one))} {_remedy(one)}"
 
 
 def warnings(one: RolloutForecast, spec: RolloutSpec) -> Iterator[str]:
     """Yield what may go wrong with a rollout, each as sentences."""
     if not (_is_scarce(one) and spec.on_scarce_evidence == "refuse"):
         for doubt in _doubts(one):
-            yield f"{doubt} {_REMEDY}"
+            yield f"{doubt} {_remedy(one)}"
     if one.servers_needed > one.servers_free:
         yield (
             f"It has room for {one.servers_free} servers beside those of other models, and the "
@@ -130,10 +140,17 @@ def warnings(one: RolloutForecast, spec: RolloutSpec) -> Iterator[str]:
         )
 
 
-_REMEDY = (
-    "Give rollout.max_duration_s more time, begin with larger steps, use more replicas, or widen "
-    "the margins of rollout.judge; rollout.on_scarce_evidence: warn goes on all the same."
-)
+def _remedy(one: RolloutForecast) -> str:
+    probes = ""
+    if one.enough_probes_per_s is not None:
+        probes = (
+            "Probes would do it: rollout.probes with pairs_per_s: "
+            f"{one.enough_probes_per_s:g}. Or: "
+        )
+    return probes + (
+        "Give rollout.max_duration_s more time, begin with larger steps, use more replicas, or "
+        "widen the margins of rollout.judge; rollout.on_scarce_evidence: warn goes on all the same."
+    )
 
 
 def _doubts(one: RolloutForecast) -> Iterator[str]:

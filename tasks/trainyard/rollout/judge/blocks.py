@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from math import log
 
-from trainyard.documents.evidence import Block, JudgeSpec, MetricSpec, Track
+from trainyard.documents.evidence import QUALITY, Block, JudgeSpec, MetricSpec, Track
 from trainyard.rollout.judge.defaults import MAX_SHARE_OF_AGE
 
 _LENGTH_TOLERANCE = 0.9
@@ -48,7 +48,7 @@ class Side:
 
 @dataclass(slots=True)
 class PairedBlock:
-    """Both tracks over the same time at the same weight."""
+    """Both tracks over the same time at the same weight (`quality`: the weight at its start)."""
 
     start_s: float
     end_s: float
@@ -114,25 +114,34 @@ def closed_blocks(
 
     Slices are merged until each track has `min_requests_per_block` and the block is as long as
     `block_s`. What is still open at the end waits; what is open when the weight changes is left
-    out, because the two tracks would be compared over different mixes of load. Each stratum closes
-    blocks of its own, so no mix of strata is ever compared with another mix.
+    out, because the two tracks would be compared over different mixes of load. What answers say
+    does not depend on load, so blocks of `quality` go on across weights: there are only so many
+    prompts. Each stratum closes blocks of its own, so no mix of strata is ever compared with
+    another mix.
     """
     usable = [row for row in rows if row.metric == metric.name and _is_usable(row, metric)]
     strata = sorted({row.stratum for row in usable})
     blocks = [
         block
         for stratum in strata
-        for block in _closed([row for row in usable if row.stratum == stratum], stratum, spec)
+        for block in _closed(
+            [row for row in usable if row.stratum == stratum],
+            stratum,
+            spec,
+            across_weights=metric.name == QUALITY,
+        )
     ]
     return tuple(sorted(blocks, key=lambda block: (block.end_s, block.start_s, block.stratum)))
 
 
-def _closed(usable: Sequence[Block], stratum: str, spec: JudgeSpec) -> list[PairedBlock]:
+def _closed(
+    usable: Sequence[Block], stratum: str, spec: JudgeSpec, *, across_weights: bool
+) -> list[PairedBlock]:
     blocks: list[PairedBlock] = []
     current: PairedBlock | None = None
     ordered = sorted(_seen_together(usable), key=lambda row: (row.t, row.weight_candidate))
     for (end_s, weight), slice_ in groupby(ordered, key=lambda row: (row.t, row.weight_candidate)):
-        if current is None or current.weight != weight:
+        if current is None or (current.weight != weight and not across_weights):
             current = PairedBlock(start_s=end_s, end_s=end_s, weight=weight, stratum=stratum)
         for row in slice_:
             current.add(row)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from trainyard.documents.evidence import (
+    QUALITY,
     Block,
     JudgeSpec,
     MetricSpec,
@@ -170,8 +171,14 @@ def contradicts_promotion(now: Values, metric: MetricSpec) -> bool:
     )
 
 
-def blocks_at_last_step(blocks: Sequence[PairedBlock], spec: JudgeSpec) -> int:
-    """Return how many closed blocks of users' requests had the last step's weight or more."""
+def blocks_that_count(blocks: Sequence[PairedBlock], metric: str, spec: JudgeSpec) -> int:
+    """Return how many closed blocks count for `min_blocks_last_step`.
+
+    They are those of users' requests with the last step's weight or more. Of `quality`, which only
+    probes have and which no load changes, it is all of them.
+    """
+    if metric == QUALITY:
+        return len(blocks)
     return sum(block.weight >= spec.last_weight and not block.stratum for block in blocks)
 
 
@@ -226,7 +233,7 @@ def _short_of_blocks(closed: dict[str, tuple[PairedBlock, ...]], spec: JudgeSpec
     return [
         name
         for name, blocks in closed.items()
-        if blocks_at_last_step(blocks, spec) < spec.min_blocks_last_step
+        if blocks_that_count(blocks, name, spec) < spec.min_blocks_last_step
     ]
 
 
@@ -261,7 +268,8 @@ def _reason(
     if open_:
         compared = "; ".join(_progress(one, kinds[one.metric]) for one in open_)
         return f"Undecided: {compared}."
-    have = min(blocks_at_last_step(closed[name], spec) for name in _short_of_blocks(closed, spec))
+    short = _short_of_blocks(closed, spec)
+    have = min(blocks_that_count(closed[name], name, spec) for name in short)
     return (
         f"Undecided: good enough in every metric, but only {have} of {spec.min_blocks_last_step} "
         f"blocks at {spec.last_weight} % of the traffic so far."
