@@ -264,7 +264,7 @@ def quality_metric(comparing: Comparing) -> MetricSpec:
     return MetricSpec(
         name=QUALITY,
         kind="count",
-        harm_margin=2.0,
+        harm_margin=1.5,
         promote_margin=3.0,
         harm_floor=floor,
         promote_ceiling=ceiling,

@@ -141,16 +141,14 @@ def warnings(one: RolloutForecast, spec: RolloutSpec) -> Iterator[str]:
 
 
 def _remedy(one: RolloutForecast) -> str:
-    probes = ""
-    if one.enough_probes_per_s is not None:
-        probes = (
-            "Probes would do it: rollout.probes with pairs_per_s: "
-            f"{one.enough_probes_per_s:g}. Or: "
-        )
-    return probes + (
-        "Give rollout.max_duration_s more time, begin with larger steps, use more replicas, or "
-        "widen the margins of rollout.judge; rollout.on_scarce_evidence: warn goes on all the same."
+    others = (
+        "rollout.max_duration_s more time, begin with larger steps, use more replicas, or widen "
+        "the margins of rollout.judge; rollout.on_scarce_evidence: warn goes on all the same."
     )
+    if one.enough_probes_per_s is None:
+        return f"Give {others}"
+    rate = f"{one.enough_probes_per_s:g}"
+    return f"Probes would do it: rollout.probes with pairs_per_s: {rate}. Or give {others}"
 
 
 def _doubts(one: RolloutForecast) -> Iterator[str]:

@@ -14,10 +14,13 @@ from trainyard.documents.evidence import Block
 from trainyard.documents.look import (
     Histogram,
     PodCounters,
+    ProbeCounters,
+    ProbeReading,
     ReleaseCounters,
     RouteCounters,
     Snapshot,
 )
+from trainyard.rollout.probes.tally import EDGES_S
 from trainyard.rollout.slices import FEWEST_FOR_EDGE, blocks_from_snapshots, tail_edge
 
 
@@ -407,3 +410,133 @@ def test_rows_of_the_past_do_not_change(cut: int) -> None:
     ]
     early, late = blocks(*shots[:cut]), blocks(*shots)
     assert [row for row in late if row in early] == early
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def probes(*pods: ProbeCounters, epoch: str = "one", cursor: int = 0) -> ProbeReading:
+    return ProbeReading(epoch=epoch, cursor=cursor, pods=pods)
+
+
+def probed(
+    release: str = OLD,
+    *,
+    sent: int = 0,
+    ended: int | None = None,
+    failed: int = 0,
+    worse: int = 0,
+    late: int = 0,
+) -> ProbeCounters:
+    done = sent if ended is None else ended
+    answered = done - failed
+    return ProbeCounters(
+        pod=f"{release}-0",
+        release_id=release,
+        sent=sent,
+        ended=done,
+        answered=answered,
+        failed=failed,
+        ttft=Histogram(
+            count=answered,
+            total=0.1 * answered,
+            buckets={
+                **{f"{edge:g}": (answered - late) * (edge >= 0.1) for edge in EDGES_S},
+                "+Inf": answered,
+            },
+        ),
+        tpot=Histogram(count=answered, total=0.01 * answered),
+        pairs=answered,
+        worse=worse,
+    )
+
+
+def with_probes(seconds: float, reading: ProbeReading | None, count: int) -> Snapshot:
+    """Return a snapshot with the same counters of both servers: `count` requests of users."""
+    users = histogram(count, 0.05 * count, **{"0_1": count})
+    made = snapshot(seconds, both(users, users), route(50, old=(count, 0, 0), new=(count, 0, 0)))
+    return made.model_copy(update={"probes": reading})
+
+
+def test_probes_are_a_stratum_with_a_quality_of_its_own() -> None:
+    first = with_probes(0, probes(), 200)
+    last = with_probes(
+        30, probes(probed(OLD, sent=40, worse=1), probed(NEW, sent=40, worse=5)), 300
+    )
+    found = {
+        (block.track, block.metric): block
+        for block in blocks(first, last)
+        if block.stratum == "probe"
+    }
+    assert {metric for _, metric in found} == {"errors", "quality", "ttft", "ttft_tail", "tpot"}
+    quality = found["candidate", "quality"]
+    assert (quality.requests, quality.bad, quality.pod) == (40, 5, f"{NEW}-0")
+    assert found["stable", "quality"].bad == 1
+    assert (found["stable", "ttft"].requests, found["stable", "ttft"].total) == (40, 4.0)
+    assert (found["stable", "errors"].requests, found["stable", "errors"].bad) == (40, 0)
+
+
+def test_late_probes_are_those_beyond_the_edge_of_users() -> None:
+    first = with_probes(0, probes(probed(OLD), probed(NEW)), 200)
+    last = with_probes(30, probes(probed(OLD, sent=40), probed(NEW, sent=40, late=3)), 300)
+    tail = {b.track: b.bad for b in blocks(first, last, metric="ttft_tail") if b.stratum}
+    assert tail == {"stable": 0, "candidate": 3}
+
+
+def test_users_latencies_count_in_slices_without_a_probe_only() -> None:
+    readings = [
+        (0, probes(probed(OLD), probed(NEW))),
+        (30, probes(probed(OLD, sent=40), probed(NEW, sent=40))),
+        (60, probes(probed(OLD, sent=40), probed(NEW, sent=40))),
+        (90, probes(probed(OLD, sent=80, ended=79), probed(NEW, sent=80))),
+        (120, probes(probed(OLD, sent=80), probed(NEW, sent=80))),
+    ]
+    found = blocks(*(with_probes(t, reading, 200 + int(t)) for t, reading in readings))
+    users = {(b.t, b.track) for b in found if b.metric == "ttft" and not b.stratum}
+    # At 90 s one of stable's was still under way, so it may have ended in the last slice.
+    assert users == {(60, "stable"), (60, "candidate"), (120, "candidate")}
+    errors = {b.t for b in found if b.metric == "errors" and not b.stratum}
+    assert errors == {30, 60, 90, 120}
+
+
+def test_figures_from_before_a_probe_do_not_count_as_users_either() -> None:
+    def read(seconds: float, read_at: float, count: int, sent: int) -> Snapshot:
+        made = with_probes(seconds, probes(probed(OLD, sent=sent), probed(NEW, sent=sent)), count)
+        pods = tuple(p.model_copy(update={"read_at": at(read_at)}) for p in made.pods)
+        return made.model_copy(update={"pods": pods})
+
+    log = [
+        read(0, -10, 200, 0),
+        read(30, 20, 230, 40),
+        read(60, 50, 260, 40),
+        read(90, 80, 290, 40),
+    ]
+    users = {b.t for b in blocks(*log, metric="ttft") if not b.stratum}
+    # The figures at 30 s are of 20 s, when probes were still sent; those at 60 s are of 50 s.
+    assert users == {90}
+
+
+@pytest.mark.parametrize(
+    "readings",
+    [
+        (None, probes(probed(OLD), probed(NEW))),
+        (probes(probed(OLD), probed(NEW)), None),
+        (probes(probed(OLD), probed(NEW)), probes(probed(OLD), probed(NEW), epoch="two")),
+    ],
+    ids=["begins", "ends", "another prober"],
+)
+def test_where_the_prober_changed_nobody_knows_what_was_sent(
+    readings: tuple[ProbeReading | None, ProbeReading | None],
+) -> None:
+    found = blocks(*(with_probes(30.0 * i, one, 200 + i) for i, one in enumerate(readings)))
+    assert {(block.metric, block.stratum) for block in found} == {("errors", "")}
+
+
+def test_probes_of_a_busier_candidate_have_no_latencies() -> None:
+    readings = (probes(), probes(probed(OLD, sent=40), probed(NEW, sent=40, failed=2)))
+    log = [
+        with_probes(30.0 * i, one, 200).model_copy(update={"route": route(90)})
+        for i, one in enumerate(readings)
+    ]
+    found = {b.metric for b in blocks(*log) if b.stratum}
+    assert found == {"errors", "quality"}

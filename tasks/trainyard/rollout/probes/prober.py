@@ -158,7 +158,10 @@ class HttpProber:
     async def _send(self, session: _Session) -> None:
         """Send rounds until the window closes, and wait for the last of them."""
         under_way: set[asyncio.Task[None]] = set()
-        async with httpx.AsyncClient(trust_env=False, timeout=None) as client:
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=None) as client,
+            asyncio.TaskGroup() as rounds,
+        ):
             due = self._monotonic()
             while (now := self._monotonic()) < session.until:
                 wish = session.wish
@@ -166,12 +169,10 @@ class HttpProber:
                     # A machine that was asleep must not make up for what it has missed.
                     due = max(due + 1 / wish.rounds_per_s, now)
                     if len(under_way) < wish.plan.settings.max_in_flight:
-                        task = asyncio.create_task(self._round(client, session, wish))
+                        task = rounds.create_task(self._round(client, session, wish))
                         under_way.add(task)
                         task.add_done_callback(under_way.discard)
                 await asyncio.sleep(max(0.0, min(due, session.until) - self._monotonic()))
-            if under_way:
-                await asyncio.gather(*under_way)
 
     async def _round(self, client: httpx.AsyncClient, session: _Session, wish: Wish) -> None:
         """Send one prompt to both releases at the same moment, and count what comes of it."""
