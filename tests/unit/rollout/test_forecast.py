@@ -8,12 +8,17 @@ from typing import Any
 import pytest
 from tests.unit.rollout.machine import NOW, make_plan
 
-from trainyard.documents.channel import RolloutPlan
-from trainyard.documents.evidence import Covariance, JudgeSpec, default_metrics
+from trainyard.documents.channel import ProbePlan, RolloutPlan
+from trainyard.documents.evidence import (
+    Covariance,
+    JudgeSpec,
+    default_metrics,
+    quality_metric,
+)
 from trainyard.documents.forecast import Traffic
 from trainyard.documents.look import ReleaseCounters, RouteCounters, Snapshot
-from trainyard.rollout.forecast import rehearse, steps_of, traffic_of
-from trainyard.spec.model import RolloutStep
+from trainyard.rollout.forecast import enough_probes, rehearse, steps_of, traffic_of
+from trainyard.spec.model import Probes, RolloutStep
 
 QUIET = Covariance(sb2=0.0, sa2=0.0, pod_floor=0.0)
 STEPS = (RolloutStep(weight=10, hold_s=240), RolloutStep(weight=50, hold_s=600))
@@ -106,3 +111,49 @@ def test_without_two_moments_and_requests_between_them_traffic_is_not_known(
     seen: list[Snapshot],
 ) -> None:
     assert traffic_of(seen) is None
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def probed(rate: float) -> ProbePlan:
+    return ProbePlan(settings=Probes(prompts="p.jsonl", pairs_per_s=rate), comparing=None)
+
+
+def test_probes_bring_a_proof_that_users_requests_cannot() -> None:
+    traffic = Traffic(requests_per_s=0.5)
+    without = rehearse(plan_with(), traffic, runs=6)
+    with_probes = rehearse(plan_with(probes=probed(4.0)), traffic, runs=6)
+    assert without.promoted_share == 0.0
+    assert with_probes.promoted_share >= 0.8
+
+
+def test_figures_that_lag_leave_less_of_users_latencies() -> None:
+    asked = plan_with(probes=probed(0.25)), Traffic(requests_per_s=3.0)
+    fresh, late = (rehearse(*asked, runs=8, lag_s=lag) for lag in (0.0, 120.0))
+    assert late.median_s is None or (fresh.median_s is not None and fresh.median_s < late.median_s)
+
+
+def test_answers_must_be_proven_as_well() -> None:
+    plan = plan_with(probes=probed(0.5))
+    judge = plan.judge.model_copy(
+        update={"metrics": (*plan.judge.metrics, quality_metric("answers"))}
+    )
+    strict = quality_metric("answers").model_copy(update={"promote_ceiling": 0.0051})
+    never = plan.judge.model_copy(update={"metrics": (*plan.judge.metrics, strict)})
+    traffic = Traffic(requests_per_s=20.0)
+    proven, not_proven = (
+        rehearse(plan.model_copy(update={"judge": spec}), traffic, runs=6)
+        for spec in (judge, never)
+    )
+    assert proven.promoted_share > not_proven.promoted_share
+
+
+def test_the_least_rate_that_is_enough_is_told() -> None:
+    traffic = Traffic(requests_per_s=0.5)
+    rate = enough_probes(plan_with(), traffic, share=0.8, runs=4)
+    assert rate is not None
+    enough = rehearse(plan_with(probes=probed(rate)), traffic, runs=4)
+    assert enough.promoted_share >= 0.8
+    # Pods that differ by half are beyond what any number of requests can tell.
+    assert enough_probes(plan_with(Covariance(sb2=0.5**2)), traffic, share=0.8, runs=3) is None

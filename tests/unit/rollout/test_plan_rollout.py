@@ -21,6 +21,7 @@ from trainyard.rollout.plan_rollout import (
     judge_spec,
     plan_rollback,
     plan_rollout,
+    promotion_plan,
     recorded_reason,
     rollback_target,
 )
@@ -425,3 +426,42 @@ def test_a_freeze_never_holds_a_rollback() -> None:
         drain_timeout_s=20.0,
     )
     assert isinstance(found, RolloutPlan)
+
+
+@pytest.mark.parametrize(
+    ("scoring", "same", "comparing"),
+    [
+        ("exact", False, "answers"),
+        ("exact", True, "tokens"),
+        ("none", True, "tokens"),
+        ("none", False, None),
+    ],
+)
+def test_what_answers_are_compared_by_is_pinned_with_the_plan(
+    scoring: str, same: bool, comparing: str | None
+) -> None:
+    probes = {"prompts": "p.jsonl", "scoring": scoring}
+    margins = {"quality": {"harm": 2.5, "promote": 4.0}}
+    spec = make_release("a", probes=probes, judge={"margins": margins} if comparing else {})
+    plan = promotion_plan(
+        channel(),
+        spec.spec.rollout,
+        Environment(target="cpu", devices=2),
+        drain_timeout_s=30.0,
+        same_checkpoint=same,
+    )
+    assert plan.probes is not None
+    assert plan.probes.comparing == comparing
+    found = {metric.name: metric for metric in plan.judge.metrics}
+    assert ("quality" in found) is (comparing is not None)
+    if comparing is not None:
+        assert (found["quality"].harm_margin, found["quality"].promote_margin) == (2.5, 4.0)
+
+
+def test_what_compares_nothing_has_no_probes() -> None:
+    spec = make_release("a", probes={"prompts": "p.jsonl"}).spec.rollout
+    plan = promotion_plan(
+        empty_channel(), spec, Environment(target="cpu", devices=2), drain_timeout_s=30.0
+    )
+    assert plan.probes is None
+    assert "quality" not in {metric.name for metric in plan.judge.metrics}

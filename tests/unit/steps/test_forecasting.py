@@ -114,6 +114,24 @@ def test_a_rollout_that_cannot_be_decided_is_refused_unless_the_spec_says_otherw
     assert "rollout.max_duration_s" in told
 
 
+def test_who_has_too_little_evidence_is_told_which_probes_would_do(store: FolderStore) -> None:
+    write_channel(store, used_channel())
+    wide = {"harm": 1.0, "promote": 1.5}
+    judge = {"block_s": 10, "min_requests_per_block": 10, "margins": {"ttft": wide, "tpot": wide}}
+    spec = spec_with(expected_rps=0.2, judge=judge)
+    found, _ = seen(store, spec)
+    assert found.enough_probes_per_s is not None
+    (told,) = problems(found, spec)
+    rate = found.enough_probes_per_s
+    assert f"rollout.probes with pairs_per_s: {rate:g}. Or give" in told
+    probes = {"prompts": "p.jsonl", "pairs_per_s": rate, "scoring": "none"}
+    probed = spec_with(expected_rps=0.2, judge=judge, probes=probes)
+    found, text = seen(store, probed)
+    assert (found.probes_per_s, found.enough_probes_per_s) == (rate, None)
+    assert f"and {rate:g} pairs of probes a second" in text
+    assert not [*problems(found, probed)]
+
+
 def test_servers_of_other_models_take_their_room(store: FolderStore) -> None:
     write_channel(store, used_channel())
     other = used_channel().model_copy(update={"model": "other"})
