@@ -82,6 +82,10 @@ class FakeProber:
             epoch=self.epoch, cursor=self.schedule.cursor, pods=self.tally.counters()
         )
 
+    def stop(self) -> None:
+        self._settle()
+        self.until = self.at
+
     def slowest_s(self, rollout: str) -> float:
         return TTFT_S
 

@@ -34,7 +34,8 @@ Metrics:
                         independent (the two are different averages, so they are never mixed)
 `errors`       count    requests that failed at the router, of those that ended there
 `ttft_tail`    count    requests whose first token came later than a bucket edge that is fixed
-                        before exposure: the lowest one that 99 % of stable's requests kept
+                        before exposure: the lowest one that 99 % of stable's requests kept; probes
+                        have an edge of their own
 `quality`      count    probes only: pairs in which this release alone gave a wrong answer, of those
                         whose answers were compared
 `prompts`      average  tokens of a prompt; for the judge's guard against another mix of prompts
@@ -106,6 +107,7 @@ def blocks_from_snapshots(
     """
     ordered = sorted(snapshots, key=lambda snapshot: snapshot.at)
     fixed = tail_edge(ordered, stable=stable, exposed_since=exposed_since)
+    fixed_of_probes = tail_edge(ordered, stable=stable, exposed_since=exposed_since, probes=True)
     blocks: list[Block] = []
     by_events = False
     for index, (before, after) in enumerate(pairwise(ordered)):
@@ -124,7 +126,10 @@ def blocks_from_snapshots(
         route = _comparable(before.route, after.route)
         if route is None:
             continue
-        edge = fixed[0] if fixed is not None and fixed[1] <= index else None
+        edge, probe_edge = (
+            one[0] if one is not None and one[1] <= index else None
+            for one in (fixed, fixed_of_probes)
+        )
         tracks: tuple[tuple[Track, str], ...] = (("stable", stable), ("candidate", candidate))
         for track, release_id in tracks:
             slice_ = _Slice(
@@ -145,7 +150,7 @@ def blocks_from_snapshots(
                 ]
                 blocks.extend(_server_blocks(slice_, pairs, edge, by_events))
             blocks.extend(_error_blocks(slice_, *route))
-            blocks.extend(_probe_blocks(slice_, before, after, edge if alike else None, alike))
+            blocks.extend(_probe_blocks(slice_, before, after, probe_edge, alike))
     return blocks
 
 
@@ -245,7 +250,7 @@ def load_ratio(snapshot: Snapshot, *, candidate: str, stable: str) -> float:
 
 
 def tail_edge(
-    ordered: Sequence[Snapshot], *, stable: str, exposed_since: datetime
+    ordered: Sequence[Snapshot], *, stable: str, exposed_since: datetime, probes: bool = False
 ) -> tuple[str, int] | None:
     """Return the edge of the tail and the index of the snapshot that fixed it.
 
@@ -253,22 +258,24 @@ def tail_edge(
         ordered: oldest first.
         stable: the release whose requests fix it.
         exposed_since: the last snapshot before it counts, if stable had enough requests then.
+        probes: that of probes, whose prompts may take another time than users'.
 
     Returns:
         The `le` label as the servers write it, or None while stable had too few requests.
     """
     early = [index for index, snapshot in enumerate(ordered) if snapshot.at <= exposed_since]
     for index in range(max(early, default=0), len(ordered)):
-        edge = _edge_of(ordered[index], stable)
+        edge = _edge_of(ordered[index], stable, probes=probes)
         if edge is not None:
             return edge, index
     return None
 
 
-def _edge_of(snapshot: Snapshot, stable: str) -> str | None:
-    histograms = [
-        pod.ttft for pod in snapshot.pods if pod.release_id == stable and pod.ttft is not None
-    ]
+def _edge_of(snapshot: Snapshot, stable: str, *, probes: bool) -> str | None:
+    pods: Sequence[PodCounters | ProbeCounters] = snapshot.pods
+    if probes:
+        pods = snapshot.probes.pods if snapshot.probes is not None else ()
+    histograms = [pod.ttft for pod in pods if pod.release_id == stable and pod.ttft is not None]
     count = sum(histogram.count for histogram in histograms)
     if count < FEWEST_FOR_EDGE:
         return None
@@ -493,7 +500,7 @@ def _probe_blocks(
         slice_: the slice.
         before: its beginning.
         after: its end.
-        edge: of users' tail, as the servers write it.
+        edge: of their tail.
         alike: are latencies comparable?
     """
     if before.probes is None or after.probes is None or before.probes.epoch != after.probes.epoch:
@@ -518,13 +525,8 @@ def _probe_blocks(
         if ttft is not None:
             blocks.append(slice_.mean(new.pod, "ttft", ttft.count, ttft.total))
             if edge is not None:
-                late = ttft.count - _within(ttft, _edge(edge))
+                late = ttft.count - ttft.buckets[edge]
                 blocks.append(slice_.count(new.pod, "ttft_tail", ttft.count, late))
         if tpot is not None:
             blocks.append(slice_.mean(new.pod, "tpot", tpot.count, tpot.total))
     return blocks
-
-
-def _within(histogram: Histogram, edge_s: float) -> int:
-    """Return how many values are at most as large as the next edge that is not below `edge_s`."""
-    return histogram.buckets[min((e for e in histogram.buckets if _edge(e) >= edge_s), key=_edge)]

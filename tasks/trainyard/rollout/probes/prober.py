@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 import httpx
@@ -60,8 +61,11 @@ class Prober(Protocol):
     def keep(self, wish: Wish) -> None:
         """Go on as `wish` says, until another one is given or its time is over; returns at once."""
 
+    def stop(self) -> None:
+        """Send nothing more until the next wish; returns at once."""
+
     def read(self, rollout: str) -> ProbeReading | None:
-        """Return the counters of now; None if nothing was ever sent for that rollout."""
+        """Return the counters of now; None if nobody ever wished for probes of that rollout."""
 
     def slowest_s(self, rollout: str) -> float:
         """Return how long the slowest of the newest rounds took; 0 if there was none."""
@@ -71,6 +75,9 @@ class NoProber:
     """Sends nothing; for whoever drives rollouts that have no probes."""
 
     def keep(self, wish: Wish) -> None:
+        """Do nothing."""
+
+    def stop(self) -> None:
         """Do nothing."""
 
     def read(self, rollout: str) -> ProbeReading | None:
@@ -111,8 +118,8 @@ class HttpProber:
             if session is None or session.wish.rollout != wish.rollout:
                 schedule = Schedule(len(wish.prompts), wish.rollout, wish.cursor)
                 if session is not None:
-                    session.until = 0.0
-                session = self._session = _Session(wish, schedule, 0.0)
+                    session.until = -inf
+                session = self._session = _Session(wish, schedule, -inf)
             session.wish = wish
             session.until = self._monotonic() + wish.send_s
             if wish.send_s > 0 and session.thread is None:
@@ -121,8 +128,14 @@ class HttpProber:
                 )
                 session.thread.start()
 
+    def stop(self) -> None:
+        """Send nothing more until the next wish; returns at once."""
+        with self._guard:
+            if self._session is not None:
+                self._session.until = -inf
+
     def read(self, rollout: str) -> ProbeReading | None:
-        """Return the counters of now; None if nothing was ever sent for that rollout."""
+        """Return the counters of now; None if nobody ever wished for probes of that rollout."""
         with self._guard:
             session = self._session
             if session is None or session.wish.rollout != rollout:

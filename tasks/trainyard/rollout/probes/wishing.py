@@ -41,6 +41,9 @@ def go_on(
 ) -> None:
     """Let probes be sent if this slice has any. After a look, so that it cannot see them yet.
 
+    It is `begin` that begins; without it nothing is sent. What ends, or has no two releases that
+    are ready, is not probed from now on.
+
     Args:
         deps: the world.
         channel: with the rollout.
@@ -49,12 +52,17 @@ def go_on(
         slot: number of the present slice.
         left_s: seconds to its end.
     """
+    name = rollout_name(channel, rollout)
+    if deps.prober.read(name) is None:
+        return
     windows = _windows(deps, channel, rollout)
-    slowest_s = deps.prober.slowest_s(rollout_name(channel, rollout))
+    slowest_s = deps.prober.slowest_s(name)
     send_s = windows.sending_s(slot, left_s, slowest_s=slowest_s)
     # Whoever has lost the lease drives no more.
     wish = _wish(deps, channel, rollout, servers, send_s=min(send_s, rollout.plan.lease_s))
-    if wish is not None:
+    if wish is None:
+        deps.prober.stop()
+    else:
         deps.prober.keep(wish)
 
 

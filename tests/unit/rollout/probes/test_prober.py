@@ -57,8 +57,8 @@ def at_rest(reading: ProbeReading) -> bool:
     return all(one.sent == one.ended for one in reading.pods)
 
 
-def stop(prober: HttpProber, last: Wish) -> dict[str, ProbeCounters]:
-    prober.keep(replace(last, send_s=0.0))
+def stop(prober: HttpProber) -> dict[str, ProbeCounters]:
+    prober.stop()
     return {one.pod: one for one in until(prober, at_rest).pods}
 
 
@@ -82,7 +82,7 @@ def test_both_releases_get_the_same_prompts_and_worse_answers_show() -> None:
         asked = wish({"s0": old}, {"c0": new})
         prober.keep(asked)
         until(prober, lambda reading: reading.cursor >= 25)
-        found = stop(prober, asked)
+        found = stop(prober)
     assert seen["s0"] == seen["c0"]
     assert found["s0"].answered == found["c0"].answered == sum(seen["s0"].values()) >= 25
     # Each prompt is scored once, however often it is sent.
@@ -102,7 +102,7 @@ def test_a_release_that_fails_alone_fails_and_an_outage_of_both_is_nothing() -> 
         until(prober, lambda reading: sum(one.failed for one in reading.pods) >= 10)
         broken.set()
         until(prober, lambda reading: reading.cursor >= 40)
-        found = stop(prober, asked)
+        found = stop(prober)
     assert found["s0"].failed == 0
     assert found["c0"].failed == found["s0"].answered
     assert found["c0"].ended > found["c0"].failed
@@ -131,7 +131,7 @@ def test_it_sends_nothing_after_its_window_and_goes_on_in_the_next() -> None:
         prober.keep(asked)
         after = until(prober, lambda reading: reading.cursor > before.cursor)
         assert after.epoch == before.epoch == first.epoch
-        stop(prober, asked)
+        stop(prober)
 
 
 def test_another_process_has_counters_of_its_own_and_goes_on_at_the_cursor() -> None:
@@ -140,12 +140,12 @@ def test_another_process_has_counters_of_its_own_and_goes_on_at_the_cursor() -> 
         one, other = HttpProber(), HttpProber()
         one.keep(asked)
         until(one, lambda reading: reading.cursor >= 4)
-        stop(one, asked)
+        stop(one)
         seen = one.read("m/e/1")
         assert seen is not None
         other.keep(replace(asked, cursor=seen.cursor))
         until(other, lambda reading: reading.cursor >= 20)
-        found = stop(other, asked)
+        found = stop(other)
         reading = other.read("m/e/1")
     assert reading is not None
     assert reading.epoch != seen.epoch
@@ -173,7 +173,7 @@ def test_never_more_than_so_many_are_under_way() -> None:
         prober.keep(asked)
         until(prober, lambda reading: reading.cursor >= 10)
         release.set()
-        stop(prober, asked)
+        stop(prober)
     assert most <= 4
     assert prober.slowest_s("m/e/1") > 0
 
@@ -193,7 +193,7 @@ def test_a_prober_whose_thread_broke_begins_anew(monkeypatch: pytest.MonkeyPatch
                 time.sleep(0.01)
         prober.keep(asked)
         assert until(prober, lambda reading: reading.cursor > 0).epoch != "one"
-        stop(prober, asked)
+        stop(prober)
 
 
 def test_one_prober_has_one_rollout() -> None:
@@ -213,5 +213,6 @@ def test_one_prober_has_one_rollout() -> None:
 def test_without_probes_there_is_nothing_to_read() -> None:
     prober = NoProber()
     prober.keep(wish({}, {}))
+    prober.stop()
     assert prober.read("m/e/1") is None
     assert prober.slowest_s("m/e/1") == 0.0
