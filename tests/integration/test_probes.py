@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -151,9 +151,19 @@ def make_world(rate: float = 40.0) -> World:
     return world
 
 
-def publish(world: World, name: str, *, like: str = "", **probes: Any) -> str:
+SHORT = {"max_duration_s": 120, "max_hold_s": 20}
+
+
+def publish(
+    world: World,
+    name: str,
+    *,
+    like: str = "",
+    rollout: Mapping[str, Any] | None = None,
+    **probes: Any,
+) -> str:
     """Publish a release with probes, perhaps with the checkpoint of another one."""
-    made = world.publish(name, probes={**PROBES, **probes})
+    made = world.publish(name, probes={**PROBES, **probes}, **(rollout or {}))
     changes: dict[str, Any] = {"provenance": Provenance(inputs=(plan_key(plan().plan_id),))}
     if like:
         changes["checkpoint_digest"] = world.releases[like].checkpoint_digest
@@ -246,7 +256,7 @@ def test_a_release_that_fails_probes_alone_is_rolled_back() -> None:
 
 def test_an_outage_of_the_probes_is_no_answer_and_promotes_nobody() -> None:
     world = make_world()
-    b = publish(world, "b")
+    b = publish(world, "b", rollout=SHORT)
     replies: Replies = {b: lambda _: None, release_id("a"): lambda _: None}
     result = world.run(begin(world, b, FakeProber(world, replies)))
     assert result.outcome == "withdrawn"
@@ -285,7 +295,7 @@ def test_the_replay_says_what_the_looks_said() -> None:
 
 def test_prompts_that_are_gone_stop_no_rollout_and_prove_nothing() -> None:
     world = make_world()
-    b = publish(world, "b")
+    b = publish(world, "b", rollout=SHORT)
     world.store.delete(f"evals/d1/{FILE}")
     assert world.run(begin(world, b, FakeProber(world, {}))).outcome == "withdrawn"
 

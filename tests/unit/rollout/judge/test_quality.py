@@ -57,14 +57,10 @@ def spec_of(comparing: Comparing = "answers") -> JudgeSpec:
 
 
 def decided(rows: list[Block], comparing: Comparing = "answers") -> tuple[Outcome, int]:
-    """Return the verdict, and after how many pairs it was there."""
+    """Return the verdict, and of how many pairs: of harm, those until it was shown."""
     spec = spec_of(comparing)
-    blocks = closed_blocks(rows, spec.metrics[0], spec)
-    for count in range(1, len(blocks) + 1):
-        found = metric_verdict(blocks[:count], spec.metrics[0], spec)
-        if found.outcome == "HARM" or count == len(blocks):
-            return found.outcome, found.candidate_requests
-    raise AssertionError("no block")
+    found = metric_verdict(closed_blocks(rows, spec.metrics[0], spec), spec.metrics[0], spec)
+    return found.outcome, found.candidate_requests
 
 
 def test_a_fifth_of_the_answers_gone_wrong_is_harm_within_300_pairs() -> None:
@@ -86,12 +82,12 @@ def test_releases_that_are_wrong_as_often_are_no_harm(share: float) -> None:
     ("stable", "candidate"), [(0.0, 0.02), (0.0134, 0.02), (0.05, 0.075), (0.15, 0.225)]
 )
 def test_exactly_at_the_margin_harm_is_rare(stable: float, candidate: float) -> None:
-    runs = 500
+    runs = 2000
     harmed = sum(
         decided(log_of(s, stable=stable, candidate=candidate))[0] == "HARM" for s in range(runs)
     )
-    # 0.1 % is promised; more than 4 of 500 are an accident once in some 5,000 times.
-    assert harmed <= 4
+    # 0.1 % is promised; more than 8 of 2,000 are an accident once in some 4,000 times.
+    assert harmed <= 8
 
 
 def test_answers_as_good_are_good_enough_after_some_hundred_pairs() -> None:
