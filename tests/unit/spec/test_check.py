@@ -241,8 +241,7 @@ def with_probes(folder: Path, probes: str, lines: list[str] | None = None) -> li
     """Return what is wrong with the shipped spec once it has probes."""
     text = (FILES / "models" / "adder.yaml").read_text(encoding="utf-8")
     shutil.copytree(FILES / "models" / "adder", folder / "adder", dirs_exist_ok=True)
-    if lines is not None:
-        (folder / "adder" / "probes.jsonl").write_text("\n".join(lines))
+    (folder / "adder" / "probes.jsonl").write_text("\n".join(lines or [SUM] * 100))
     text = text.replace("\nrollout:\n", f"\nrollout:\n  probes: {probes}\n")
     return check_files([write(folder, text, "adder.yaml")])
 
@@ -250,8 +249,8 @@ def with_probes(folder: Path, probes: str, lines: list[str] | None = None) -> li
 SUM = '{"prompt": "1+1=", "answer": "2"}'
 
 
-def test_samples_of_the_accuracy_gate_may_be_probes(tmp_path: Path) -> None:
-    assert with_probes(tmp_path, "{prompts: adder/addition.jsonl, stop: [.]}") == []
+def test_probes_that_are_right_are_no_trouble(tmp_path: Path) -> None:
+    assert with_probes(tmp_path, "{prompts: adder/probes.jsonl, stop: [.]}") == []
 
 
 @pytest.mark.parametrize(
@@ -263,10 +262,10 @@ def test_samples_of_the_accuracy_gate_may_be_probes(tmp_path: Path) -> None:
         ("{prompts: adder/prompts.jsonl}", None, "prompts", "line 1: there is no answer"),
         ("{prompts: adder/probes.jsonl}", [SUM] * 99, "prompts", "fewer than 100"),
         ("{prompts: adder/probes.jsonl, scoring: none}", [SUM] * 24, "prompts", "fewer than 25"),
-        ("{prompts: adder/addition.jsonl, pairs_per_s: 0}", None, "pairs_per_s", "out of range"),
-        ("{prompts: adder/addition.jsonl, scoring: fuzzy}", None, "scoring", "not possible"),
-        ("{prompts: adder/addition.jsonl, max_tokens: 1}", None, "max_tokens", "out of range"),
-        ("{prompts: adder/addition.jsonl, stop: ['']}", None, "stop[0]", "nothing here"),
+        ("{prompts: adder/probes.jsonl, pairs_per_s: 0}", None, "pairs_per_s", "out of range"),
+        ("{prompts: adder/probes.jsonl, scoring: fuzzy}", None, "scoring", "not possible"),
+        ("{prompts: adder/probes.jsonl, max_tokens: 1}", None, "max_tokens", "out of range"),
+        ("{prompts: adder/probes.jsonl, stop: ['']}", None, "stop[0]", "nothing here"),
         ("{pairs_per_s: 1}", None, "prompts", "'prompts' is missing"),
     ],
 )
@@ -281,7 +280,6 @@ def test_probes_are_checked(
 
 def test_fewer_prompts_will_do_where_more_worse_answers_are_allowed(tmp_path: Path) -> None:
     margins = "\n      quality: {harm: 2, promote: 3, harm_floor: 0.1, promote_ceiling: 0.2}"
-    (tmp_path / "adder").mkdir()
     assert with_probes(tmp_path, "{prompts: adder/probes.jsonl}", [SUM] * 30)
     spec = tmp_path / "adder.yaml"
     spec.write_text(spec.read_text().replace("    margins:", f"    margins:{margins}"))
@@ -289,10 +287,10 @@ def test_fewer_prompts_will_do_where_more_worse_answers_are_allowed(tmp_path: Pa
 
 
 def test_probes_need_two_releases_and_quality_needs_probes(tmp_path: Path) -> None:
-    probes = "{prompts: adder/addition.jsonl}"
+    probes = "{prompts: adder/probes.jsonl}"
     text = (FILES / "models" / "adder.yaml").read_text(encoding="utf-8")
     assert "  capacity: surge\n" in text
-    shutil.copytree(FILES / "models" / "adder", tmp_path / "adder")
+    assert with_probes(tmp_path, probes) == []
     single = text.replace("  capacity: surge\n", f"  capacity: single\n  probes: {probes}\n")
     assert set(found(write(tmp_path, single, "adder.yaml"))) == {"rollout.probes"}
     alone = text.replace("    margins:", "    margins:\n      quality: {harm: 2, promote: 3}")

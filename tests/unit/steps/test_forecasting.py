@@ -10,11 +10,13 @@ import pytest
 from tests.rollout_world import MODEL, QUICK_ROLLOUT
 from tests.unit.rollout.machine import NOW, make_plan, requested, used_channel
 
-from trainyard.documents.channel import Channel
+from trainyard.documents.channel import Channel, RolloutPlan
 from trainyard.documents.forecast import RolloutForecast
 from trainyard.documents.look import Look, ReleaseCounters, RouteCounters, Snapshot
+from trainyard.rollout.forecast import Rehearsal
 from trainyard.spec.environments import Environment
 from trainyard.spec.model import RolloutSpec
+from trainyard.steps import forecasting
 from trainyard.steps.forecasting import forecast, problems, sentences, warnings
 from trainyard.store.documents import create_document
 from trainyard.store.folder import FolderStore
@@ -114,22 +116,33 @@ def test_a_rollout_that_cannot_be_decided_is_refused_unless_the_spec_says_otherw
     assert "rollout.max_duration_s" in told
 
 
-def test_who_has_too_little_evidence_is_told_which_probes_would_do(store: FolderStore) -> None:
+def test_who_has_too_little_evidence_is_told_which_probes_would_do(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rehearsed(plan: RolloutPlan, *_: object, **__: object) -> Rehearsal:
+        share = 0.05 if plan.probes is None else 0.9
+        return Rehearsal(share, None, None, None)
+
+    asked: list[float] = []
+
+    def enough(*_: object, share: float, lag_s: float) -> float:
+        asked.append(lag_s)
+        return 0.5
+
+    monkeypatch.setattr(forecasting, "rehearse", rehearsed)
+    monkeypatch.setattr(forecasting, "enough_probes", enough)
     write_channel(store, used_channel())
-    wide = {"harm": 1.0, "promote": 1.5}
-    judge = {"block_s": 10, "min_requests_per_block": 10, "margins": {"ttft": wide, "tpot": wide}}
-    spec = spec_with(expected_rps=0.2, judge=judge)
+    spec = spec_with(expected_rps=1.0)
     found, _ = seen(store, spec)
-    assert found.enough_probes_per_s is not None
+    assert (found.probes_per_s, found.enough_probes_per_s) == (None, 0.5)
     (told,) = problems(found, spec)
-    rate = found.enough_probes_per_s
-    assert f"rollout.probes with pairs_per_s: {rate:g}. Or give" in told
-    probes = {"prompts": "p.jsonl", "pairs_per_s": rate, "scoring": "none"}
-    probed = spec_with(expected_rps=0.2, judge=judge, probes=probes)
+    assert "Probes would do it: rollout.probes with pairs_per_s: 0.5. Or give" in told
+    probed = spec_with(expected_rps=1.0, probes={"prompts": "p.jsonl", "pairs_per_s": 0.5})
     found, text = seen(store, probed)
-    assert (found.probes_per_s, found.enough_probes_per_s) == (rate, None)
-    assert f"and {rate:g} pairs of probes a second" in text
+    assert (found.probes_per_s, found.enough_probes_per_s) == (0.5, None)
+    assert "and 0.5 pairs of probes a second" in text
     assert not [*problems(found, probed)]
+    assert asked == [0.0]
 
 
 def test_servers_of_other_models_take_their_room(store: FolderStore) -> None:
