@@ -520,8 +520,8 @@ def _probe_blocks(
             blocks.append(slice_.count(new.pod, QUALITY, pairs, worse))
         if not alike:
             continue
-        ttft = _difference(old.ttft if old else _NOTHING_YET, new.ttft)
-        tpot = _difference(old.tpot if old else _NOTHING_YET, new.tpot)
+        ttft = difference(old.ttft if old else _NOTHING_YET, new.ttft)
+        tpot = difference(old.tpot if old else _NOTHING_YET, new.tpot)
         if ttft is not None:
             blocks.append(slice_.mean(new.pod, "ttft", ttft.count, ttft.total))
             if edge is not None:
