@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from trainyard import __version__, cli_rollout
 from trainyard.cli_doctor import doctor_app
@@ -475,7 +475,9 @@ def releases(model: ModelArgument) -> None:
     from trainyard.store.factory import open_store
 
     settings = _settings()
-    table = Table("Release", "Revision", "Target", "Compile key", "Published", "Signed by")
+    # The id is what other commands are given: in a narrow terminal everything else folds first.
+    release_column = Column("Release", no_wrap=True)
+    table = Table(release_column, "Revision", "Target", "Compile key", "Published", "Signed by")
     try:
         store = open_store(settings)
         found = list_releases(store, model)

@@ -439,6 +439,12 @@ class TestReleases:
             gate(plan(), "cpu", name, yard.context)
         return str(publish(plan(), "cpu", yard.context).detail["release_id"])
 
+    def test_a_narrow_terminal_has_room_for_the_id(
+        self, yard: Yard, release_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "60")
+        assert f" {release_id} " in run("releases", "adder").stdout
+
     def test_the_list_says_who_signed(self, yard: Yard, release_id: str) -> None:
         key = signing_key(yard.settings).public
         assert f"this installation {key.short_id}" in run("releases", "adder").stdout
