@@ -214,6 +214,21 @@ def _answers(platform: Platform) -> bool:
     return False
 
 
+def copy_store(platform: Platform) -> dict[str, bytes]:
+    """Back the store up, as docs/operations.md says: every key with its content."""
+    store = platform.store
+    return {entry.key: store.read(entry.key).data for entry in store.list("")}
+
+
+def lose_and_restore_store(platform: Platform, copy: Mapping[str, bytes]) -> None:
+    """Empty the store under everything that runs, and bring the copy back."""
+    store = platform.store
+    for entry in list(store.list("")):
+        store.delete(entry.key)
+    for key, data in copy.items():
+        store.put(key, data)
+
+
 def verify(platform: Platform, *options: str) -> tuple[int, list[dict[str, str]]]:
     """Run `trainyard verify` and return its exit code and what it found."""
     done = subprocess.run(

@@ -13,7 +13,8 @@ look at what it left:
 3. The slow twin is promoted by hand: real requests queue up behind it, and the judge takes it back.
 4. What may not happen is tried: forbidden, unknown and repeated requests.
 5. The person from chapter 2 rolls back with a button.
-6. Airflow's database is lost, and an old copy of it comes back.
+6. Airflow's database is lost, and an old copy of it comes back. Then the store is lost as well, and
+   a copy of another moment comes back.
 7. Everything is stopped.
 
 With RELEASE_PICTURES in the environment, pictures of what the person sees are written into that
@@ -35,8 +36,10 @@ import pytest
 from tests.browser import CHROMIUM, Browser
 from tests.compose_world import (
     Parts,
+    copy_store,
     dump_database,
     lose_and_restore_database,
+    lose_and_restore_store,
     running_like_compose,
     verify,
 )
@@ -197,6 +200,12 @@ def after_rollback(platform: Platform, twin: str) -> Channel:
 
 
 @pytest.fixture(scope="module")
+def copy(platform: Platform, after_rollback: Channel) -> dict[str, bytes]:
+    """Chapter 3: a copy of the store, one rollout younger than that of the database."""
+    return copy_store(platform)
+
+
+@pytest.fixture(scope="module")
 def refused(platform: Platform, after_rollback: Channel, twin: str) -> dict[str, str]:
     """Chapter 4: promotions that are refused, by their run, with what `verify` logged."""
     wanted = {
@@ -228,7 +237,7 @@ def fifty(platform: Platform, refused: dict[str, str], twin: str) -> list[bool]:
 
 
 @pytest.fixture(scope="module")
-def back(person: Person, refused: dict[str, str], fifty: list[bool]) -> str:
+def back(person: Person, copy: dict[str, bytes], refused: dict[str, str], fifty: list[bool]) -> str:
     """Chapter 5: the run of the rollback, asked for by button."""
     person.open_channel(ENVIRONMENT, MODEL)
     return person.roll_back(WHY_BACK)
@@ -255,6 +264,15 @@ def restored(
     """Chapter 6: what it said after the database of chapter 2 had come back."""
     lose_and_restore_database(platform, dump)
     return verify(platform, "--quick")[1]
+
+
+@pytest.fixture(scope="module")
+def both_restored(
+    platform: Platform, restored: list[dict[str, str]], copy: dict[str, bytes]
+) -> tuple[int, list[dict[str, str]]]:
+    """Chapter 6: what it said of database, store and servers of three different moments."""
+    lose_and_restore_store(platform, copy)
+    return verify(platform)
 
 
 # --- chapter 1 ------------------------------------------------------------------------------------
@@ -682,11 +700,41 @@ def test_a_database_of_before_is_told_apart_and_stops_nobody(
     assert platform.api.run_state(RELEASE, FIRST) == "success"
 
 
+def test_a_store_of_yet_another_moment_stops_nobody_and_everything_is_told(
+    platform: Platform,
+    both_restored: tuple[int, list[dict[str, str]]],
+    after_rollback: Channel,
+    first: str,
+    better: str,
+) -> None:
+    code, problems = both_restored
+    assert code == BadInput.exit_code
+    channel = f"channels/{MODEL}/{ENVIRONMENT}.json"
+    assert platform.route is not None
+    followed = platform.route.channel_generation
+    assert followed > after_rollback.generation
+    told = {each["message"]: (each["key"], each["kind"]) for each in problems}
+    wrong = {message for message, (_, kind) in told.items() if kind != "note"}
+    # The store is older than what serves: the person's rollback came after the copy.
+    assert wrong == {
+        f"It is at generation {after_rollback.generation}, but the route follows generation "
+        f"{followed}: the store is older than what serves.",
+        f"{better} is stable and has no ready server.",
+    }
+    assert {told[message][0] for message in wrong} == {channel}
+    # The database is older still: it never heard of the rollout that the copy ends with.
+    (note,) = set(told) - wrong
+    assert f"Airflow does not know the run of its last rollout, {PROMOTE}/e2e-twin" in note
+    # Servers of what the old channel calls stable are long gone: the guard follows what it did.
+    assert platform.stable == better
+    assert platform.ask() == ("640", first)
+
+
 # --- chapter 7 ------------------------------------------------------------------------------------
 
 
 def test_no_client_saw_an_error(
-    platform: Platform, restored: list[dict[str, str]], watch: Watch
+    platform: Platform, both_restored: tuple[int, list[dict[str, str]]], watch: Watch
 ) -> None:
     clients = platform.stop_traffic()
     note(f"clients: {clients}")
@@ -698,7 +746,7 @@ def test_no_client_saw_an_error(
 
 
 def test_nothing_is_left_after_it_was_stopped(
-    platform: Platform, restored: list[dict[str, str]]
+    platform: Platform, both_restored: tuple[int, list[dict[str, str]]]
 ) -> None:
     assert platform.address is not None
     ports = [urlsplit(url).port for url in (platform.address.airflow_url, platform.url)]
