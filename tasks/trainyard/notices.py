@@ -48,6 +48,8 @@ class Notice(Frozen):
     release_id: str = ""
     what: str = ""
     """Name of the gate."""
+    serves_again: bool = False
+    """A rollback that was asked for: `release_id` is the release that it went back to."""
     text: str
     """What happened, one or more sentences."""
     who: str = ""
@@ -63,6 +65,8 @@ class Notice(Frozen):
         """The notice in a few words."""
         where = f" in {self.environment}" if self.environment else ""
         subject = self.release_id or self.model or self.run
+        if self.serves_again:
+            return f"{subject} serves again{where}: it was rolled back to"
         return _HEADLINES[self.kind].format(subject=subject, where=where, what=self.what)
 
     def as_json(self) -> dict[str, Any]:
@@ -84,6 +88,7 @@ def notice_of(
         model=model,
         environment=environment,
         release_id=entry.release_id,
+        serves_again=entry.event == "returned",
         text=message[:1].upper() + message[1:],
         who=entry.who,
         at=entry.at,

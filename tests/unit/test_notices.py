@@ -27,7 +27,7 @@ def entry(event: str, **detail: Any) -> HistoryEntry:
     [
         ("promoted", "promoted", f"{RELEASE} is promoted in production"),
         ("rolled_back", "rolled_back", f"{RELEASE} was rolled back in production"),
-        ("returned", "rolled_back", f"{RELEASE} was rolled back in production"),
+        ("returned", "rolled_back", f"{RELEASE} serves again in production: it was rolled back to"),
         ("withdrawn", "withdrawn", f"{RELEASE} was withdrawn in production"),
     ],
 )
