@@ -42,6 +42,8 @@ PLAN = _plan()
 WEIGHTS: Ints = np.concatenate([np.full(int(s / SLICE_S), w) for w, s in PLAN]).astype(np.int64)
 SLICES = len(WEIGHTS)
 MINUTE = np.arange(SLICES) * SLICE_S / 60
+PROBED = np.arange(SLICES) % 2 == 0
+"""Slices that probes have to themselves, where there are any; the others are users'."""
 TTFT_S, SIGMA = float(PARAMETERS["ttft_s"]), float(PARAMETERS["ttft_sigma"])
 TPOT_S, TPOT_CV2 = float(PARAMETERS["tpot_s"]), float(PARAMETERS["tpot_cv"]) ** 2
 TTFT_CV2 = float(np.expm1(SIGMA**2))
@@ -128,11 +130,16 @@ class History:
 class Rollouts:
     """Figures of many rollouts: runs x slices x pods, stable's pods first.
 
-    With probes there are twice as many slices: those of users' requests, then those of probes.
+    With probes there are twice as many slices: those of users' requests, then those of probes. As
+    in a real rollout, probes have every other slice to themselves; of users' requests nothing is
+    read there, not even errors, which a real rollout does count.
     """
 
     world: World
+    arrived: Ints
+    """Users' requests."""
     n: Ints
+    """Those that were read."""
     ttft: Floats
     """Sums over requests, seconds."""
     tpot: Floats
@@ -145,7 +152,7 @@ class Rollouts:
     @property
     def exposed(self) -> Ints:
         """Return users' requests to the candidate up to each slice, runs x slices."""
-        return np.asarray(self.n[:, :SLICES, self.world.stable_pods :].sum(axis=2).cumsum(axis=1))
+        return np.asarray(self.arrived[:, :, self.world.stable_pods :].sum(axis=2).cumsum(axis=1))
 
 
 def cells() -> list[Cell]:
@@ -197,10 +204,12 @@ def _batch(world: World, runs: int, rng: np.random.Generator) -> Rollouts:
     )
     share = share * (number < np.where(is_candidate, served, remaining))
     rate = world.rate * np.where(surging, 2.0, 1.0)[:, None] * SLICE_S
-    n = rng.poisson(np.broadcast_to(rate * share, (runs, SLICES, world.pods)))
+    arrived = rng.poisson(np.broadcast_to(rate * share, (runs, SLICES, world.pods)))
+    n = arrived * ~(PROBED & bool(world.probes))[:, None]
     ttft, late, histogram = _requests(world, n, level, is_candidate, rng)
     if world.probes:
         pairs = world.probes * SLICE_S * (share > 0) / np.where(is_candidate, served, remaining)
+        pairs = pairs * np.where(PROBED, SLICES / PROBED.sum(), 0.0)[:, None]
         probe_n = rng.poisson(np.broadcast_to(pairs, n.shape))
         probe_ttft, probe_late, _ = _requests(world, probe_n, level, is_candidate, rng)
         n, level = np.concatenate([n, probe_n], axis=1), np.concatenate([level, level], axis=1)
@@ -218,6 +227,7 @@ def _batch(world: World, runs: int, rng: np.random.Generator) -> Rollouts:
         errors = np.minimum(n, errors + world.burst * (rng.random(n.shape) < 0.5 / SLICES))
     return Rollouts(
         world=world,
+        arrived=arrived,
         n=n,
         ttft=ttft,
         tpot=tpot,
