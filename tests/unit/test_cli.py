@@ -88,7 +88,8 @@ class TestHelp:
     def test_it_lists_the_commands_in_the_order_of_a_release(self) -> None:
         text = run("--help").stdout
         shown = [name for name in re.findall(r"│ ([\w-]+) ", text) if name in COMMANDS]
-        assert shown[:6] == ["plan", "download", "compile", "measure", "gate", "publish"]
+        steps = ["plan", "download", "compile", "measure", "logits", "gate", "publish"]
+        assert shown[: len(steps)] == steps
         hidden = {name for name, command in COMMANDS.items() if command.hidden}
         assert hidden == {"agent", "guard", "proxy"}
         assert set(shown) == set(COMMANDS) - hidden

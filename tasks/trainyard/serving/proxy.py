@@ -44,6 +44,10 @@ log = logging.getLogger(__name__)
 PORT_WAIT_S = 5.0
 """Seconds to wait for the port of the last start, before clients must be given another."""
 
+IDLE_CLIENT_S = 75
+"""Seconds before an idle connection of a client is closed. Clients must go first (httpx after 5 s,
+load balancers of AWS after 60), or a request could meet a connection that is just being closed."""
+
 
 def run_proxy(settings: Settings, store: Store | None = None) -> None:
     """Run the proxy and its guard until SIGTERM or SIGINT.
@@ -76,6 +80,7 @@ def run_proxy(settings: Settings, store: Store | None = None) -> None:
             # The servers' answers carry them already.
             server_header=False,
             date_header=False,
+            timeout_keep_alive=IDLE_CLIENT_S,
             timeout_graceful_shutdown=int(settings.drain_timeout_s),
         )
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -134,6 +134,18 @@ def test_traffic_is_divided_by_weight_and_every_answer_says_by_whom(place: Place
     assert (old.errors, new.errors, old.in_flight, new.in_flight) == (0, 0, 0, 0)
 
 
+def test_a_client_may_be_idle_for_longer_than_clients_keep_connections(place: Place) -> None:
+    """Else a request may meet a connection that is just being closed (httpx keeps them for 5 s)."""
+    limits = httpx.Limits(keepalive_expiry=None)
+    with httpx.Client(trust_env=False, limits=limits) as client:
+        connections = []
+        for pause_s in (0.0, 5.5):
+            time.sleep(pause_s)
+            answer = complete(place.url, client)
+            connections.append(answer.extensions["network_stream"].get_extra_info("client_addr"))
+    assert connections[0] == connections[1]
+
+
 def test_a_stream_comes_piece_by_piece_in_order(place: Place) -> None:
     place.wish(0)
     asked = {"stream": True, "tokens": 5, "delay_s": 0.2}
