@@ -136,12 +136,14 @@ def test_traffic_is_divided_by_weight_and_every_answer_says_by_whom(place: Place
 
 def test_a_client_may_be_idle_for_longer_than_clients_keep_connections(place: Place) -> None:
     """Else a request may meet a connection that is just being closed (httpx keeps them for 5 s)."""
+    place.wish(0)
     limits = httpx.Limits(keepalive_expiry=None)
     with httpx.Client(trust_env=False, limits=limits) as client:
         connections = []
         for pause_s in (0.0, 5.5):
             time.sleep(pause_s)
             answer = complete(place.url, client)
+            assert answer.status_code == 200
             connections.append(answer.extensions["network_stream"].get_extra_info("client_addr"))
     assert connections[0] == connections[1]
 
