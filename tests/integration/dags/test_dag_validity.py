@@ -93,13 +93,14 @@ def test_one_watch_looks_at_a_time(dag_bag: Any) -> None:
     assert [(task.task_id, task.retries) for task in dag.tasks] == [("watch", 0)]
 
 
-def test_only_compile_and_measure_take_the_device_pool(dag_bag: Any) -> None:
+def test_only_work_on_devices_takes_the_device_pool(dag_bag: Any) -> None:
     from trainyard.platform.pools import pools_of
 
     pools = {task.task_id: task.pool for dag in dag_bag.dags.values() for task in dag.tasks}
     scarce = {pool.name for pool in pools_of(None)}
     assert {task for task, pool in pools.items() if pool in scarce} == {
         "target.compile",
+        "target.logit_validation",
         "target.measure",
     }
     assert set(pools.values()) <= scarce | {"default_pool"}
