@@ -133,12 +133,11 @@ def test_requests_that_warm_a_server_up_are_our_own() -> None:
 
 def test_people_are_told_once_of_each_kind_and_the_newest_figures_stay() -> None:
     channel = requested(used_channel(), make_plan(envelope=ENVELOPE))
-    for seconds, kind, why in (
-        (30, "prompts", "at least 10 %"),
-        (40, "prompts", "at least 12 %"),
-        (50, "concurrency", "17 in hand"),
+    for seconds, event in (
+        (30, TrafficBeyond("prompts", "at least 10 %")),
+        (40, TrafficBeyond("prompts", "at least 12 %")),
+        (50, TrafficBeyond("concurrency", "17 in hand")),
     ):
-        event = TrafficBeyond(kind, why)  # type: ignore[arg-type]
         channel = step(channel, event, NOW + timedelta(seconds=seconds))[0]
     assert channel.rollout is not None
     assert [(each.kind, each.why) for each in channel.rollout.beyond] == [
