@@ -5,6 +5,7 @@ Four starts of vLLM and two short trainings: three minutes on two free cores.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -35,9 +36,11 @@ from trainyard.lanes.cpu import CpuLane
 from trainyard.lanes.protocol import StartProof
 from trainyard.materialize import materialize_bundle
 from trainyard.measure.parity import collect
+from trainyard.rollout.probes.answers import Answer, are_same
+from trainyard.rollout.probes.asking import ask
 from trainyard.serving.process import ServerProcess, free_port
 from trainyard.settings import Settings
-from trainyard.spec.model import BehaviourName, LatencyMetric
+from trainyard.spec.model import BehaviourName, LatencyMetric, Probes
 from trainyard.steps.compile import compile_bundle
 from trainyard.steps.context import StepContext, StepResult
 from trainyard.steps.download import download
@@ -220,6 +223,7 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
             fault: names for fault, names in CAUGHT_BY.items() if fault != NEEDS_TRAINING
         }
         check_faithful(made, check_parity(made, process, model, tmp_path), process.url, model)
+        check_probes(process.url)
         finished = _answer_through_a_stop(process, tokens=1500)
         assert finished == ["length"]
         process.stop(drain_s=60)
@@ -288,6 +292,25 @@ def check_parity(
     return found["faithful"]
 
 
+def check_probes(url: str) -> None:
+    """The server takes a probe's salt, and tells the tokens of its answer, the same each time."""
+    probes = Probes(prompts="sums.jsonl", max_tokens=8)
+
+    async def answers() -> list[Answer | None]:
+        async with httpx.AsyncClient(trust_env=False, timeout=None) as client:
+            return [
+                await ask(client, url, "adder", "12+34=", probes, salt=salt)
+                for salt in ("one", "two")
+            ]
+
+    first, second = asyncio.run(answers())
+    assert first is not None
+    assert second is not None
+    assert first.tokens
+    assert are_same(first, second)
+    assert first.ttft_s > 0
+
+
 def broken_by_faults(url: str, model: Path) -> dict[Fault, set[BehaviourName]]:
     """Return for each fault which of the checks that are for it found it."""
     found: dict[Fault, set[BehaviourName]] = {}
@@ -295,9 +318,10 @@ def broken_by_faults(url: str, model: Path) -> dict[Fault, set[BehaviourName]]:
         if fault == NEEDS_TRAINING:
             continue
         # Short answers, but where it is about the server's own limit, and where the server must
-        # still be at work when a client, however slow, has gone away.
-        limit = {"too_long": 2048, "leak": 512}.get(fault, 32)
-        with serving(TamperingProxy(url, fault, limit=4).app()) as spoilt:
+        # still be at work when a client, however slow, has gone away or asks for more.
+        limit = {"too_long": 2048, "leak": 512, "busy": 512}.get(fault, 32)
+        # A second request at once is turned away by the busy one: a slow client has few at once.
+        with serving(TamperingProxy(url, fault, limit=1).app()) as spoilt:
             behaviour = check(
                 spoilt, model, tuple(names), limit, requests=1 if fault == "leak" else 4
             )
