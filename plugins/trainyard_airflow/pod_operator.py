@@ -205,7 +205,7 @@ class PodStepOperator(StepOperator):
             target=planned_target(plan, self.target).target if self.target else None,
             arguments=tuple(self.arguments),
             checkpoint_bytes=plan.checkpoint_bytes,
-            reference_gib=plan.golden_gib if self.step == "logits" else plan.reference_gib,
+            reference_gib=plan.gib_beside(self.step),
             out_of_memory=earlier.get("out_of_memory", 0),
             avoided_nodes=_avoided(context),
             **(

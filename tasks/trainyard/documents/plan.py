@@ -116,6 +116,10 @@ class Plan(Document):
     rollouts: tuple[RolloutForecast, ...] = ()
     """What the way into each environment asked for will take, in their order."""
 
+    def gib_beside(self, step: str) -> float:
+        """Return the memory in GiB that a step needs for the reference that it compares with."""
+        return self.golden_gib if step == "logits" else self.reference_gib
+
     def target(self, name: str) -> PlannedTarget:
         """Return the planned target of that name; KeyError if there is none."""
         for planned in self.targets:

@@ -40,7 +40,7 @@ def pod_problems(
             plan.spec.model,
             plan.target(step.target).target if step.target else None,
             checkpoint_bytes=plan.checkpoint_bytes,
-            reference_gib=plan.golden_gib if step.step == "logits" else plan.reference_gib,
+            reference_gib=plan.gib_beside(step.step),
         )
         env = step_environment(settings, step=step.step, dag_run="", requested_by="")
         try:

@@ -384,10 +384,9 @@ def _parity_problems(
                 )
         if check.reference == "made":
             needed = reference_gib(architecture.tensors, check.dtype)
-            has, where = host_gib(target), f"a pod with the devices of {target.instance}"
             if place is None:
-                has, where = psutil.virtual_memory().total / GIB, "this machine"
                 needed += _server_gib(target, architecture)
+            has, where = _host_memory(target, place)
             if problem := memory_problem(needed, has, where):
                 yield f"Target {target.name}: {problem}"
 
@@ -418,15 +417,20 @@ def _golden_problems(
     for target in targets if golden_gib else ():
         if target.lane != LOGIT_LANE:
             continue
-        has, where = host_gib(target), f"a pod with the devices of {target.instance}"
-        if place is None:
-            has, where = psutil.virtual_memory().total / GIB, "this machine"
+        has, where = _host_memory(target, place)
         if has is not None and golden_gib > has:
             yield (
                 f"Target {target.name}: the goldens of gates.accuracy.logit_validation take "
                 f"{golden_gib:.1f} GiB of memory and {where} has {has:.1f}: leave it out, or use a "
                 "larger instance."
             )
+
+
+def _host_memory(target: Target, place: KubernetesSteps | None) -> tuple[float | None, str]:
+    """Return the memory in GiB where a target is measured, None if nobody knows, and its name."""
+    if place is None:
+        return psutil.virtual_memory().total / GIB, "this machine"
+    return host_gib(target), f"a pod with the devices of {target.instance}"
 
 
 def _server_gib(target: Target, architecture: Architecture) -> float:
