@@ -33,6 +33,7 @@ from trainyard.rollout.judge.guards import scatters
 from trainyard.rollout.judge.history import Bins, autocovariance, dispersion_of, fit
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 SPEC = JudgeSpec(metrics=default_metrics(), max_duration_s=SLICES * SLICE_S)
@@ -91,19 +92,30 @@ class Decisions:
 def decide(rollouts: Rollouts, spec: JudgeSpec = SPEC) -> Decisions:
     """Return the judge's first decision in each run, looking after every slice."""
     spec = planned(rollouts.world, spec)
-    closed = close(rollouts, spec)
-    runs, blocks = closed.valid.shape
+    read = close(rollouts, rollouts.n, spec)
+    counted = close(rollouts, rollouts.counted, spec) if rollouts.world.probes else read
     harm_s: dict[str, Floats] = {}
-    good = closed.valid.copy()
+    good = np.ones((len(rollouts.n), SLICES), dtype=bool)
     for metric in spec.metrics:
+        closed = counted if metric.name == "errors" else read
         path = _path(rollouts, closed, metric, spec)
         at = np.where(path.harm & closed.valid, closed.end_s, NEVER)
         harm_s[metric.name] = at.min(axis=1)
-        good &= path.promote & ~_contradicts(rollouts, closed, metric)
-    last = np.cumsum(closed.valid & ~closed.probe & (closed.weight >= spec.last_weight), axis=1)
-    good &= last >= spec.min_blocks_last_step
-    promote_s = np.where(good, closed.end_s, NEVER).min(axis=1) if blocks else np.full(runs, NEVER)
+        last = closed.valid & ~closed.probe & (closed.weight >= spec.last_weight)
+        enough = np.cumsum(last, axis=1) >= spec.min_blocks_last_step
+        proven = path.promote & ~_contradicts(rollouts, closed, metric)
+        good &= _after_slices(proven & enough, closed)
+    promote_s = np.where(good, SLICE_S * np.arange(1, SLICES + 1), NEVER).min(axis=1)
     return Decisions(np.minimum.reduce(list(harm_s.values())), promote_s, harm_s)
+
+
+def _after_slices(of_blocks: Bools, closed: Closed) -> Bools:
+    """Return what the newest closed block says after each slice; no block says no."""
+    ends = np.where(closed.valid, closed.end_s, NEVER)
+    at = SLICE_S * np.arange(1, SLICES + 1)
+    so_far = (ends[:, None, :] <= at[None, :, None]).sum(axis=2)
+    newest = np.take_along_axis(of_blocks, np.maximum(so_far - 1, 0), axis=1)
+    return np.asarray(newest & (so_far > 0))
 
 
 def planned(world: World, spec: JudgeSpec = SPEC) -> JudgeSpec:
@@ -112,13 +124,17 @@ def planned(world: World, spec: JudgeSpec = SPEC) -> JudgeSpec:
     return spec.model_copy(update={"last_pods": (int(stable[0]), int(candidate[0]))})
 
 
-def close(rollouts: Rollouts, spec: JudgeSpec = SPEC) -> Closed:
-    """Return the closed blocks: at least `min_requests_per_block` on both sides, one weight."""
-    users = _labels(rollouts, slice(0, SLICES), spec)
-    probed = rollouts.n.shape[1] > SLICES
+def close(rollouts: Rollouts, n: Ints, spec: JudgeSpec = SPEC) -> Closed:
+    """Return the closed blocks of requests `n`: at least `min_requests_per_block` on both sides,
+    one weight.
+    """
+    split = rollouts.world.stable_pods
+    stable, candidate = n[:, :, :split].sum(axis=2), n[:, :, split:].sum(axis=2)
+    users = _labels(stable[:, :SLICES], candidate[:, :SLICES], spec)
+    probed = n.shape[1] > SLICES
     labels = [users]
     if probed:
-        probes = _labels(rollouts, slice(SLICES, 2 * SLICES), spec)
+        probes = _labels(stable[:, SLICES:], candidate[:, SLICES:], spec)
         labels.append(np.where(probes >= 0, probes + users.max(axis=1, keepdims=True) + 1, -1))
     label = np.concatenate(labels, axis=1)
     count = max(int(label.max()) + 1, 1)
@@ -136,11 +152,6 @@ def close(rollouts: Rollouts, spec: JudgeSpec = SPEC) -> Closed:
         )
     valid = length_s > 0
     weights = np.tile(WEIGHTS, 2)[: label.shape[1]]
-    split = rollouts.world.stable_pods
-    stable, candidate = (
-        rollouts.n[:, :, :split].sum(axis=2),
-        rollouts.n[:, :, split:].sum(axis=2),
-    )
     return Closed(
         valid=valid,
         end_s=end_s,
@@ -153,11 +164,8 @@ def close(rollouts: Rollouts, spec: JudgeSpec = SPEC) -> Closed:
     )
 
 
-def _labels(rollouts: Rollouts, half: slice, spec: JudgeSpec) -> NDArray[np.int64]:
+def _labels(stable: Ints, candidate: Ints, spec: JudgeSpec) -> Ints:
     """Return the number of the block that each slice is in, runs x slices; -1 for none."""
-    split = rollouts.world.stable_pods
-    stable = rollouts.n[:, half, :split].sum(axis=2)
-    candidate = rollouts.n[:, half, split:].sum(axis=2)
     runs = len(stable)
     label = np.full((runs, SLICES), -1)
     block = np.zeros(runs, dtype=np.int64)
@@ -185,7 +193,7 @@ def oracle(rollouts: Rollouts, at_s: float, alpha: float, spec: JudgeSpec = SPEC
     """
     (metric,) = (metric for metric in spec.metrics if metric.name == "ttft")
     world = rollouts.world
-    closed = close(rollouts, spec)
+    closed = close(rollouts, rollouts.n, spec)
     truth = Covariance(
         sb2=world.pod_sd**2,
         sa2=world.minute_sd**2,
@@ -399,8 +407,9 @@ def _since_rises(closed: Closed) -> list[Bools]:
 
 
 def _count_path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: JudgeSpec) -> Path:
-    n = closed.sums(rollouts.n)
-    bad = closed.sums(rollouts.errors if metric.name == "errors" else rollouts.late)
+    is_errors = metric.name == "errors"
+    n = closed.sums(rollouts.counted if is_errors else rollouts.n)
+    bad = closed.sums(rollouts.errors if is_errors else rollouts.late)
     dispersion = dispersions(rollouts, metric)[:, None, None]
     split = rollouts.world.stable_pods
 

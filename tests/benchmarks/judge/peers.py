@@ -48,6 +48,8 @@ class Minutes:
     """Figures a minute: runs x minutes x tracks (stable, candidate)."""
 
     requests: Floats
+    counted: Floats
+    """Requests whose errors were counted; as `requests`, but for rollouts with probes."""
     errors: Floats
     tpot: Floats
     """Sums, seconds."""
@@ -81,6 +83,7 @@ def minutes_of(rollouts: Rollouts) -> Minutes:
 
     return Minutes(
         by_track(rollouts.n),
+        by_track(rollouts.counted),
         by_track(rollouts.errors),
         by_track(rollouts.tpot),
         rollouts.histogram.astype(float),
@@ -101,20 +104,20 @@ def quantile(histogram: Floats, q: float) -> Floats:
 
 def argo_ratio(minutes: Minutes, limit: float) -> Floats:
     """Return when more than `limit` measurements against concurrent stable had failed."""
-    n, errors, tpot, p95 = _window(minutes, 5, 0.95)
-    failed = errors[..., 1] / n[..., 1] - errors[..., 0] / n[..., 0] > 0.005
+    _, errors, tpot, p95 = _window(minutes, 5, 0.95)
+    failed = errors[..., 1] - errors[..., 0] > 0.005
     failed |= p95[..., 1] > 1.15 * p95[..., 0]
-    failed |= tpot[..., 1] / n[..., 1] > 1.15 * tpot[..., 0] / n[..., 0]
+    failed |= tpot[..., 1] > 1.15 * tpot[..., 0]
     return _exceeds(failed, limit)
 
 
 def argo_static(minutes: Minutes, limit: float) -> Floats:
     """Return when more than `limit` measurements against fixed thresholds had failed."""
-    n, errors, tpot, p95 = _window(minutes, 5, 0.95)
+    _, errors, tpot, p95 = _window(minutes, 5, 0.95)
     before_p95, _, before_tpot = _before()
-    failed = errors[..., 1] / n[..., 1] > 0.01
+    failed = errors[..., 1] > 0.01
     failed |= p95[..., 1] > 1.25 * before_p95
-    failed |= tpot[..., 1] / n[..., 1] > 1.25 * before_tpot
+    failed |= tpot[..., 1] > 1.25 * before_tpot
     return _exceeds(failed, limit)
 
 
@@ -122,7 +125,7 @@ def flagger(minutes: Minutes, threshold: float) -> Floats:
     """Return the tick after `threshold` checks had failed."""
     n, errors, _, p99 = _window(minutes, 1, 0.99)
     _, before_p99, _ = _before()
-    failed = errors[..., 1] / n[..., 1] > 0.01
+    failed = errors[..., 1] > 0.01
     failed |= p99[..., 1] > 1.25 * before_p99
     failed |= n[..., 1] == 0
     return _exceeds(failed, threshold - 1) + 1
@@ -132,7 +135,7 @@ def kayenta(minutes: Minutes, allowed: float, *, interval: int) -> Floats:
     """Return when a judgement, one every `interval` minutes, had failed."""
     with np.errstate(divide="ignore", invalid="ignore"):
         series = [
-            minutes.errors / minutes.requests,
+            minutes.errors / minutes.counted,
             minutes.tpot / minutes.requests,
             quantile(minutes.histogram, 0.5),
             quantile(minutes.histogram, 0.95),
@@ -166,14 +169,18 @@ def _is_high(stable: Floats, candidate: Floats, allowed: float) -> Bools:
 
 
 def _window(minutes: Minutes, width: int, q: float) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return requests, shares of errors, times per output token and a quantile of the time to first
+    token in the last `width` minutes.
+    """
+
     def last(values: Floats) -> Floats:
         running = np.cumsum(values, axis=1)
         running[:, width:] = running[:, width:] - running[:, :-width]
         return running
 
-    n = last(minutes.requests.copy())
-    quantiles = quantile(last(minutes.histogram.copy()), q)
-    return np.maximum(n, 1e-9), last(minutes.errors.copy()), last(minutes.tpot.copy()), quantiles
+    n, counted = (np.maximum(last(one.copy()), 1e-9) for one in (minutes.requests, minutes.counted))
+    errors, tpot = last(minutes.errors.copy()) / counted, last(minutes.tpot.copy()) / n
+    return n, errors, tpot, quantile(last(minutes.histogram.copy()), q)
 
 
 def _before() -> tuple[float, float, float]:

@@ -131,15 +131,17 @@ class Rollouts:
     """Figures of many rollouts: runs x slices x pods, stable's pods first.
 
     With probes there are twice as many slices: those of users' requests, then those of probes. As
-    in a real rollout, probes have every other slice to themselves; of users' requests nothing is
-    read there, not even errors, which a real rollout does count.
+    in a real rollout, probes have every other slice to themselves: of users' requests nothing but
+    errors is read there, which the router counts.
     """
 
     world: World
     arrived: Ints
     """Users' requests."""
     n: Ints
-    """Those that were read."""
+    """Those whose latencies were read."""
+    counted: Ints
+    """Those whose errors were: with probes more than `n`."""
     ttft: Floats
     """Sums over requests, seconds."""
     tpot: Floats
@@ -205,14 +207,15 @@ def _batch(world: World, runs: int, rng: np.random.Generator) -> Rollouts:
     share = share * (number < np.where(is_candidate, served, remaining))
     rate = world.rate * np.where(surging, 2.0, 1.0)[:, None] * SLICE_S
     arrived = rng.poisson(np.broadcast_to(rate * share, (runs, SLICES, world.pods)))
-    n = arrived * ~(PROBED & bool(world.probes))[:, None]
+    counted, n = arrived, arrived * ~(PROBED & bool(world.probes))[:, None]
     ttft, late, histogram = _requests(world, n, level, is_candidate, rng)
     if world.probes:
         pairs = world.probes * SLICE_S * (share > 0) / np.where(is_candidate, served, remaining)
         pairs = pairs * np.where(PROBED, SLICES / PROBED.sum(), 0.0)[:, None]
         probe_n = rng.poisson(np.broadcast_to(pairs, n.shape))
         probe_ttft, probe_late, _ = _requests(world, probe_n, level, is_candidate, rng)
-        n, level = np.concatenate([n, probe_n], axis=1), np.concatenate([level, level], axis=1)
+        n, counted = (np.concatenate([one, probe_n], axis=1) for one in (n, counted))
+        level = np.concatenate([level, level], axis=1)
         load = np.concatenate([load, load], axis=1)
         ttft = np.concatenate([ttft, probe_ttft], axis=1)
         late = np.concatenate([late, probe_late], axis=1)
@@ -222,13 +225,14 @@ def _batch(world: World, runs: int, rng: np.random.Generator) -> Rollouts:
     candidate_errors = world.error_share if world.candidate_errors is None else None
     candidate_errors = candidate_errors or world.candidate_errors
     wrong = np.where(is_candidate, candidate_errors, world.error_share)
-    errors = rng.binomial(n, np.minimum(wrong * load, 1.0))
+    errors = rng.binomial(counted, np.minimum(wrong * load, 1.0))
     if world.burst:
-        errors = np.minimum(n, errors + world.burst * (rng.random(n.shape) < 0.5 / SLICES))
+        errors = np.minimum(counted, errors + world.burst * (rng.random(n.shape) < 0.5 / SLICES))
     return Rollouts(
         world=world,
         arrived=arrived,
         n=n,
+        counted=counted,
         ttft=ttft,
         tpot=tpot,
         errors=errors,

@@ -65,8 +65,11 @@ def rows_of(benchmark: Any, rollouts: Any, run: int) -> list[Block]:
                 "errors": ("count", {"bad": int(rollouts.errors[run, place, pod])}),
                 "ttft_tail": ("count", {"bad": int(rollouts.late[run, place, pod])}),
             }
+            counted = {"errors": {"requests": int(rollouts.counted[run, place, pod])}}
             rows += [
-                Block.model_validate({**common, "metric": name, "kind": kind, **value})
+                Block.model_validate(
+                    {**common, **counted.get(name, {}), "metric": name, "kind": kind, **value}
+                )
                 for name, (kind, value) in figures.items()
             ]
     return rows + history_rows(benchmark, rollouts, run)
