@@ -7,7 +7,8 @@ the environments you ask for.
 **Steps.** `plan` says what will run and refuses bad input before any work starts. `download` stores
 the checkpoint. For each target: `compile` makes the bundle, `measure` runs accuracy and load tests
 on the real server, `accuracy_gate` and `latency_gate` turn figures into verdicts, `publish` signs;
-`logit_validation` is skipped unless the spec asks for it.
+`logit_validation` is skipped unless the spec asks for it. Where steps are pods, `check_tasks` first
+asks the target's image about the accuracy tasks, before a device is taken.
 Then one promotion for each environment, in order. Whatever exists already is reused, and says so.
 
 **When it fails.** The task that failed gives the reason and what to do in its last log line.
@@ -15,6 +16,7 @@ Then one promotion for each environment, in order. Whatever exists already is re
 | task | usual reason | what to do |
 |---|---|---|
 | `plan` | a mistake in the spec or the request | correct it, trigger a new run |
+| `check_tasks` | no such accuracy task, or no data | correct the spec, trigger a new run |
 | `compile` | no memory, or the compiler says no | read the log's tail; use less parallelism |
 | `measure` | the server compiled in spite of its bundle | compile with this toolchain |
 | `accuracy_gate`, `latency_gate` | it is not good enough | read the verdict |
@@ -41,6 +43,7 @@ from trainyard_airflow.dag_defaults import (
     may_release,
     model_param,
     revision_param,
+    steps_place,
     stuck_alert,
     wait_for_window_param,
 )
@@ -144,6 +147,8 @@ with DAG(
             interpreter="serve",
             pool=pool,
             execution_timeout=timedelta(hours=6),
+            # Skipped is only what nobody needs.
+            trigger_rule=TriggerRule.NONE_FAILED,
             map_index_template="{{ task.target }}",
             doc_md="Compile for the target, or find a bundle with the same compile key.",
             **STEP_ARGS,
@@ -199,6 +204,21 @@ with DAG(
             doc_md="Derive the verdicts again, then sign and store the release.",
             **STEP_ARGS,
         )
+        if steps_place() is not None:
+            # The plan is made elsewhere than in the image that measures, and could not ask it.
+            asked = step_task(
+                task_id="check_tasks",
+                task_display_name="Check accuracy tasks",
+                step="tasks",
+                target=target,
+                optional=True,
+                execution_timeout=timedelta(hours=1),
+                map_index_template="{{ task.target }}",
+                doc_md="Ask the harness in the target's image about its own accuracy tasks, before "
+                "a device is taken.",
+                **STEP_ARGS,
+            )
+            asked >> compile_bundle
         compile_bundle >> measure >> gates >> publish
         measure >> logits
 

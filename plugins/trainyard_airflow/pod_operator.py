@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
 
-from trainyard.kubernetes.step_pod import HOSTNAME
+from trainyard.kubernetes.step_pod import HOSTNAME, POD_STEPS
 from trainyard_airflow.exceptions import (
     StepDefect,
     StepOutcome,
@@ -51,8 +51,6 @@ KEEP_FAILED = timedelta(days=1)
 """How long a failed pod can be looked at before another step of ours removes it."""
 CLOCKS_S = 5.0
 """Seconds that the clocks of the cluster and of its pods may differ."""
-FOUND_BY_KEY = frozenset({"download", "compile", "measure", "logits"})
-"""Steps whose output is known by its key before they run."""
 FROM_OUTSIDE = frozenset({"spot-interruption", "preempted", "node-gone", "evicted", "deadline"})
 """Failures that end a step by SIGTERM: its own last words know less than its pod."""
 BAD_NODE = frozenset({"device-fault", "device-hang", "no-device", "devices-busy"})
@@ -165,7 +163,7 @@ class PodStepOperator(StepOperator):
         if self.step == "download" and plan.spec.source.kind == "local":
             self.log.info("The source is a folder of this machine: no pod would see it.")
             return True
-        found = self.step in FOUND_BY_KEY and any(
+        found = self.step in POD_STEPS and any(
             planned.step == self.step
             and planned.target == self.target
             and store.exists(planned.key)

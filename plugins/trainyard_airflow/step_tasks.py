@@ -8,15 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from trainyard.kubernetes.step_pod import POD_STEPS
 from trainyard.platform.pools import LOCAL_POOL, pods_pool
 from trainyard.spec.kubernetes import KubernetesSteps
 from trainyard_airflow.dag_defaults import steps_place
 from trainyard_airflow.pod_operator import PodStepOperator
 from trainyard_airflow.step_operator import StepOperator
-
-HEAVY = frozenset({"download", "compile", "measure", "logits"})
-"""Steps that become pods. The others are small, and become pods only where the environments file
-gives them a service account of their own: then their rights on the store are not Airflow's."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,12 @@ def step_task(*, step: str, **arguments: Any) -> StepOperator:
 
 
 def is_pod(step: str, place: KubernetesSteps) -> bool:
-    """Does a step run as a pod in this place?"""
-    return step in HEAVY or step in place.service_accounts
+    """Does a step run as a pod in this place?
+
+    Small steps do only where the environments file gives them a service account of their own: then
+    their rights on the store are not Airflow's.
+    """
+    return step in POD_STEPS or step in place.service_accounts
 
 
 def device_groups() -> tuple[DeviceGroup, ...]:

@@ -230,6 +230,16 @@ def download(
     )
 
 
+@app.command(rich_help_panel=STEPS)
+def tasks(
+    plan_id: PlanOption, target: TargetOption, die_with_parent: DieWithParentOption = False
+) -> None:
+    """Ask this image's lm-evaluation-harness about its own tasks, before a device is taken."""
+    from trainyard.steps.tasks import check_tasks as step
+
+    _run("tasks", plan_id, target, die_with_parent, lambda c: step(_plan_of(plan_id, c), target, c))
+
+
 @app.command("compile", rich_help_panel=STEPS)
 def compile_(
     plan_id: PlanOption, target: TargetOption, die_with_parent: DieWithParentOption = False

@@ -88,7 +88,7 @@ class TestHelp:
     def test_it_lists_the_commands_in_the_order_of_a_release(self) -> None:
         text = run("--help").stdout
         shown = [name for name in re.findall(r"│ ([\w-]+) ", text) if name in COMMANDS]
-        steps = ["plan", "download", "compile", "measure", "logits", "gate", "publish"]
+        steps = ["plan", "download", "tasks", "compile", "measure", "logits", "gate", "publish"]
         assert shown[: len(steps)] == steps
         hidden = {name for name, command in COMMANDS.items() if command.hidden}
         assert hidden == {"agent", "guard", "proxy"}

@@ -26,6 +26,7 @@ from trainyard.care.facts import channel_facts
 from trainyard.documents.artifacts import BundleManifest, CheckpointManifest, files_digest
 from trainyard.documents.base import Document, FileEntry
 from trainyard.documents.channel import Channel
+from trainyard.documents.harness import HarnessReport
 from trainyard.documents.logits import LogitReport, logits_digest
 from trainyard.documents.look import History, Look
 from trainyard.documents.measurement import GateVerdict, Measurement
@@ -53,6 +54,7 @@ from trainyard.store.layout import (
     measurement_key,
     reference_key,
     samples_key,
+    tasks_key,
 )
 from trainyard.store.locks import StepLock
 from trainyard.store.objects import Kind, StoredObject, group
@@ -464,7 +466,9 @@ def _kind_in_rollout(key: str) -> type[Document]:
 
 
 def _own_key(kind: Kind, key: str, data: bytes) -> str:
-    """Return the key under which samples, a report on logits or a reference belong."""
+    """Return the key under which samples, a report beside them or a reference belong."""
+    if kind == "samples" and key.endswith("/tasks.json"):
+        return tasks_key(parse_document(data, key, HarnessReport).measurement_id)
     if kind == "samples" and key.rpartition("/")[2].startswith("logits-"):
         report = parse_document(data, key, LogitReport)
         return logits_key(report.measurement_id, logits_digest(report.settings))

@@ -91,8 +91,11 @@ _ROLLOUT_WRITES = (
     "attestations/*/rejection-*", "attestations/*/approval-*",
 )  # fmt: skip
 
-_LOGITS = ("locks/samples/*", "locks/*/logits/*", "status/*/logits/*")
-"""Of the step `logits`, which measures as well, and stores its report among the samples."""
+_BESIDE = (
+    "locks/samples/*",
+    *(f"{kind}/*/{step}/*" for step in ("tasks", "logits") for kind in ("locks", "status")),
+)
+"""Of the steps `tasks` and `logits`, which store their reports among the samples."""
 
 ROLES = (
     Role("trainyard-steps", "steps", "A step that has no account of its own: reads."),
@@ -106,7 +109,7 @@ ROLES = (
     ),
     _step(
         "measure", "Stores measurements, with their samples and references.",
-        ["measurements/*"], also=["samples/*", "references/*", *_LOGITS],
+        ["measurements/*"], also=["samples/*", "references/*", *_BESIDE],
     ),
     _step(
         "gate", "Stores verdicts and their reports.", ["verdicts/*", "reports/*"],

@@ -17,7 +17,7 @@ def plan_id_of_run(model: str, dag_id: str, run_id: str) -> str:
     return f"{model}-{short(digest([dag_id, run_id]))}"
 
 
-StepName = Literal["download", "compile", "measure", "logits", "gate", "publish"]
+StepName = Literal["download", "tasks", "compile", "measure", "logits", "gate", "publish"]
 GateName = Literal["accuracy", "latency"]
 
 

@@ -38,9 +38,11 @@ GRACE_S = 45
 """Seconds between SIGTERM and SIGKILL: a step cleans up in 30."""
 BLOCK_MARGIN = timedelta(hours=1)
 """EC2 begins to terminate the instances of a Capacity Block half an hour before its end."""
-SERVING_STEPS = frozenset({"compile", "measure", "logits"})
-"""They start the target's server, or its engine, in its image."""
-ACCOUNT_OF = {"logits": "measure"}
+SERVING_STEPS = frozenset({"tasks", "compile", "measure", "logits"})
+"""They use what the target's image serves and measures with."""
+POD_STEPS = frozenset({"download", *SERVING_STEPS})
+"""Steps that become pods. What they make is known by its key before they run."""
+ACCOUNT_OF = {"tasks": "measure", "logits": "measure"}
 """Steps that use another one's service account."""
 SOURCE_STEPS = frozenset({"download"})
 

@@ -119,8 +119,8 @@ def size_of(
         out_of_memory: how often it ran out of memory before.
     """
     if step not in DEVICE_STEPS or target is None:
-        # The checkpoint streams through; expectations and signatures are small.
-        gib = {"download": 4, "gate": 3}.get(step, 2)
+        # The checkpoint streams through; data sets, expectations and signatures are small.
+        gib = {"download": 4, "tasks": 4, "gate": 3}.get(step, 2)
         return StepSize(1, _more(gib, out_of_memory), 4, 0, 3600.0)
     size = class_of(checkpoint_bytes)
     checkpoint_gib = checkpoint_bytes / GIB

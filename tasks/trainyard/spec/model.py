@@ -315,6 +315,11 @@ class AccuracyGate(SpecPart):
     logit_validation: LogitValidation | None = None
     """AWS's logit validation beside it, in a job of its own. Empty: it is not made."""
 
+    @property
+    def own_tasks(self) -> tuple[str, ...]:
+        """Return the names of those tasks that lm-evaluation-harness brings."""
+        return tuple(task.name for task in self.tasks if task.path is None)
+
 
 class LatencyGate(SpecPart):
     """The speed that a release must have."""

@@ -1,7 +1,8 @@
 """Does lm-evaluation-harness know the tasks of a spec, and can the lanes answer them?
 
-Asked when a release is planned and the serving environment is on the same machine. Otherwise, and
-once more in any case, the measuring process finds out.
+Asked when a release is planned and the serving environment is on the same machine. Where steps are
+pods it is in their image: then the step `tasks` asks there, before any device is taken. The
+measuring process finds out once more in any case.
 """
 
 from __future__ import annotations
@@ -9,26 +10,23 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainyard.errors import BadInput, Transient
 from trainyard.serving.process import base_environment
-from trainyard.spec.model import AccuracyTask
 from trainyard.spec.tasks import GENERATE_INSTEAD, GENERATES, needs_logprobs
 
 _TIMEOUT_S = 900.0
 """Data sets may have to be fetched."""
 
 
-def harness_problems(
-    tasks: Sequence[AccuracyTask], python: Path, silent: Sequence[str]
-) -> Iterator[str]:
+def harness_problems(names: Sequence[str], python: Path, silent: Sequence[str]) -> Iterator[str]:
     """Yield what is wrong with the harness's own tasks, each as sentences.
 
     Args:
-        tasks: those of the spec; the ones with a file of their own are left out.
+        names: of the tasks.
         python: the serving interpreter.
         silent: names of targets whose servers return no log-probs of prompts.
 
@@ -36,8 +34,12 @@ def harness_problems(
         BadInput: the serving environment cannot be asked.
         Transient: it did not answer in time.
     """
-    names = [task.name for task in tasks if task.path is None]
-    for answer in _ask(names, python) if names else ():
+    yield from problems_of(ask_harness(names, python) if names else (), silent)
+
+
+def problems_of(answers: Iterable[dict[str, Any]], silent: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with tasks of which the harness said this (see `ask_harness`)."""
+    for answer in answers:
         name, kinds = str(answer["name"]), set(answer["output_types"])
         if answer["problem"]:
             yield (
@@ -48,8 +50,16 @@ def harness_problems(
             yield f"{needs_logprobs(name, kinds)} (target {', '.join(silent)}) {GENERATE_INSTEAD}"
 
 
-def _ask(names: Sequence[str], python: Path) -> list[dict[str, Any]]:
-    """Return what the harness says about its tasks."""
+def ask_harness(names: Sequence[str], python: Path) -> list[dict[str, Any]]:
+    """Return what the harness of a serving environment says of tasks.
+
+    For each its `name`, the kinds of answers it wants (`output_types`), and its `problem`, empty if
+    there is none.
+
+    Raises:
+        BadInput: the serving environment cannot be asked.
+        Transient: it did not answer in time.
+    """
     own = {name: value for name, value in os.environ.items() if name.startswith("HF_")}
     try:
         done = subprocess.run(

@@ -8,7 +8,7 @@ from datetime import datetime
 from trainyard.documents.plan import Plan
 from trainyard.errors import BadInput
 from trainyard.kubernetes.step_env import step_environment
-from trainyard.kubernetes.step_pod import StepWork, step_pod
+from trainyard.kubernetes.step_pod import POD_STEPS, StepWork, step_pod
 from trainyard.kubernetes.step_size import kind_of
 from trainyard.settings import Settings
 from trainyard.spec.kubernetes import KubernetesSteps
@@ -32,7 +32,7 @@ def pod_problems(
                 "may use such devices at a time."
             )
     for step in plan.steps:
-        if step.exists or step.step not in ("download", "compile", "measure", "logits"):
+        if step.exists or step.step not in POD_STEPS:
             continue
         work = StepWork(
             step.step,

@@ -145,7 +145,7 @@ def plan(
     if place is None:
         silent = [target.name for target in targets if not prompt_logprobs(target)]
         python = context.settings.serving_interpreter
-        found_wrong = list(harness_problems(spec.gates.accuracy.tasks, python, silent))
+        found_wrong = list(harness_problems(spec.gates.accuracy.own_tasks, python, silent))
         refuse("The request", found_wrong)
     proofs = _check_proven(request, targets, environments, context)
     assets, files = _assets(spec, path.parent)
@@ -171,6 +171,7 @@ def plan(
         checkpoint_digest=checkpoint_digest,
         reference_gib=_reference_gib(spec, architecture),
         golden_gib=golden_gib,
+        asks_image=place is not None,
     )
     refuse("The request", price_problems(spec, facts.targets))
     if environments is not None:

@@ -39,6 +39,7 @@ from trainyard.store.layout import (
     measurement_key,
     release_key,
     release_prefix,
+    tasks_key,
     verdict_key,
 )
 
@@ -83,6 +84,8 @@ class Facts:
     """Memory that the parity reference takes where it is measured; 0: none is made there."""
     golden_gib: float = 0.0
     """Memory that the goldens of AWS's logit validation take; 0: it is not made."""
+    asks_image: bool = False
+    """The serving environment is in an image, so nobody has asked its harness about tasks yet."""
 
 
 @dataclass(frozen=True)
@@ -409,6 +412,7 @@ def _target_steps(
     facts: Facts, planned: PlannedTarget, plan_id: str, exists: Callable[[str], bool]
 ) -> Iterator[PlannedStep]:
     name, compile_key = planned.target.name, planned.compile_key
+    yield from _tasks_step(facts, planned, exists)
     key = bundle_manifest_key(compile_key)
     compiled = exists(key)
     yield PlannedStep(
@@ -447,6 +451,28 @@ def _target_steps(
             reason="This plan has its verdict." if judged else _gate_reason(planned),
         )
     yield _publish_step(facts, planned, exists)
+
+
+def _tasks_step(
+    facts: Facts, planned: PlannedTarget, exists: Callable[[str], bool]
+) -> Iterator[PlannedStep]:
+    """Yield the step that asks the image about the harness's own tasks, if they are measured."""
+    names = facts.spec.gates.accuracy.own_tasks
+    measured = exists(measurement_key(planned.measurement_id))
+    if not names or not facts.asks_image or measured:
+        return
+    key = tasks_key(planned.measurement_id)
+    found = exists(key)
+    yield PlannedStep(
+        step="tasks",
+        target=planned.target.name,
+        key=key,
+        exists=found,
+        reason=f"The image's lm-evaluation-harness was asked about {', '.join(names)}."
+        if found
+        else f"The image's lm-evaluation-harness is asked about {', '.join(names)} before a device "
+        "is taken.",
+    )
 
 
 def _logit_step(

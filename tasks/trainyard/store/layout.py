@@ -87,6 +87,11 @@ def logits_key(measurement_id: str, settings_digest: str) -> str:
     return f"{samples_prefix(measurement_id)}/{name}.json"
 
 
+def tasks_key(measurement_id: str) -> str:
+    """Return `samples/<measurement id>/tasks.json`."""
+    return f"{samples_prefix(measurement_id)}/tasks.json"
+
+
 def reference_prefix(checkpoint_digest: str) -> str:
     """Return `references/<checkpoint digest>`: every reference of that checkpoint is below it."""
     return f"references/{_part(checkpoint_digest, 'Checkpoint digest')}"

@@ -63,7 +63,7 @@ def test_heavy_steps_are_pods_and_small_ones_where_they_have_rights_of_their_own
         *(
             f"target_{kind}.{step}"
             for kind in ("cpu", "trn2")
-            for step in ("compile", "measure", "logit_validation", "publish")
+            for step in ("check_tasks", "compile", "measure", "logit_validation", "publish")
         ),
     }
     assert kinds["plan"] == "PlanOperator"
@@ -86,6 +86,13 @@ def test_each_kind_of_device_has_a_pool_that_counts_deferred_pods(release: Any) 
         for kind in ("cpu", "trn2")
         for step in ("compile", "measure", "logit_validation")
     }
+
+
+def test_the_image_is_asked_about_tasks_before_a_device_is_taken(release: Any) -> None:
+    asked = release.get_task("target_trn2.check_tasks")
+    assert asked.downstream_task_ids == {"target_trn2.compile"}
+    assert asked.pool == "default_pool"
+    assert release.get_task("target_trn2.compile").trigger_rule == "none_failed"
 
 
 def test_each_kind_lists_its_own_targets(release: Any) -> None:

@@ -14,6 +14,7 @@ from tests.unit.yard import Yard
 
 from trainyard.care.verify import Problem, Verifier
 from trainyard.documents.artifacts import BundleManifest, files_digest
+from trainyard.documents.harness import HarnessReport
 from trainyard.documents.logits import LogitFigures, LogitReport, logits_digest
 from trainyard.errors import NotFound
 from trainyard.releases import list_releases
@@ -21,7 +22,7 @@ from trainyard.settings import Settings
 from trainyard.spec.model import LogitValidation
 from trainyard.store.documents import create_document
 from trainyard.store.folder import FolderStore
-from trainyard.store.layout import bundle_manifest_key, logits_key, release_key
+from trainyard.store.layout import bundle_manifest_key, logits_key, release_key, tasks_key
 
 HASHED = ("checkpoints", "bundles", "evals")
 POSITIONS = 4
@@ -117,6 +118,16 @@ def test_a_report_on_logits_is_known_by_its_place(yard: Yard) -> None:
     assert verify(yard, "samples") == []
 
     other = logits_key("m-v1", "0123456789ab")
+    create_document(yard.store, other, report)
+    assert [each.key for each in verify(yard, "samples")] == [other]
+
+
+def test_what_the_harness_said_is_known_by_its_place(yard: Yard) -> None:
+    report = HarnessReport(measurement_id="m-v1", image="", tasks={"gsm8k": ("generate_until",)})
+    create_document(yard.store, tasks_key("m-v1"), report)
+    assert verify(yard, "samples") == []
+
+    other = tasks_key("m-v2")
     create_document(yard.store, other, report)
     assert [each.key for each in verify(yard, "samples")] == [other]
 

@@ -80,6 +80,7 @@ def rendered(step: str, lane: str = "", **changes: Any) -> Object:
 
 PODS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "download": ("download", "", {}),
+    "native-tasks": ("tasks", "neuron-native", {}),
     "cpu-compile": ("compile", "cpu", {"checkpoint_bytes": 1_200_000}),
     "cpu-measure": ("measure", "cpu", {"checkpoint_bytes": 1_200_000}),
     "native-compile": ("compile", "neuron-native", {}),

@@ -21,6 +21,7 @@ def plan(lane: str = "neuron-native", *, compiled: bool = False) -> Plan:
     name = planned.target.name
     steps = [
         PlannedStep(step="download", key="c", exists=True, reason=""),
+        PlannedStep(step="tasks", target=name, key="t", exists=compiled, reason=""),
         PlannedStep(step="compile", target=name, key="b", exists=compiled, reason=""),
         PlannedStep(step="measure", target=name, key="m", exists=compiled, reason=""),
         PlannedStep(step="publish", target=name, key="r", exists=False, reason=""),
@@ -51,6 +52,7 @@ def test_a_kind_of_device_that_the_place_does_not_name() -> None:
 def test_an_image_that_nobody_named_is_told_for_each_step() -> None:
     found = problems(plan("cpu"), image="")
     assert [each.split(" of ")[0] for each in found] == [
+        "Target cpu: No image is named for step tasks",
         "Target cpu: No image is named for step compile",
         "Target cpu: No image is named for step measure",
     ]
@@ -58,7 +60,7 @@ def test_an_image_that_nobody_named_is_told_for_each_step() -> None:
 
 def test_a_store_that_no_pod_sees() -> None:
     found = list(pod_problems(plan(), place(), Settings(store="/srv/store"), now=NOW))
-    assert len(found) == 2
+    assert len(found) == 3
     assert all("is a folder that no pod sees" in each for each in found)
 
 

@@ -553,6 +553,12 @@ class TestStepsAsPods:
         assert made.targets[0].toolchain == {"vllm": "0.40.0"}
         assert made.targets[0].key_inputs["toolchain"] == {"vllm": "0.40.0"}
 
+    def test_the_image_will_be_asked_about_the_harness_s_own_tasks(self, pods: StepContext) -> None:
+        self.record(pods)
+        edit(pods.settings.catalogue / "adder.yaml", "        path: adder/addition.yaml\n", "")
+        made = stored(pods, plan(ADDER, pods))
+        assert [step.step for step in made.steps][:3] == ["download", "tasks", "compile"]
+
     def test_an_image_that_nobody_asked_is_refused(self, pods: StepContext) -> None:
         with pytest.raises(BadInput, match=r"of image registry\.example") as refused:
             plan(ADDER, pods)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,41 @@ def test_steps_in_order_with_reasons() -> None:
     assert lines[0] == ("download: will run. Revision r1 is not in the store yet: 2 files, 1.1 MB.")
     assert lines[3].startswith("accuracy gate cpu: will run. Each plan gets its own verdict;")
     assert all(": will run. " in line for line in lines)
+
+
+class TestTasksOfAnImage:
+    """The harness's own tasks, where the plan cannot ask what will measure."""
+
+    OWN = replace(
+        FACTS,
+        spec=changed_spec("gates.accuracy.tasks", [{"name": "gsm8k_cot", "min": 0.5}]),
+        asks_image=True,
+    )
+
+    def test_the_image_is_asked_before_a_device_is_taken(self) -> None:
+        plan = make_plan(self.OWN, exists=nothing)
+        step = plan.steps[1]
+        assert (step.step, step.target, step.exists) == ("tasks", "cpu", False)
+        assert step.key == f"samples/{plan.targets[0].measurement_id}/tasks.json"
+        assert "asked about gsm8k_cot before a device" in step.reason
+        assert plan.steps[2].step == "compile"
+
+    def test_an_answer_is_kept(self) -> None:
+        plan = make_plan(self.OWN, exists=lambda key: key.endswith("tasks.json"))
+        assert plan.steps[1].exists
+        assert "was asked about gsm8k_cot" in plan.steps[1].reason
+
+    @pytest.mark.parametrize(
+        ("facts", "exists"),
+        [
+            (replace(OWN, asks_image=False), nothing),
+            (replace(OWN, spec=SPEC), nothing),
+            (OWN, lambda key: key.startswith("measurements/")),
+        ],
+        ids=["the plan asked", "task files only", "measured already"],
+    )
+    def test_nobody_is_asked_for_nothing(self, facts: Facts, exists: Callable[[str], bool]) -> None:
+        assert "tasks" not in {step.step for step in make_plan(facts, exists=exists).steps}
 
 
 def test_code_that_the_spec_allows_is_shown() -> None:
