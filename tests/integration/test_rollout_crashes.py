@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -130,11 +131,33 @@ deaths = st.lists(
 than the lease, also where a driver dies before its first renewal."""
 
 
-@settings(max_examples=40)
+@settings(max_examples=50)
 @given(deaths=deaths, bad=st.booleans())
 def test_deaths_change_nothing_but_the_time(
     deaths: list[tuple[int, bool, float]], bad: bool
 ) -> None:
+    die_and_go_on(deaths, bad)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_1_000_schedules_of_deaths_change_nothing_but_the_time() -> None:
+    schedules: Counter[str] = Counter()
+
+    @settings(max_examples=1000, deadline=None)
+    @given(deaths=deaths, bad=st.booleans())
+    def one(deaths: list[tuple[int, bool, float]], bad: bool) -> None:
+        die_and_go_on(deaths, bad)
+        schedules["schedules"] += 1
+        schedules["deaths"] += len(deaths)
+
+    one()
+    print(f"{dict(schedules)}: every rollout came to its right end")
+    assert schedules["schedules"] >= 1000
+
+
+def die_and_go_on(deaths: list[tuple[int, bool, float]], bad: bool) -> None:
+    """Check that a rollout whose drivers die comes to the end that it had come to anyway."""
     world, old, new = world_with_a_stable_release(bad=bad)
     result = run_with_deaths(world, new, deaths)
     channel = world.channel
