@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from trainyard.doctor.cluster_checks import Served, cluster_checks
 from trainyard.doctor.local_checks import local_checks
+from trainyard.doctor.metrics_checks import metrics_checks
 from trainyard.doctor.report import Check, fail, guarded, ok, warn
 from trainyard.doctor.split import REQUESTS, http_sender, split_checks
 from trainyard.doctor.store_checks import store_checks
@@ -99,6 +100,7 @@ def examine(
             router = KubernetesRouter(clusters[0], place)
     else:
         yield from local_checks(settings, served)
+    yield from guarded("metrics", lambda: metrics_checks(environment.metrics))
     if wanted.url and stores:
         for each in served:
             yield from _split(stores[0], router, wanted, each.model)

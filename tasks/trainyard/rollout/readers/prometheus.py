@@ -30,7 +30,7 @@ from typing import Any
 import httpx
 
 from trainyard.documents.look import DeviceCounters, Histogram, PodCounters
-from trainyard.errors import TrainyardError
+from trainyard.errors import Refused, TrainyardError, Transient
 from trainyard.rollout.metrics import Moment
 from trainyard.rollout.readers.counters import Sample, pod_counters
 from trainyard.rollout.readers.devices import DEVICE_SERIES, device_counters
@@ -50,6 +50,8 @@ MOST_MOMENTS = 480
 """Moments of history: a minute apart over 8 hours."""
 
 LEAST_STEP_S = 30
+ALIVE = "vllm:num_requests_running"
+"""What every vLLM tells, whatever its version."""
 HISTORY_EDGES = 6
 HISTORY_SHARE = 0.9
 """Of a histogram's edges, history keeps the lowest `HISTORY_EDGES` that hold more than this share
@@ -149,6 +151,31 @@ class PrometheusReader:
             for at_s in sorted(moments)
         )
 
+    def seen_servers(self) -> int:
+        """Return of how many servers, of any release, there are fresh samples.
+
+        Raises:
+            Refused: the source does not let us ask.
+            Transient: it gave no good answer.
+        """
+        now, one_a_server = self._now(), self._matching(f"__name__={_quoted(ALIVE)}")
+        try:
+            found = self._demand("query", self._newest(one_a_server, now), now)
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+                raise Refused(
+                    f"{self._source.url} refuses us (status {status}).",
+                    hint=f"Look at metrics.auth ({self._source.auth}) in the environments file, "
+                    "and at the token or role of whoever runs this.",
+                ) from error
+            raise self._unanswered(error) from error
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            raise self._unanswered(error) from error
+        labels = self._source.labels
+        both = ((one.labels.get(labels.release), one.labels.get(labels.pod)) for one in found)
+        return len({pair for pair in both if all(pair)})
+
     # --- from answers to counters -----------------------------------------------------------------
 
     def _pod(
@@ -233,30 +260,44 @@ class PrometheusReader:
         more = (f"{name}={_quoted(text)}" for name, text in sorted(self._source.match.items()))
         return "{" + ",".join((*matchers, *more)) + "}"
 
+    def _newest(self, selector: str, now: datetime) -> dict[str, str]:
+        """Return the form that asks for the samples that are fresh enough."""
+        return {"query": f"{selector}[{ceil(self._window_s)}s]", "time": _seconds(now)}
+
     def _ask_now(self, selector: str, now: datetime) -> list[Series]:
-        query = f"{selector}[{ceil(self._window_s)}s]"
-        return self._ask("query", {"query": query, "time": _seconds(now)}, now) or []
+        return self._ask("query", self._newest(selector, now), now) or []
 
     def _ask(
         self, path: str, form: Mapping[str, str], now: datetime, *, slow: bool = False
     ) -> list[Series] | None:
         """Return the series of an answer; None if there is no good one."""
-        timeout_s = self._source.timeout_s * (HISTORY_TIMEOUT_FACTOR if slow else 1)
         try:
-            verify: Any = True
-            if self._source.ca_file is not None:
-                verify = create_default_context(cafile=self._source.ca_file)
-            # Proxies of the environment lead out of a cluster, not around in it.
-            with httpx.Client(verify=verify, trust_env=self._source.auth == "sigv4") as client:
-                url = f"{self._api}/{path}"
-                response, body = answer(
-                    client, url, timeout_s=timeout_s, form=form, auth=self._auth
-                )
-            self._demand_our_time(response, now)
-            return parse_matrix(body)
+            return self._demand(path, form, now, slow=slow)
         except (httpx.HTTPError, OSError, ValueError, TrainyardError) as error:
-            log.warning("%s cannot be asked: %s", self._source.url, error)
+            log.warning("%s", self._unanswered(error))
             return None
+
+    def _unanswered(self, error: Exception) -> Transient:
+        return Transient(f"{self._source.url} cannot be asked: {error}")
+
+    def _demand(
+        self, path: str, form: Mapping[str, str], now: datetime, *, slow: bool = False
+    ) -> list[Series]:
+        """Return the series of an answer.
+
+        Raises:
+            httpx.HTTPError, OSError, BadAnswer, TrainyardError: there is no good one.
+        """
+        timeout_s = self._source.timeout_s * (HISTORY_TIMEOUT_FACTOR if slow else 1)
+        verify: Any = True
+        if self._source.ca_file is not None:
+            verify = create_default_context(cafile=self._source.ca_file)
+        # Proxies of the environment lead out of a cluster, not around in it.
+        with httpx.Client(verify=verify, trust_env=self._source.auth == "sigv4") as client:
+            url = f"{self._api}/{path}"
+            response, body = answer(client, url, timeout_s=timeout_s, form=form, auth=self._auth)
+        self._demand_our_time(response, now)
+        return parse_matrix(body)
 
     def _demand_our_time(self, response: httpx.Response, now: datetime) -> None:
         """Refuse an answer of a server whose clock is not ours: moments cannot be compared."""
