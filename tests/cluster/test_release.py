@@ -37,6 +37,7 @@ from tests.platform_world import (
     note,
 )
 
+from trainyard.documents.plan import plan_id_of_run
 from trainyard.errors import Transient
 from trainyard.kubernetes.kinds import DEPLOYMENT, EVENT, HTTP_ROUTE, LEASE, POD
 from trainyard.kubernetes.labels import MODEL as MODEL_LABEL
@@ -48,12 +49,15 @@ from trainyard.serving.kubernetes.guard import ELECTION
 from trainyard.serving.kubernetes.route import split_weights
 from trainyard.signing.keys import new_local_key
 from trainyard.spec.environments import Environment
+from trainyard.steps.status import read_status
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 REQUESTS_PER_S = 4.0
 NAME = route_name(MODEL, ENVIRONMENT)
 FIRST, BETTER = "cluster-first", "cluster-better"
+MISTAKEN, NO_TASK = "mistaken", "adition"
+"""A model whose spec names an accuracy task that the harness does not know."""
 
 
 @dataclass
@@ -162,6 +166,9 @@ def configure(here: Place, platform: Platform) -> Environment:
     spec = yaml.safe_load(spec_file.read_text())
     spec["gates"]["accuracy"]["tasks"][0] |= {"min": 0, "max_drop": 1}
     spec_file.write_text(yaml.safe_dump(spec, sort_keys=False))
+    spec["model"] = MISTAKEN
+    spec["gates"]["accuracy"]["tasks"] = [{"name": NO_TASK, "min": 0}]
+    spec_file.with_name(f"{MISTAKEN}.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     file = platform.settings.environments
     written = yaml.safe_load(file.read_text())
     small = {**here.pod_settings, "node_selector": {}}
@@ -251,6 +258,23 @@ def test_the_steps_of_the_first_release_were_pods(
         assert any(name.startswith(step) for name in pods), pods
     left = here.pods(owned("step"))
     assert [pod["metadata"]["name"] for pod in left] == []
+    # Its only task is a file, about which no image need be asked.
+    assert platform.tasks(RELEASE, FIRST)["target_cpu.check_tasks"] == "skipped"
+
+
+def test_an_unknown_accuracy_task_ends_a_release_before_a_device_is_taken(
+    platform: ClusterPlatform, first: str
+) -> None:
+    run_id = "cluster-mistaken"
+    assert platform.trigger(RELEASE, run_id, model=MISTAKEN, revision="r1")
+    assert platform.ended(RELEASE, run_id) == "failed", platform.describe(RELEASE, run_id)
+    tasks = platform.tasks(RELEASE, run_id)
+    assert tasks["target_cpu.check_tasks"] == "failed"
+    assert tasks["target_cpu.compile"] == "upstream_failed"
+    plan_id = plan_id_of_run(MISTAKEN, RELEASE, run_id)
+    status = read_status(platform.store, plan_id, "tasks", "cpu")
+    assert status is not None
+    assert f"Accuracy task {NO_TASK}: lm-evaluation-harness knows no such task." in status.reason
 
 
 def test_the_first_release_serves_through_the_route(platform: ClusterPlatform, first: str) -> None:
