@@ -54,11 +54,9 @@ def check_tasks(plan: Plan, target_name: str, context: StepContext) -> StepResul
 
 
 def _result(key: str, report: HarnessReport, *, reused: bool) -> StepResult:
-    names = ", ".join(report.tasks)
     return StepResult(
         key=key,
         reused=reused,
-        message=f"lm-evaluation-harness knows {names}, with its data, and the target can answer."
-        if len(report.tasks) == 1
-        else f"lm-evaluation-harness knows {names}, with their data, and the target can answer.",
+        message=f"lm-evaluation-harness knows {', '.join(report.tasks)} and has the data; the "
+        "target can answer.",
     )
