@@ -43,7 +43,7 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(3600)]
 KILLS = [
     pytest.param("folder", 20, marks=SHORT),
     # A round over HTTP takes ten times as long.
-    pytest.param("s3", 6, marks=SHORT),
+    pytest.param("s3", 4, marks=SHORT),
     pytest.param("folder", 200, marks=SOAK),
     pytest.param("s3", 200, marks=SOAK),
 ]

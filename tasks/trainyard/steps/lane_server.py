@@ -198,7 +198,10 @@ def _wait(
         context.settings.server_start_timeout_s, lane.start_timeout_s(cache_only=cache_only)
     )
     try:
-        return process.wait_healthy(timeout_s, tell), peak
+        seconds = process.wait_healthy(timeout_s, tell)
+        # One that was ready at the first look has been looked at, too.
+        tell(seconds, "")
+        return seconds, peak
     except TrainyardError:
         if answers or process.alive() or process.exit_code != 0:
             raise

@@ -473,7 +473,8 @@ class TestCutAnswers:
 class TestSilence:
     @pytest.fixture
     def store(self, s3: FakeS3, tmp_path: Path) -> S3Store:
-        return s3.store(tmp_path, s3_timeout_s=0.3, s3_attempts=2)
+        # Long enough for a machine that is busy with other tests.
+        return s3.store(tmp_path, s3_timeout_s=1.0, s3_attempts=2)
 
     def test_a_request_that_is_not_answered_is_given_up(self, s3: FakeS3, store: S3Store) -> None:
         store.create("a", b"one")
@@ -487,7 +488,8 @@ class TestSilence:
             with pytest.raises(Transient, match="Check the network"):
                 call()
 
-    def test_one_silence_is_sat_out(self, s3: FakeS3, store: S3Store) -> None:
+    def test_one_silence_is_sat_out(self, s3: FakeS3, tmp_path: Path) -> None:
+        store = s3.store(tmp_path, s3_timeout_s=1.0, s3_attempts=4)
         data = content(PART + 1)
         s3.proxy.fail(lambda r: r.is_part, silent=True)
         assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
