@@ -27,6 +27,7 @@ from trainyard.console import say as _say
 from trainyard.console import settings as _settings
 from trainyard.console import show as _show
 from trainyard.errors import BadInput, CorruptFile, NotFound, TrainyardError
+from trainyard.freed_memory import keep_freed_memory
 from trainyard.names import check_name
 from trainyard.settings import Settings
 from trainyard.steps.context import StepContext, StepResult
@@ -220,6 +221,7 @@ def download(
     """Store the checkpoint of a plan, every file hashed on the way."""
     from trainyard.steps.download import download as step
 
+    keep_freed_memory()
     _run(
         "download",
         plan_id,
@@ -1189,6 +1191,7 @@ def materialize(
     from trainyard.restore_report import RestoreReport
     from trainyard.store.factory import open_store
 
+    keep_freed_memory()
     settings = _settings()
     try:
         with RestoreReport(out, release, as_json=as_json, status=status) as report:
