@@ -9,20 +9,18 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from concurrent.futures import ThreadPoolExecutor
 from trainyard.freed_memory import keep_freed_memory
 
 if sys.argv[1] == "keep" and not keep_freed_memory():
     print("impossible")
     raise SystemExit
-
-def use(_):
-    buffer = bytearray(16 << 20)
-    buffer[::4096] = b"x" * 4096
-
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-with ThreadPoolExecutor(2) as pool:
-    list(pool.map(use, range(40)))
+for _ in range(10):
+    # Parts in transfer at the same time, all touched.
+    buffers = [bytearray(16 << 20) for _ in range(4)]
+    for buffer in buffers:
+        buffer[::4096] = b"x" * 4096
+    del buffer, buffers
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
