@@ -26,4 +26,4 @@ def keep_freed_memory() -> bool:
         return False
     # One arena: what one thread has freed is there for the next one.
     wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _MOST), (_M_ARENA_MAX, 1))
-    return all([mallopt(name, value) for name, value in wanted])
+    return all(mallopt(name, value) for name, value in wanted)
