@@ -1,19 +1,13 @@
-"""Downloads that are killed: a process that forks one attempt after the other.
-
-Forking spares each attempt the second that imports take. An attempt kills itself with SIGKILL at
-the n-th event (see `tests.kills`).
-"""
+"""Downloads that are killed, with SIGKILL at the n-th event (`tests.kills`)."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from tests.kills import Events
+from tests.kills import Events, take_jobs
 
 from trainyard.documents.plan import Plan
 from trainyard.settings import Settings
@@ -62,19 +56,5 @@ def attempt(settings: dict[str, Any], die_at: int, report: str) -> int:
     return code
 
 
-def main() -> None:
-    """Take jobs from standard input, one a line; answer each with the exit code of its attempt."""
-    for line in sys.stdin:
-        job = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                code = attempt(**job)
-            except BaseException:
-                code = 99
-            os._exit(code)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    take_jobs(attempt)

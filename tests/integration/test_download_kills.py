@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 from tests.fake_s3 import ENVIRONMENT, FAST, FakeS3, fake_s3
 from tests.killed_download import FOLDER_PART_BYTES, PLAN_ID
+from tests.kills import attempted, forking
 from tests.unit import yard
 from tests.unit.sources.model_files import safetensors, write_model
 
@@ -32,7 +30,6 @@ from trainyard.store.transfer import pump
 
 pytestmark = pytest.mark.integration
 
-REPOSITORY = Path(__file__).parents[2]
 PREFIX = "checkpoints/adder/v1"
 KEY = checkpoint_manifest_key("adder", "v1")
 WEIGHTS = "model.safetensors"
@@ -63,19 +60,8 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]
     """The process that forks attempts."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.killed_download"],
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with forking("tests.killed_download") as process:
+        yield process
 
 
 class Site:
@@ -103,12 +89,8 @@ class Site:
         create_document(self.store, plan_key(PLAN_ID), plan)
 
     def attempt(self, die_at: int) -> int:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         job = {"settings": self.values, "die_at": die_at, "report": str(self.report)}
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        return attempted(self.process, job)
 
     def events(self) -> int:
         return int(self.report.read_text())

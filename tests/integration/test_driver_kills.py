@@ -7,15 +7,14 @@ the model.
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.kills import attempted, forking
 from tests.serving_world import ENVIRONMENT, MODEL
 from tests.stream_world import StreamYard, stream_yard
 
@@ -24,7 +23,6 @@ from trainyard.releases import list_attestations
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
 
-REPOSITORY = Path(__file__).parents[2]
 EVENTS = 250
 """A driver lives for so many changes of a file at most, before the last one, which lives on."""
 
@@ -32,19 +30,8 @@ EVENTS = 250
 @pytest.fixture
 def attempts() -> Iterator[subprocess.Popen[str]]:
     """The process that forks drivers."""
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.killed_driver"],
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with forking("tests.killed_driver") as process:
+        yield process
 
 
 def drive(
@@ -56,8 +43,6 @@ def drive(
         The outcome, and how many died. (One may reach the end before its time.)
     """
     report = world.settings.home / f"{release.revision}.json"
-    assert process.stdin is not None
-    assert process.stdout is not None
     for number, die_at in enumerate([*deaths, 0]):
         job = {
             "settings": world.settings.model_dump(mode="json", exclude_defaults=True),
@@ -69,9 +54,7 @@ def drive(
             "die_at": die_at,
             "report": str(report),
         }
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.flush()
-        code = int(process.stdout.readline())
+        code = attempted(process, job)
         assert code in (0, -9), f"attempt {number} of {release.revision} ended with {code}"
         if code == 0:
             return json.loads(report.read_text())["outcome"], number
