@@ -21,7 +21,6 @@ from tests.rollout_world import (
 
 from trainyard.documents.channel import EXPOSED_PHASES, Channel
 from trainyard.documents.evidence import Block, JudgeSpec, Outcome, Verdict
-from trainyard.documents.release import Attestation
 from trainyard.errors import Transient
 from trainyard.releases import list_attestations
 from trainyard.rollout.driver import DriveResult, drive
@@ -116,14 +115,6 @@ def run_with_deaths(
             world.advance(pause_s)
 
 
-def attestations(world: World, release: str) -> list[Attestation]:
-    return [
-        a
-        for kind in ("promotion", "rejection")
-        for a in list_attestations(world.store, MODEL, release, kind)  # type: ignore[arg-type]
-    ]
-
-
 deaths = st.lists(
     st.tuples(st.integers(0, 60), st.booleans(), st.sampled_from([0.5, 5.0, 18.0])), max_size=6
 )
@@ -171,7 +162,9 @@ def die_and_go_on(deaths: list[tuple[int, bool, float]], bad: bool) -> None:
     assert world.effective.get(loser, 0) == 0
     assert [s.state for s in world.servers_of(winner)] == ["ready"]
     assert world.servers_of(loser) == []
-    assert [a.kind for a in attestations(world, new)] == ["rejection" if bad else "promotion"]
+    assert [a.kind for a in list_attestations(world.store, MODEL, new)] == [
+        "rejection" if bad else "promotion"
+    ]
     assert world.unguarded_arrivals == 0
     assert sum(world.errors.values()) == 0
     ends = [line for line in world.told if "promoted:" in line or "rejected:" in line]
@@ -271,7 +264,7 @@ def test_two_processes_with_one_epoch_write_every_look_once() -> None:
         if result.done and twin_result.done:
             break
     assert result.outcome == twin_result.outcome == "promoted"
-    assert [a.kind for a in attestations(world, new)] == ["promotion"]
+    assert [a.kind for a in list_attestations(world.store, MODEL, new)] == ["promotion"]
     assert len(world.told) == len(set(world.told))
 
 

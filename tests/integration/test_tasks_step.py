@@ -9,7 +9,6 @@ from tests.unit import yard
 
 from trainyard.errors import BadInput
 from trainyard.settings import Settings
-from trainyard.spec.model import AccuracyTask
 from trainyard.steps.context import StepContext
 from trainyard.steps.tasks import check_tasks
 from trainyard.store.folder import FolderStore
@@ -27,11 +26,8 @@ def test_an_unknown_task_and_a_data_set_out_of_reach_are_told(
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    plan = yard.plan()
-    own = tuple(AccuracyTask(name=name, min=0.5) for name in ("gsm8k", "gsm8k_kot"))
-    accuracy = plan.spec.gates.accuracy.model_copy(update={"tasks": own})
-    gates = plan.spec.gates.model_copy(update={"accuracy": accuracy})
-    plan = plan.model_copy(update={"spec": plan.spec.model_copy(update={"gates": gates})})
+    own = [{"name": name, "min": 0.5} for name in ("gsm8k", "gsm8k_kot")]
+    plan = yard.plan(model_spec=yard.spec_with_tasks(own))
     settings = Settings(home=tmp_path, serve_python=PYTHON)
     store = FolderStore(tmp_path / "store")
 

@@ -69,6 +69,11 @@ def spec(**changes: Any) -> ModelSpec:
     return ModelSpec.model_validate({**SPEC, **changes})
 
 
+def spec_with_tasks(tasks: list[dict[str, Any]]) -> ModelSpec:
+    """Return the spec with these accuracy tasks and no other check of accuracy."""
+    return spec(gates={**SPEC["gates"], "accuracy": {"tasks": tasks}})
+
+
 def case(outcome: Literal["held", "broken", "unclear"] = "held") -> BehaviourCase:
     """Return a case of a behaviour check."""
     return BehaviourCase(outcome=outcome, sent="a prompt", came="641", expected="640")

@@ -15,7 +15,6 @@ from trainyard.documents.harness import HarnessReport
 from trainyard.documents.plan import Plan
 from trainyard.errors import BadInput
 from trainyard.settings import Settings
-from trainyard.spec.model import AccuracyTask
 from trainyard.steps.context import StepContext
 from trainyard.steps.tasks import check_tasks
 from trainyard.store.documents import read_document
@@ -28,15 +27,11 @@ Says = Callable[..., StepContext]
 
 def plan(*names: str) -> Plan:
     """Return a plan for a Neuron target, whose server returns no log-probs of prompts."""
-    made = yard.plan()
-    own = tuple(AccuracyTask(name=name, min=0.5) for name in names)
-    a_file = AccuracyTask(name="addition", path="adder/addition.yaml", min=0.5)
-    accuracy = made.spec.gates.accuracy.model_copy(update={"tasks": (a_file, *own)})
-    gates = made.spec.gates.model_copy(update={"accuracy": accuracy})
+    tasks = [{"name": "addition", "path": "adder/addition.yaml", "min": 0.5}]
+    tasks += [{"name": name, "min": 0.5} for name in names]
+    made = yard.plan(model_spec=yard.spec_with_tasks(tasks))
     target = made.targets[0].model_copy(update={"target": native(name="trn2")})
-    return made.model_copy(
-        update={"spec": made.spec.model_copy(update={"gates": gates}), "targets": (target,)}
-    )
+    return made.model_copy(update={"targets": (target,)})
 
 
 @pytest.fixture
