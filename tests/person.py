@@ -18,6 +18,8 @@ from trainyard.platform.control import Address
 
 FRAME = "document.querySelector('iframe').contentDocument"
 TEXT = "(document.querySelector('iframe')?.contentDocument?.body?.innerText ?? '')"
+QUESTION = f"{FRAME}.querySelector('[data-opens=answer]')"
+"""What opens the dialog of the question, as long as somebody is asked."""
 RELEASE_DAG = "neuron_release"
 START_S = 240.0
 """Seconds that Airflow's interface may take to show on a machine that is busy."""
@@ -155,7 +157,7 @@ class Person:
 
         They say it again if they are asked again: docs/approvals.md says when Airflow does that.
         """
-        asking = f"!!{FRAME}.querySelector('[data-opens=answer]')"
+        asking = f"!!{QUESTION}"
         state = f"{FRAME}.getElementById('live').dataset.state"
         self.tab.until(asking, timeout_s=START_S)
         self._say_yes()
@@ -171,7 +173,7 @@ class Person:
             time.sleep(0.3)
 
     def _say_yes(self) -> None:
-        self.tab.click(f"{FRAME}.querySelector('[data-opens=answer]')")
+        self.tab.click(QUESTION)
         self._write(f"{FRAME}.getElementById('answer-note')", "Its gates look good.")
         # They read what is asked first.
         time.sleep(5)
