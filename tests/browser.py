@@ -30,25 +30,30 @@ PATIENCE_S = 60.0
 
 _PLACE = """(async () => {
   const element = %s;
-  if (!element) return null;
+  if (!element) throw new Error("it is not there");
   element.scrollIntoView({ block: "center", behavior: "instant" });
   const middle = () => {
     const { x, y, width, height } = element.getBoundingClientRect();
     return [x + width / 2, y + height / 2];
   };
+  // What is animated moves with the frames, and a busy machine draws few of them.
+  const frame = () => new Promise((done) => requestAnimationFrame(done));
+  await frame();
   const before = middle();
   await new Promise((done) => setTimeout(done, 100));
+  await frame();
   const place = middle();
   const hit = element.ownerDocument.elementFromPoint(...place);
-  if (String(place) !== String(before) || !element.contains(hit)) return null;
+  if (String(place) !== String(before)) throw new Error("it moves");
+  if (!element.contains(hit)) throw new Error(`it is covered by ${hit?.outerHTML.slice(0, 200)}`);
   for (let view = element.ownerDocument.defaultView; view !== window; view = view.parent) {
-    const frame = view.frameElement.getBoundingClientRect();
-    place[0] += frame.x;
-    place[1] += frame.y;
+    const outer = view.frameElement.getBoundingClientRect();
+    place[0] += outer.x;
+    place[1] += outer.y;
   }
   return place;
 })()"""
-"""Where an element is in the window, also one of a frame; null while it moves or is covered."""
+"""Where an element is in the window, also one of a frame; an error while a click would miss it."""
 
 
 class Browser:
@@ -214,6 +219,16 @@ class Browser:
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             button = {"button": "left", "clickCount": 1} if kind != "mouseMoved" else {}
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **button)
+
+    def click_until(self, element: str, effect: str) -> None:
+        """Click, and again until an expression is true: on a busy machine a page may move just as
+        the mouse's button goes down, and the click hits something else."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.run(effect):
+            self.click(element)
+            with contextlib.suppress(AssertionError):
+                self.until(effect, timeout_s=PATIENCE_S / 6)
+            assert time.monotonic() < deadline, f"clicked {element} in vain for {effect}"
 
     def type(self, text: str) -> None:
         """Type text where the keyboard's focus is."""

@@ -104,23 +104,38 @@ class Person:
 
     def ask_for_release(self, model: str, revision: str, environment: str) -> str:
         """Fill in the form of `neuron_release`, send it, and return the run that it started."""
+        for patience in (2, 1, 0):
+            try:
+                self._fill_in(model, revision, environment)
+                break
+            except AssertionError:
+                # A click beside the form closes it.
+                if not patience or self.tab.run("!!document.querySelector('[role=dialog]')"):
+                    raise
+        self.tab.click(button("Trigger", inside="[role=dialog]"))
+        self.tab.until(f"location.pathname.startsWith('/dags/{RELEASE_DAG}/runs/')")
+        run_id: str = self.tab.run("location.pathname.split('/')[4]")
+        return unquote(run_id)
+
+    def _fill_in(self, model: str, revision: str, environment: str) -> None:
         self.tab.open(f"{self.address.airflow_url}/dags/{RELEASE_DAG}")
         self.tab.until(f"!!{button('Trigger')}", timeout_s=START_S)
-        self.tab.click(button("Trigger"))
+        self.tab.click_until(button("Trigger"), f"!!{button('What', inside='[role=dialog]')}")
         # Opening a section of the form closes the one before.
-        self.tab.click(button("What", inside="[role=dialog]"))
+        self._open_section("What")
         shown = "document.querySelector('#element_model').innerText.trim()"
         if self.tab.run(shown) != model:
             self._choose("model", model)
         self._write("document.querySelector('#element_revision')", revision)
         self.picture("1-what")
-        self.tab.click(button("Where", inside="[role=dialog]"))
+        self._open_section("Where")
         self._choose("environments", environment)
         self.picture("2-where")
-        self.tab.click(button("Trigger", inside="[role=dialog]"))
-        self.tab.until(f"location.pathname.startsWith('/dags/{RELEASE_DAG}/runs/')")
-        run_id: str = self.tab.run("location.pathname.split('/')[4]")
-        return unquote(run_id)
+
+    def _open_section(self, name: str) -> None:
+        """Open a section of Airflow's form."""
+        section = button(name, inside="[role=dialog]")
+        self.tab.click_until(section, f"{section}?.getAttribute('aria-expanded') === 'true'")
 
     def _choose(self, field_name: str, value: str) -> None:
         """Choose in a list of Airflow's form."""
