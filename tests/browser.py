@@ -26,7 +26,9 @@ CHROMIUM = next(
 )
 """The program; empty if there is none."""
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
+EFFECT_S = 10.0
+"""Seconds after which a click that shows no effect is made again."""
 
 _PLACE = """(async () => {
   const element = %s;
@@ -227,7 +229,7 @@ class Browser:
         while not self.run(effect):
             self.click(element)
             with contextlib.suppress(AssertionError):
-                self.until(effect, timeout_s=PATIENCE_S / 6)
+                self.until(effect, timeout_s=EFFECT_S)
             assert time.monotonic() < deadline, f"clicked {element} in vain for {effect}"
 
     def type(self, text: str) -> None:

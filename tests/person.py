@@ -18,8 +18,6 @@ from trainyard.platform.control import Address
 
 FRAME = "document.querySelector('iframe').contentDocument"
 TEXT = "(document.querySelector('iframe')?.contentDocument?.body?.innerText ?? '')"
-QUESTION = f"{FRAME}.querySelector('[data-opens=answer]')"
-"""What opens the dialog of the question, as long as somebody is asked."""
 RELEASE_DAG = "neuron_release"
 START_S = 240.0
 """Seconds that Airflow's interface may take to show on a machine that is busy."""
@@ -43,6 +41,11 @@ def button(words: str, *, inside: str = "") -> str:
     """Return the expression for the last button that says exactly this."""
     places = f"[...document.querySelectorAll('{inside} button')]"
     return f"{places}.findLast(each => each.innerText.trim() === '{words}')"
+
+
+def _opens(dialog: str) -> str:
+    """Return the expression for what opens a dialog of the page, while it can be opened."""
+    return f"{FRAME}.querySelector('[data-opens={dialog}]')"
 
 
 @dataclass
@@ -172,7 +175,7 @@ class Person:
 
         They say it again if they are asked again: docs/approvals.md says when Airflow does that.
         """
-        asking = f"!!{QUESTION}"
+        asking = f"!!{_opens('answer')}"
         state = f"{FRAME}.getElementById('live').dataset.state"
         self.tab.until(asking, timeout_s=START_S)
         self._say_yes()
@@ -188,7 +191,7 @@ class Person:
             time.sleep(0.3)
 
     def _say_yes(self) -> None:
-        self.tab.click(QUESTION)
+        self._open("answer")
         self._write(f"{FRAME}.getElementById('answer-note')", "Its gates look good.")
         # They read what is asked first.
         time.sleep(5)
@@ -219,7 +222,7 @@ class Person:
 
     def roll_back(self, reason: str) -> str:
         """Send everything back to the release before, and return the run that does it."""
-        self.tab.click(f"{FRAME}.querySelector('[data-opens=rollback]')")
+        self._open("rollback")
         self._write(f"{FRAME}.getElementById('rollback-reason')", reason)
         self.picture("7-rollback")
         self._send("rollback", "")
@@ -235,20 +238,28 @@ class Person:
         self.picture("8-rolled-back")
 
     def _control(self, action: str, reason: str) -> None:
-        self.tab.click(f"{FRAME}.querySelector('[data-opens={action}]')")
+        self._open(action)
         if reason:
             self._write(f"{FRAME}.querySelector('#{action} input[name=reason]')", reason)
         self._send(action, "")
         self._close(action)
 
+    def _open(self, dialog: str) -> None:
+        """Open a dialog of the page."""
+        self.tab.click_until(_opens(dialog), f"{FRAME}.getElementById('{dialog}').open")
+
     def _send(self, dialog: str, which: str) -> None:
         """Press the button of a dialog, and see that Airflow took it."""
-        self.tab.click(f"{FRAME}.querySelector('#{dialog} button[type=submit]{which}')")
         answer = f"{FRAME}.querySelector('#{dialog} .answer')"
+        self.tab.click_until(
+            f"{FRAME}.querySelector('#{dialog} button[type=submit]{which}')",
+            f"{answer}.innerText !== ''",
+        )
         self.tab.until(f"/pass|fail/.test({answer}.className)", timeout_s=START_S)
         assert self.tab.run(f"{answer}.className") == "answer pass", self.tab.run(
             f"{answer}.innerText"
         )
 
     def _close(self, dialog: str) -> None:
-        self.tab.click(f"{FRAME}.querySelector('#{dialog} [data-closes]')")
+        closes = f"{FRAME}.querySelector('#{dialog} [data-closes]')"
+        self.tab.click_until(closes, f"!{FRAME}.getElementById('{dialog}').open")
