@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from trainyard.errors import BadInput
+from trainyard.errors import BadInput, Transient
 from trainyard.spec.metrics import MetricsSource
 
 SERVICE = "aps"
@@ -79,6 +79,7 @@ class SigV4Auth(httpx.Auth):
 
         Raises:
             BadInput: there are no credentials, or no region.
+            Transient: the service that gives credentials does not answer, or refuses.
         """
         from botocore.auth import SigV4Auth as Signer
         from botocore.awsrequest import AWSRequest
@@ -96,12 +97,18 @@ class SigV4Auth(httpx.Auth):
 
     def _credentials(self) -> tuple[Any, str]:
         import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
 
         if self._session is None:
             self._session = boto3.Session(region_name=self._region or None)
         region = self._session.region_name
-        found = self._session.get_credentials()
-        if found is None or not region:
+        try:
+            found = self._session.get_credentials()
+            frozen = found.get_frozen_credentials() if found is not None else None
+        except (BotoCoreError, ClientError) as error:
+            # Whoever gives temporary credentials does not answer, as a source that is away.
+            raise Transient(f"no credentials to sign requests with: {error}") from None
+        if frozen is None or not region:
             raise BadInput(
                 "Requests to Amazon Managed Service for Prometheus cannot be signed: no "
                 + ("credentials." if region else "region."),
@@ -109,4 +116,4 @@ class SigV4Auth(httpx.Auth):
                 if region
                 else "Set metrics.region of the environment, or AWS_REGION.",
             )
-        return found.get_frozen_credentials(), region
+        return frozen, region

@@ -17,6 +17,7 @@ from tests.unit.rollout.machine import NEW, NOW
 from trainyard.errors import BadInput
 from trainyard.rollout.readers.prometheus import PrometheusReader
 from trainyard.rollout.readers.signing import read_token
+from trainyard.serving.process import free_port
 from trainyard.serving.protocol import ServerStatus
 from trainyard.spec.metrics import MetricsSource
 
@@ -159,4 +160,25 @@ def test_without_credentials_or_region_nothing_is_asked(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "example")
     assert read(fake, auth="sigv4") == 0
+    assert fake.asked == []
+
+
+def test_while_nobody_gives_credentials_the_source_is_away(
+    fake: FakePrometheus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a pod whose role is asked for with a web identity, in an outage of STS."""
+    token = tmp_path / "token"
+    token.write_text("a.web.identity")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/trainyard",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(token),
+        "AWS_ENDPOINT_URL_STS": f"http://127.0.0.1:{free_port()}",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert read(fake, auth="sigv4", region="eu-central-1") == 0
     assert fake.asked == []
