@@ -34,8 +34,8 @@ Metrics:
                         independent (the two are different averages, so they are never mixed)
 `errors`       count    requests that failed at the router, of those that ended there
 `ttft_tail`    count    requests whose first token came later than a bucket edge that is fixed
-                        before exposure: the lowest one that 99 % of stable's requests kept; probes
-                        have an edge of their own
+                        before exposure: the lowest one of both releases' servers that 99 % of
+                        stable's requests kept; probes have an edge of their own
 `quality`      count    probes only: pairs in which this release alone gave a wrong answer, of those
                         whose answers were compared
 `prompts`      average  tokens of a prompt; for the judge's guard against another mix of prompts
@@ -214,7 +214,7 @@ def _history(
     after: Snapshot,
     stable: str,
     exposed_since: datetime,
-    edge: str | None,
+    edge: float | None,
     by_events: bool,
 ) -> list[Block]:
     """Return the rows of stable alone, before exposure: what its noise is learned from.
@@ -251,7 +251,7 @@ def load_ratio(snapshot: Snapshot, *, candidate: str, stable: str) -> float:
 
 def tail_edge(
     ordered: Sequence[Snapshot], *, stable: str, exposed_since: datetime, probes: bool = False
-) -> tuple[str, int] | None:
+) -> tuple[float, int] | None:
     """Return the edge of the tail and the index of the snapshot that fixed it.
 
     Args:
@@ -261,7 +261,8 @@ def tail_edge(
         probes: that of probes, whose prompts may take another time than users'.
 
     Returns:
-        The `le` label as the servers write it, or None while stable had too few requests.
+        The edge in seconds, which the servers of all releases have, as far as they were read: other
+        versions of vLLM may have others. None while stable had too few requests.
     """
     early = [index for index, snapshot in enumerate(ordered) if snapshot.at <= exposed_since]
     for index in range(max(early, default=0), len(ordered)):
@@ -271,7 +272,7 @@ def tail_edge(
     return None
 
 
-def _edge_of(snapshot: Snapshot, stable: str, *, probes: bool) -> str | None:
+def _edge_of(snapshot: Snapshot, stable: str, *, probes: bool) -> float | None:
     pods: Sequence[PodCounters | ProbeCounters] = snapshot.pods
     if probes:
         pods = snapshot.probes.pods if snapshot.probes is not None else ()
@@ -279,16 +280,23 @@ def _edge_of(snapshot: Snapshot, stable: str, *, probes: bool) -> str | None:
     count = sum(histogram.count for histogram in histograms)
     if count < FEWEST_FOR_EDGE:
         return None
-    shared = set.intersection(*(set(histogram.buckets) for histogram in histograms))
-    for label in sorted(shared, key=_edge):
-        within = sum(histogram.buckets[label] for histogram in histograms)
-        if _edge(label) < inf and count - within <= TAIL_SHARE * count:
-            return label
+    for edge in sorted(set.intersection(*(_edges(pod.ttft) for pod in pods if pod.ttft))):
+        within = sum(_within(histogram, edge) or 0 for histogram in histograms)
+        if edge < inf and count - within <= TAIL_SHARE * count:
+            return edge
     return None
 
 
-def _edge(label: str) -> float:
-    return float(label)
+def _edges(histogram: Histogram) -> set[float]:
+    return {float(label) for label in histogram.buckets}
+
+
+def _within(histogram: Histogram, edge: float) -> int | None:
+    """Return how many were not later than an edge, if the histogram has it.
+
+    One server may write `1.0` for what another calls `1`.
+    """
+    return next((n for label, n in histogram.buckets.items() if float(label) == edge), None)
 
 
 class _Slice:
@@ -405,15 +413,16 @@ def requests_sent(before: Snapshot, after: Snapshot, release_id: str) -> int:
 
 
 def _server_blocks(
-    slice_: _Slice, pairs: Sequence[Pair], edge: str | None, by_events: bool
+    slice_: _Slice, pairs: Sequence[Pair], edge: float | None, by_events: bool
 ) -> list[Block]:
     blocks: list[Block] = []
     for old, pod in pairs:
         ttft = difference(old.ttft, pod.ttft)
         if ttft is not None:
             blocks.append(slice_.mean(pod.pod, "ttft", ttft.count, ttft.total))
-            if edge is not None and edge in ttft.buckets:
-                late = ttft.count - ttft.buckets[edge]
+            within = _within(ttft, edge) if edge is not None else None
+            if within is not None:
+                late = ttft.count - within
                 if late >= 0:
                     blocks.append(slice_.count(pod.pod, "ttft_tail", ttft.count, late))
         tpot = _by_events(old, pod) if by_events else _difference_of_tpot(old, pod)
@@ -492,7 +501,7 @@ def _error_blocks(slice_: _Slice, before: RouteCounters, after: RouteCounters) -
 
 
 def _probe_blocks(
-    slice_: _Slice, before: Snapshot, after: Snapshot, edge: str | None, alike: bool
+    slice_: _Slice, before: Snapshot, after: Snapshot, edge: float | None, alike: bool
 ) -> list[Block]:
     """Return the rows of probes of one release.
 
@@ -524,8 +533,9 @@ def _probe_blocks(
         tpot = difference(old.tpot if old else _NOTHING_YET, new.tpot)
         if ttft is not None:
             blocks.append(slice_.mean(new.pod, "ttft", ttft.count, ttft.total))
-            if edge is not None:
-                late = ttft.count - ttft.buckets[edge]
+            within = _within(ttft, edge) if edge is not None else None
+            if within is not None:
+                late = ttft.count - within
                 blocks.append(slice_.count(new.pod, "ttft_tail", ttft.count, late))
         if tpot is not None:
             blocks.append(slice_.mean(new.pod, "tpot", tpot.count, tpot.total))

@@ -115,7 +115,7 @@ def test_what_stable_did_alone_before_exposure_is_history() -> None:
     shots = [
         snapshot(
             s,
-            (pod(OLD, ttft=histogram(n, 0.1 * n, **{"0_5": n})), pod(NEW, ttft=histogram(n, n))),
+            both(*[histogram(n, 0.1 * n, **{"0_5": n})] * 2),
             route(0, old=(n, 1, 0), new=(0, 0, 0)),
         )
         for s, n in ((-60, 100), (-30, 300), (0, 500))
@@ -286,11 +286,11 @@ def stable_ttft(count: int, late: int) -> PodCounters:
 
 def test_the_edge_is_the_lowest_that_99_percent_kept() -> None:
     assert tail_edge([snapshot(-1, (stable_ttft(200, 2),))], stable=OLD, exposed_since=NOW) == (
-        "0.1",
+        0.1,
         0,
     )
     assert tail_edge([snapshot(-1, (stable_ttft(200, 3),))], stable=OLD, exposed_since=NOW) == (
-        "0.5",
+        0.5,
         0,
     )
 
@@ -301,7 +301,7 @@ def test_the_edge_is_fixed_by_the_last_snapshot_before_exposure() -> None:
         snapshot(-30, (stable_ttft(400, 50),)),
         snapshot(30, (stable_ttft(9000, 50),)),
     ]
-    assert tail_edge(shots, stable=OLD, exposed_since=NOW) == ("0.5", 1)
+    assert tail_edge(shots, stable=OLD, exposed_since=NOW) == (0.5, 1)
 
 
 def test_an_edge_that_comes_late_is_not_used_for_what_was_before() -> None:
@@ -325,12 +325,32 @@ def test_an_edge_that_comes_late_is_not_used_for_what_was_before() -> None:
     ]
 
 
-def test_edges_differ_between_servers_only_in_what_is_missing() -> None:
+def test_releases_with_other_edges_are_compared_at_one_that_both_have() -> None:
+    """A new version of vLLM may have them, and may write them in another way."""
+    shots = [
+        snapshot(
+            s,
+            (
+                pod(OLD, ttft=histogram(200 + s, 1.0, **{"0_1": 200 + s, "1_0": 200 + s})),
+                pod(NEW, ttft=histogram(s, 1.0, **{"0_25": s // 3, "1": s // 2})),
+            ),
+        )
+        for s in (0, 30)
+    ]
+    assert tail_edge(shots, stable=OLD, exposed_since=NOW) == (1.0, 0)
+    tails = blocks(*shots, metric="ttft_tail")
+    assert [(b.track, b.requests, b.bad) for b in tails] == [
+        ("stable", 30, 0),
+        ("candidate", 30, 15),
+    ]
+
+
+def test_releases_without_an_edge_in_common_have_no_tail() -> None:
     shots = [
         snapshot(s, (stable_ttft(200 + s, 0), pod(NEW, ttft=histogram(s, 1.0, **{"0_25": s // 2}))))
         for s in (0, 30)
     ]
-    assert [block.track for block in blocks(*shots, metric="ttft_tail")] == ["stable"]
+    assert blocks(*shots, metric="ttft_tail") == []
 
 
 def test_requests_beyond_every_edge_fix_none() -> None:
