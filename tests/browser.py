@@ -226,11 +226,16 @@ class Browser:
         """Click, and again until an expression is true: on a busy machine a page may move just as
         the mouse's button goes down, and the click hits something else."""
         deadline = time.monotonic() + PATIENCE_S
-        while not self.run(effect):
-            self.click(element)
-            with contextlib.suppress(AssertionError):
-                self.until(effect, timeout_s=EFFECT_S)
-            assert time.monotonic() < deadline, f"clicked {element} in vain for {effect}"
+        last: object = None
+        while time.monotonic() < deadline:
+            try:
+                if not self.run(effect):
+                    self.click(element)
+                    self.until(effect, timeout_s=EFFECT_S)
+                return
+            except AssertionError as error:
+                last = error
+        raise AssertionError(f"clicked {element} in vain for {effect}: {last}")
 
     def type(self, text: str) -> None:
         """Type text where the keyboard's focus is."""
