@@ -280,23 +280,21 @@ def _edge_of(snapshot: Snapshot, stable: str, *, probes: bool) -> float | None:
     count = sum(histogram.count for histogram in histograms)
     if count < FEWEST_FOR_EDGE:
         return None
-    for edge in sorted(set.intersection(*(_edges(pod.ttft) for pod in pods if pod.ttft))):
-        within = sum(_within(histogram, edge) or 0 for histogram in histograms)
+    shared = set.intersection(*(set(_by_edge(pod.ttft)) for pod in pods if pod.ttft is not None))
+    kept = [_by_edge(histogram) for histogram in histograms]
+    for edge in sorted(shared):
+        within = sum(each[edge] for each in kept)
         if edge < inf and count - within <= TAIL_SHARE * count:
             return edge
     return None
 
 
-def _edges(histogram: Histogram) -> set[float]:
-    return {float(label) for label in histogram.buckets}
+def _by_edge(histogram: Histogram) -> dict[float, int]:
+    """Return how many were not later than each edge.
 
-
-def _within(histogram: Histogram, edge: float) -> int | None:
-    """Return how many were not later than an edge, if the histogram has it.
-
-    One server may write `1.0` for what another calls `1`.
+    Edges are compared as numbers: one server may write `1.0` for what another calls `1`.
     """
-    return next((n for label, n in histogram.buckets.items() if float(label) == edge), None)
+    return {float(label): within for label, within in histogram.buckets.items()}
 
 
 class _Slice:
@@ -419,16 +417,20 @@ def _server_blocks(
     for old, pod in pairs:
         ttft = difference(old.ttft, pod.ttft)
         if ttft is not None:
-            blocks.append(slice_.mean(pod.pod, "ttft", ttft.count, ttft.total))
-            within = _within(ttft, edge) if edge is not None else None
-            if within is not None:
-                late = ttft.count - within
-                if late >= 0:
-                    blocks.append(slice_.count(pod.pod, "ttft_tail", ttft.count, late))
+            blocks.extend(_ttft_blocks(slice_, pod.pod, ttft, edge))
         tpot = _by_events(old, pod) if by_events else _difference_of_tpot(old, pod)
         if tpot is not None:
             blocks.append(slice_.mean(pod.pod, "tpot", *tpot))
         blocks.extend(_prompt_blocks(slice_, old, pod))
+    return blocks
+
+
+def _ttft_blocks(slice_: _Slice, pod: str, ttft: Histogram, edge: float | None) -> list[Block]:
+    """Return the rows of times to the first token: their mean, and how many were late."""
+    blocks = [slice_.mean(pod, "ttft", ttft.count, ttft.total)]
+    within = _by_edge(ttft).get(edge) if edge is not None else None
+    if within is not None and within <= ttft.count:
+        blocks.append(slice_.count(pod, "ttft_tail", ttft.count, ttft.count - within))
     return blocks
 
 
@@ -532,11 +534,7 @@ def _probe_blocks(
         ttft = difference(old.ttft if old else _NOTHING_YET, new.ttft)
         tpot = difference(old.tpot if old else _NOTHING_YET, new.tpot)
         if ttft is not None:
-            blocks.append(slice_.mean(new.pod, "ttft", ttft.count, ttft.total))
-            within = _within(ttft, edge) if edge is not None else None
-            if within is not None:
-                late = ttft.count - within
-                blocks.append(slice_.count(new.pod, "ttft_tail", ttft.count, late))
+            blocks.extend(_ttft_blocks(slice_, new.pod, ttft, edge))
         if tpot is not None:
             blocks.append(slice_.mean(new.pod, "tpot", tpot.count, tpot.total))
     return blocks

@@ -147,15 +147,20 @@ def test_the_signature_is_over_the_body_that_is_sent(
     assert asked.headers["Authorization"].endswith(f"Signature={expected}")
 
 
-def test_without_credentials_or_region_nothing_is_asked(
-    fake: FakePrometheus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def configure_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Leave botocore neither credentials nor a region."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_REGION",
                  "AWS_DEFAULT_REGION"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+
+
+def test_without_credentials_or_region_nothing_is_asked(
+    fake: FakePrometheus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configure_nothing(monkeypatch, tmp_path)
     assert read(fake, auth="sigv4", region="eu-central-1") == 0
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "example")
@@ -169,11 +174,8 @@ def test_while_nobody_gives_credentials_the_source_is_away(
     """As in a pod whose role is asked for with a web identity, in an outage of STS."""
     token = tmp_path / "token"
     token.write_text("a.web.identity")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
+    configure_nothing(monkeypatch, tmp_path)
     for name, value in {
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
         "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/trainyard",
         "AWS_WEB_IDENTITY_TOKEN_FILE": str(token),
         "AWS_ENDPOINT_URL_STS": f"http://127.0.0.1:{free_port()}",
