@@ -84,7 +84,7 @@ def path_of(blocks: Sequence[PairedBlock], metric: MetricSpec, spec: JudgeSpec) 
     """Return the evidence on one metric after each of its closed blocks."""
     if metric.kind == "mean":
         return average_path(blocks, metric, spec)
-    return count_path(blocks, metric)
+    return count_path(blocks, metric, spec)
 
 
 def metric_verdict(
