@@ -21,6 +21,7 @@ from trainyard.rollout.by_hand import see_through
 from trainyard.rollout.channel_store import change_channel, channel_keys
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.events import Notify, ObjectiveMet, ObjectiveMissed
+from trainyard.rollout.questions import CarefulReader
 from trainyard.rollout.state_machine import open_alerts, step
 from trainyard.rollout.watch import (
     Alert,
@@ -179,7 +180,8 @@ def _reading(deps: RolloutDeps, channel: Channel) -> Reading:
                 )
             },
         )
-    return Reading(at=now, pods=deps.metrics.read(channel.environment, own), route=counters)
+    reader = CarefulReader(deps.metrics, deps.questions)
+    return Reading(at=now, pods=reader.read(channel.environment, own), route=counters)
 
 
 def _act(
