@@ -461,6 +461,25 @@ class World:
                 server.buckets[edge] += int((times <= edge).sum())
 
 
+def check_that_it_serves_alone(world: World, winner: str, loser: str) -> None:
+    """Check that a rollout is over and one release serves, and that nothing is left of the other.
+
+    No request has failed, and none reached a candidate whose lease was over.
+    """
+    channel = world.channel
+    assert channel.stable is not None
+    assert channel.stable.release_id == winner
+    assert channel.candidate is None
+    assert not channel.in_progress
+    world.advance(5)
+    assert {name: share for name, share in world.effective.items() if share} == {winner: 100}
+    assert [server.state for server in world.servers_of(winner)] == ["ready"]
+    assert world.servers_of(loser) == []
+    assert world.lease_until is None
+    assert sum(world.errors.values()) == 0
+    assert world.unguarded_arrivals == 0
+
+
 @dataclass
 class FakeHost:
     """Servers that start when time passes."""

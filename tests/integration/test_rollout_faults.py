@@ -24,7 +24,13 @@ from tests.integration.test_blind_rollouts import (
     at_weight,
     gullible,
 )
-from tests.rollout_world import ENVIRONMENT, MODEL, World, release_id
+from tests.rollout_world import (
+    ENVIRONMENT,
+    MODEL,
+    World,
+    check_that_it_serves_alone,
+    release_id,
+)
 from tests.unit.rollout.machine import make_verdict
 
 from trainyard.documents.channel import Channel
@@ -267,19 +273,8 @@ def roll_out(world: World, fault: Fault) -> Seen:
 
 def check_the_end(world: World, outcome: str | None) -> None:
     """Check that one release serves, is the one that should, and nothing is left of the other."""
-    channel = world.channel
     winner, loser = (B, A) if outcome == "promoted" else (A, B)
-    assert channel.stable is not None
-    assert channel.stable.release_id == winner
-    assert channel.candidate is None
-    assert not channel.in_progress
-    world.advance(5)
-    assert {name: share for name, share in world.effective.items() if share} == {winner: 100}
-    assert [server.state for server in world.servers_of(winner)] == ["ready"]
-    assert world.servers_of(loser) == []
-    assert world.lease_until is None
-    assert sum(world.errors.values()) == 0
-    assert world.unguarded_arrivals == 0
+    check_that_it_serves_alone(world, winner, loser)
 
 
 @pytest.mark.parametrize("error", ERRORS)
