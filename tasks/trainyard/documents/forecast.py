@@ -46,6 +46,8 @@ class RolloutForecast(Frozen):
     """Most servers of the model that run at the same time."""
     servers_free: int
     """Servers that the environment has room for beside those of other models."""
+    devices_unseen: bool = False
+    """It serves on Neuron devices, whose errors its source of metrics does not see."""
     traffic: Traffic | None = None
     """None: nobody knows it."""
     promoted_share: float | None = None

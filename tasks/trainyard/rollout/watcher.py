@@ -98,9 +98,12 @@ def watch_channel(deps: RolloutDeps, channel: Channel, roll_back: RollBack) -> t
     """Look at one channel, and do what follows."""
     if channel.in_progress:
         return _end_orphan(deps, channel)
-    slo = _objectives(deps, channel)
-    if slo is None or channel.rollout is None:
+    if channel.stable is None or channel.rollout is None:
         return ()
+    slo = _objectives(deps, channel)
+    if slo is None:
+        unwatched = f"{channel.stable.release_id} is not watched: it has no rollout.slo."
+        return (_finding(channel, "note", unwatched),)
     now = deps.now()
     slot = int(now.timestamp() // SLOT_S)
     keys = _keys(deps, channel, channel.rollout.number)

@@ -20,6 +20,7 @@ from trainyard.rollout.forecast import (
 from trainyard.rollout.plan_rollout import promotion_plan
 from trainyard.rollout.probes.windows import lag_s
 from trainyard.spec.environments import Environment
+from trainyard.spec.metrics import DEVICES_UNSEEN
 from trainyard.spec.model import RolloutSpec
 from trainyard.store.documents import read_document
 from trainyard.store.layout import rollout_prefix
@@ -40,6 +41,7 @@ def forecast(
     spec: RolloutSpec,
     *,
     drain_timeout_s: float,
+    on_neuron: bool = False,
 ) -> RolloutForecast:
     """Return what promoting a release of `model` will take, as far as that can be told.
 
@@ -50,6 +52,7 @@ def forecast(
         environment: where.
         spec: the release's rollout.
         drain_timeout_s: as of the rollout.
+        on_neuron: does it serve on Neuron devices?
 
     Raises:
         BadInput: the rollout makes no sense, or does not fit there.
@@ -76,6 +79,7 @@ def forecast(
         max_duration_s=plan.max_duration_s,
         servers_needed=_servers_needed(plan),
         servers_free=max(0, environment.devices - _servers_of_others(store, model, name)),
+        devices_unseen=on_neuron and environment.metrics.source == "scrape",
         traffic=traffic,
         promoted_share=found.promoted_share if found else None,
         probes_per_s=plan.probes.settings.pairs_per_s if plan.probes else None,
@@ -145,6 +149,8 @@ def warnings(one: RolloutForecast, spec: RolloutSpec) -> Iterator[str]:
     if not (_is_scarce(one) and spec.on_scarce_evidence == "refuse"):
         for doubt in _doubts(one):
             yield f"{doubt} {_remedy(one)}"
+    if one.devices_unseen:
+        yield DEVICES_UNSEEN
     if one.servers_needed > one.servers_free:
         yield (
             f"It has room for {one.servers_free} servers beside those of other models, and the "

@@ -17,6 +17,7 @@ from trainyard.documents.look import Look, ReleaseCounters, RouteCounters, Snaps
 from trainyard.presets.known import presets
 from trainyard.rollout.forecast import Rehearsal
 from trainyard.spec.environments import Environment
+from trainyard.spec.metrics import DEVICES_UNSEEN, MetricsSource
 from trainyard.spec.model import RolloutSpec
 from trainyard.steps import forecasting
 from trainyard.steps.forecasting import forecast, problems, sentences, warnings
@@ -217,3 +218,19 @@ def test_servers_of_other_models_take_their_room(store: FolderStore) -> None:
     assert (found.servers_needed, found.servers_free) == (2, 1)
     (told,) = warnings(found, SPEC)
     assert "room for 1 servers beside those of other models" in told
+
+
+@pytest.mark.parametrize("on_neuron", [False, True])
+def test_devices_whose_errors_nobody_sees_are_told(store: FolderStore, on_neuron: bool) -> None:
+    def told(environment: Environment) -> list[str]:
+        found = forecast(
+            store, MODEL, NAME, environment, SPEC, drain_timeout_s=30.0, on_neuron=on_neuron
+        )
+        return [*warnings(found, SPEC)]
+
+    plain = Environment(target="cpu", devices=2)
+    seeing = plain.model_copy(
+        update={"metrics": MetricsSource(source="prometheus", url="http://127.0.0.1:9090")}
+    )
+    assert told(plain) == ([DEVICES_UNSEEN] if on_neuron else [])
+    assert told(seeing) == []
