@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ from trainyard.documents.evidence import Block, JudgeSpec, Verdict
 from trainyard.documents.look import DeviceCounters, Histogram, PodCounters
 from trainyard.documents.release import Release
 from trainyard.errors import Conflict, NotFound, Transient
-from trainyard.rollout.channel_store import list_channels, read_channel
+from trainyard.rollout.channel_store import channel_keys
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.driver import DriveResult
 from trainyard.rollout.metrics import Moment
@@ -40,6 +41,8 @@ from trainyard.serving.protocol import (
 )
 from trainyard.spec.environments import Environment
 from trainyard.spec.model import ModelSpec
+from trainyard.store.documents import parse_document
+from trainyard.store.layout import channel_key
 from trainyard.store.protocol import Entry, Stored
 
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -90,6 +93,12 @@ def make_release(name: str, *, target: str = "cpu", **rollout: Any) -> Release:
         measurement_id="measurement",
         spec=spec,
     )
+
+
+@lru_cache(maxsize=128)
+def _channel(data: bytes) -> Channel:
+    """Return the channel in a document; the world looks at it far more often than it changes."""
+    return parse_document(data, "the channel", Channel)
 
 
 class MemoryStore:
@@ -281,7 +290,10 @@ class World:
     @property
     def channel(self) -> Channel:
         """The channel as it is stored."""
-        return read_channel(self.store, MODEL, ENVIRONMENT)
+        try:
+            return _channel(self.store.read(channel_key(MODEL, ENVIRONMENT)).data)
+        except NotFound:
+            return Channel(model=MODEL, environment=ENVIRONMENT)
 
     def servers_of(self, name: str) -> list[Server]:
         """Return the servers of a release."""
@@ -371,11 +383,11 @@ class World:
     def _guard_looks(self) -> None:
         if self.router_frozen:
             return
-        channels = [c for c in list_channels(self.store) if c.environment == ENVIRONMENT]
-        if not channels:
+        keys = [key for key in channel_keys(self.store) if key.endswith(f"/{ENVIRONMENT}.json")]
+        if not keys:
             self.effective, self.guard = {}, ("following", "")
             return
-        channel = channels[0]
+        channel = _channel(self.store.read(keys[0]).data)
         if channel.weights.candidate == 0:
             self.answers.clear()
         health = {}
@@ -447,6 +459,25 @@ class World:
             server.tpot_total += share * behaviour.tpot_s
             for edge in EDGES:
                 server.buckets[edge] += int((times <= edge).sum())
+
+
+def check_that_it_serves_alone(world: World, winner: str, loser: str) -> None:
+    """Check that a rollout is over and one release serves, and that nothing is left of the other.
+
+    No request has failed, and none reached a candidate whose lease was over.
+    """
+    channel = world.channel
+    assert channel.stable is not None
+    assert channel.stable.release_id == winner
+    assert channel.candidate is None
+    assert not channel.in_progress
+    world.advance(5)
+    assert {name: share for name, share in world.effective.items() if share} == {winner: 100}
+    assert [server.state for server in world.servers_of(winner)] == ["ready"]
+    assert world.servers_of(loser) == []
+    assert world.lease_until is None
+    assert sum(world.errors.values()) == 0
+    assert world.unguarded_arrivals == 0
 
 
 @dataclass

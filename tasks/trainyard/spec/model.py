@@ -544,8 +544,8 @@ class RolloutSpec(SpecPart):
     """Requests a second that a channel is expected to get, for the plan's forecast. Empty: what the
     channel's last rollout saw."""
     on_scarce_evidence: Literal["refuse", "warn"] = "refuse"
-    """What the plan does with a release that could hardly be proven in `max_duration_s`, however
-    good it is: `refuse` it, before anything is compiled, or `warn`."""
+    """What the plan does where fewer than half of all good releases could be proven in
+    `max_duration_s`: `refuse`, before anything is compiled, or `warn`."""
 
 
 class Refresh(SpecPart):

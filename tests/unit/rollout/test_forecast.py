@@ -17,7 +17,14 @@ from trainyard.documents.evidence import (
 )
 from trainyard.documents.forecast import Traffic
 from trainyard.documents.look import ReleaseCounters, RouteCounters, Snapshot
-from trainyard.rollout.forecast import enough_probes, rehearse, steps_of, traffic_of
+from trainyard.rollout.forecast import (
+    enough_margin,
+    enough_probes,
+    enough_time,
+    rehearse,
+    steps_of,
+    traffic_of,
+)
 from trainyard.spec.model import Probes, RolloutStep
 
 QUIET = Covariance(sb2=0.0, sa2=0.0, pod_floor=0.0)
@@ -157,3 +164,20 @@ def test_the_least_rate_that_is_enough_is_told() -> None:
     assert enough.promoted_share >= 0.8
     # Pods that differ by half are beyond what any number of requests can tell.
     assert enough_probes(plan_with(Covariance(sb2=0.5**2)), traffic, share=0.8, runs=3) is None
+
+
+def test_a_longer_time_that_is_enough_is_told() -> None:
+    traffic = Traffic(requests_per_s=1.0)
+    assert rehearse(plan_with(), traffic, runs=4).promoted_share < 0.8
+    assert enough_time(plan_with(), traffic, share=0.8, runs=4) == 2 * plan_with().max_duration_s
+    assert enough_time(plan_with(Covariance(sb2=0.5**2)), traffic, share=0.8, runs=3) is None
+
+
+def test_a_wider_margin_that_is_enough_is_told() -> None:
+    traffic = Traffic(requests_per_s=8.0)
+    lasting = Covariance(sb2=0.04**2, sa2=0.0)
+    assert rehearse(plan_with(lasting), traffic, runs=8).promoted_share < 0.8
+    margin = enough_margin(plan_with(lasting), traffic, share=0.8, runs=8)
+    assert margin is not None
+    assert margin > 0.15
+    assert enough_margin(plan_with(Covariance(sb2=0.5**2)), traffic, share=0.8, runs=3) is None
