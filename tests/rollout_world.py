@@ -38,6 +38,7 @@ from trainyard.serving.protocol import (
     RouteStatus,
     ServerState,
     ServerStatus,
+    ServerTraffic,
 )
 from trainyard.spec.environments import Environment
 from trainyard.spec.model import ModelSpec
@@ -225,6 +226,8 @@ class World:
         self.lease_holder = ""
         self.arrivals: dict[str, int] = {}
         self.errors: dict[str, int] = {}
+        self.ended: dict[str, dict[str, ServerTraffic]] = {}
+        """What each server got, by release and name."""
         self.answers: dict[str, list[bool]] = {}
         self.epoch = 1
         self.guard: tuple[str, str] = ("following", "")
@@ -375,6 +378,7 @@ class World:
         self.epoch += 1
         self.arrivals.clear()
         self.errors.clear()
+        self.ended.clear()
 
     def lease_alive(self) -> bool:
         """Tell whether somebody holds the lease."""
@@ -452,6 +456,11 @@ class World:
         self.answers.setdefault(name, []).extend([False] * bad + [True] * (number - bad))
         for index, server in enumerate(servers):
             share = (number - bad) // len(servers) + (index < (number - bad) % len(servers))
+            lost = bad // len(servers) + (index < bad % len(servers))
+            before = self.ended.setdefault(name, {}).get(server.name, ServerTraffic(0, 0))
+            self.ended[name][server.name] = ServerTraffic(
+                before.ended + share + lost, before.errors + lost
+            )
             mean = np.log(behaviour.ttft_s) - behaviour.spread**2 / 2
             times = self._rng.lognormal(mean, behaviour.spread, share)
             server.count += share
@@ -534,7 +543,12 @@ class FakeRouter:
             epoch=str(world.epoch),
             weights=dict(world.effective),
             traffic={
-                name: ReleaseTraffic(world.arrivals.get(name, 0), world.errors.get(name, 0), 0)
+                name: ReleaseTraffic(
+                    world.arrivals.get(name, 0),
+                    world.errors.get(name, 0),
+                    0,
+                    dict(world.ended.get(name, {})),
+                )
                 for name in names
             },
             guard=world.guard[0],  # type: ignore[arg-type]

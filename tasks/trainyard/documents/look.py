@@ -78,12 +78,25 @@ class DeviceCounters(Frozen):
     """By kind: `execution/<error_type>` or `ecc/<event_type>`."""
 
 
+class ServerCounters(Frozen):
+    """The router's counters of one server. They go on when the server is started anew."""
+
+    ended: int = Field(ge=0)
+    """Requests that were sent to it and have ended, in whatever way."""
+    errors: int = Field(ge=0)
+    """Those of them that failed."""
+
+
 class ReleaseCounters(Frozen):
     """The router's counters of one release."""
 
     arrivals: int = Field(ge=0)
     errors: int = Field(ge=0)
     in_flight: int = Field(ge=0)
+    servers: dict[str, ServerCounters] = Field(default_factory=dict)
+    """By the server's name, as in `PodCounters.pod`. Empty: the router tells nothing but sums, as
+    in looks of older versions. Requests that are in the sums alone reached no server, or one that
+    the router has forgotten since."""
 
 
 class RouteCounters(Frozen):

@@ -13,6 +13,7 @@ from trainyard.documents.look import (
     Look,
     ReleaseCounters,
     RouteCounters,
+    ServerCounters,
     Snapshot,
 )
 from trainyard.rollout.deps import RolloutDeps
@@ -300,7 +301,15 @@ def _route_counters(route: RouteStatus, releases: set[str]) -> RouteCounters:
         epoch=route.epoch,
         weights={name: share for name, share in route.weights.items() if name in releases},
         releases={
-            name: ReleaseCounters(arrivals=one.arrivals, errors=one.errors, in_flight=one.in_flight)
+            name: ReleaseCounters(
+                arrivals=one.arrivals,
+                errors=one.errors,
+                in_flight=one.in_flight,
+                servers={
+                    server: ServerCounters(ended=of_it.ended, errors=of_it.errors)
+                    for server, of_it in one.servers.items()
+                },
+            )
             for name, one in route.traffic.items()
             if name in releases
         },

@@ -32,7 +32,8 @@ Metrics:
                         releases have it; else the mean over output events of both, counted as
                         many times as requests finished, because events of one request are not
                         independent (the two are different averages, so they are never mixed)
-`errors`       count    requests that failed at the router, of those that ended there
+`errors`       count    requests that failed at the router, of those that ended there, by the
+                        server they were sent to (see `rollout.failures`)
 `ttft_tail`    count    requests whose first token came later than a bucket edge that is fixed
                         before exposure: the lowest one of both releases' servers that 99 % of
                         stable's requests kept; probes have an edge of their own
@@ -60,6 +61,7 @@ from trainyard.documents.look import (
     RouteCounters,
     Snapshot,
 )
+from trainyard.rollout.failures import ROUTER, failures_between
 from trainyard.rollout.probes.tally import EDGES_S
 
 TAIL_SHARE = 0.01
@@ -72,9 +74,6 @@ there are so many, and what came before it is not used."""
 LOAD_PARITY = 1.25
 """Requests of a candidate's server for each request of a stable one, up to which latencies of the
 two may be compared."""
-
-ROUTER = "router"
-"""Name under which the router's counts of a release appear in place of a server's."""
 
 FROZEN_REQUESTS = 20
 """Requests that a server must have been sent for counters that stand still to be a frozen source:
@@ -236,7 +235,22 @@ def _history(
     ]
     blocks = _server_blocks(slice_, pairs, edge, by_events)
     route = _comparable(before.route, after.route)
-    return blocks + (_error_blocks(slice_, *route) if route is not None else [])
+    return blocks + (_errors_of_history(slice_, *route) if route is not None else [])
+
+
+def _errors_of_history(slice_: _Slice, before: RouteCounters, after: RouteCounters) -> list[Block]:
+    """Return the rows of errors from which it is learned how much servers differ.
+
+    Where servers are told apart, the rest is left out: among them it would be one that fails all
+    it gets. So is a slice in which nothing ended, which would be one more server as well.
+    """
+    counters = after.releases.get(slice_.release_id)
+    by_server = counters is not None and bool(counters.servers)
+    return [
+        row
+        for row in _error_blocks(slice_, before, after)
+        if row.requests and not (by_server and row.pod == ROUTER)
+    ]
 
 
 def load_ratio(snapshot: Snapshot, *, candidate: str, stable: str) -> float:
@@ -495,11 +509,10 @@ def _error_blocks(slice_: _Slice, before: RouteCounters, after: RouteCounters) -
     old, new = before.releases.get(slice_.release_id), after.releases.get(slice_.release_id)
     if old is None or new is None:
         return []
-    bad = new.errors - old.errors
-    ended = (new.arrivals - new.in_flight) - (old.arrivals - old.in_flight)
-    if bad < 0 or ended < bad:
-        return []
-    return [slice_.count(ROUTER, "errors", ended, bad)]
+    return [
+        slice_.count(name, "errors", ended.requests, ended.bad)
+        for name, ended in failures_between(old, new).items()
+    ]
 
 
 def _probe_blocks(
