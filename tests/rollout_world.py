@@ -182,6 +182,8 @@ class Behaviour:
     """Standard deviation of the log of the time to the first token."""
     tpot_s: float = 0.004
     error_share: float = 0.0
+    cut_share: float = 0.02
+    """Answers that are cut at their limit."""
     fails_to_start: bool = False
     refuses: bool = False
     """Warm-up requests are answered with errors."""
@@ -201,6 +203,7 @@ class Server:
     count: int = 0
     total: float = 0.0
     tpot_total: float = 0.0
+    cut: float = 0.0
     buckets: dict[float, int] = field(default_factory=lambda: dict.fromkeys(EDGES, 0))
 
 
@@ -466,6 +469,7 @@ class World:
             server.count += share
             server.total += float(times.sum())
             server.tpot_total += share * behaviour.tpot_s
+            server.cut += share * behaviour.cut_share
             for edge in EDGES:
                 server.buckets[edge] += int((times <= edge).sum())
 
@@ -613,6 +617,7 @@ def counters_of(server: Server) -> PodCounters:
             count=server.count, total=server.total, buckets={**buckets, "+Inf": server.count}
         ),
         tpot=Histogram(count=server.count, total=server.tpot_total),
+        ended={"stop": server.count - int(server.cut), "length": int(server.cut), "abort": 0},
     )
 
 

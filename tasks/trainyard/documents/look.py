@@ -47,6 +47,12 @@ class PodCounters(Frozen):
     compared with servers that have nothing else."""
     finished: int | None = None
     """Finished requests, beside `events`."""
+    ended: dict[str, int] | None = None
+    """Finished requests by the reason that the server gives: `stop`, `length`, `abort`, of newer
+    ones also `error` and `repetition`."""
+    short: int | None = None
+    """Finished requests with one output token at most. A token that ends an answer is one, so these
+    are the empty answers."""
     prompts: Histogram | None = None
     """Tokens of a prompt, of finished requests."""
     prefix_queries: int | None = None

@@ -377,6 +377,8 @@ def _promoted_at(rows: Sequence[Block], plan: RolloutPlan) -> float | None:
     spec = plan.judge
     proven: list[list[tuple[float, bool]]] = []
     for metric in spec.metrics:
+        if metric.harm_only:
+            continue
         blocks = closed_blocks(rows, metric, spec)
         path = path_of(blocks, metric, spec)
         if not blocks or path.first_harm() is not None:

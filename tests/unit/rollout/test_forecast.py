@@ -13,6 +13,7 @@ from trainyard.documents.evidence import (
     Covariance,
     JudgeSpec,
     default_metrics,
+    ending_metrics,
     quality_metric,
 )
 from trainyard.documents.forecast import Traffic
@@ -76,6 +77,15 @@ def test_noisy_pods_make_proof_rarer_and_more_of_them_make_it_surer() -> None:
         for count in (1, 8)
     )
     assert one.promoted_share < eight.promoted_share
+
+
+def test_what_can_only_show_harm_makes_nothing_later() -> None:
+    plan, traffic = plan_with(), Traffic(requests_per_s=8.0)
+    metrics = (*plan.judge.metrics, *ending_metrics({}))
+    more = plan.model_copy(update={"judge": plan.judge.model_copy(update={"metrics": metrics})})
+    found = rehearse(more, traffic, runs=4)
+    assert found == rehearse(plan, traffic, runs=4)
+    assert found.promoted_share > 0
 
 
 def test_the_same_question_has_the_same_answer() -> None:
