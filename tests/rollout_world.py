@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ from trainyard.documents.evidence import Block, JudgeSpec, Verdict
 from trainyard.documents.look import DeviceCounters, Histogram, PodCounters
 from trainyard.documents.release import Release
 from trainyard.errors import Conflict, NotFound, Transient
-from trainyard.rollout.channel_store import list_channels, read_channel
+from trainyard.rollout.channel_store import channel_keys
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.driver import DriveResult
 from trainyard.rollout.metrics import Moment
@@ -37,9 +38,12 @@ from trainyard.serving.protocol import (
     RouteStatus,
     ServerState,
     ServerStatus,
+    ServerTraffic,
 )
 from trainyard.spec.environments import Environment
 from trainyard.spec.model import ModelSpec
+from trainyard.store.documents import parse_document
+from trainyard.store.layout import channel_key
 from trainyard.store.protocol import Entry, Stored
 
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -90,6 +94,12 @@ def make_release(name: str, *, target: str = "cpu", **rollout: Any) -> Release:
         measurement_id="measurement",
         spec=spec,
     )
+
+
+@lru_cache(maxsize=128)
+def _channel(data: bytes) -> Channel:
+    """Return the channel in a document; the world looks at it far more often than it changes."""
+    return parse_document(data, "the channel", Channel)
 
 
 class MemoryStore:
@@ -172,6 +182,8 @@ class Behaviour:
     """Standard deviation of the log of the time to the first token."""
     tpot_s: float = 0.004
     error_share: float = 0.0
+    cut_share: float = 0.02
+    """Answers that are cut at their limit."""
     fails_to_start: bool = False
     refuses: bool = False
     """Warm-up requests are answered with errors."""
@@ -191,6 +203,7 @@ class Server:
     count: int = 0
     total: float = 0.0
     tpot_total: float = 0.0
+    cut: float = 0.0
     buckets: dict[float, int] = field(default_factory=lambda: dict.fromkeys(EDGES, 0))
 
 
@@ -216,6 +229,8 @@ class World:
         self.lease_holder = ""
         self.arrivals: dict[str, int] = {}
         self.errors: dict[str, int] = {}
+        self.ended: dict[str, dict[str, ServerTraffic]] = {}
+        """What each server got, by release and name."""
         self.answers: dict[str, list[bool]] = {}
         self.epoch = 1
         self.guard: tuple[str, str] = ("following", "")
@@ -281,7 +296,10 @@ class World:
     @property
     def channel(self) -> Channel:
         """The channel as it is stored."""
-        return read_channel(self.store, MODEL, ENVIRONMENT)
+        try:
+            return _channel(self.store.read(channel_key(MODEL, ENVIRONMENT)).data)
+        except NotFound:
+            return Channel(model=MODEL, environment=ENVIRONMENT)
 
     def servers_of(self, name: str) -> list[Server]:
         """Return the servers of a release."""
@@ -363,6 +381,7 @@ class World:
         self.epoch += 1
         self.arrivals.clear()
         self.errors.clear()
+        self.ended.clear()
 
     def lease_alive(self) -> bool:
         """Tell whether somebody holds the lease."""
@@ -371,11 +390,11 @@ class World:
     def _guard_looks(self) -> None:
         if self.router_frozen:
             return
-        channels = [c for c in list_channels(self.store) if c.environment == ENVIRONMENT]
-        if not channels:
+        keys = [key for key in channel_keys(self.store) if key.endswith(f"/{ENVIRONMENT}.json")]
+        if not keys:
             self.effective, self.guard = {}, ("following", "")
             return
-        channel = channels[0]
+        channel = _channel(self.store.read(keys[0]).data)
         if channel.weights.candidate == 0:
             self.answers.clear()
         health = {}
@@ -440,13 +459,38 @@ class World:
         self.answers.setdefault(name, []).extend([False] * bad + [True] * (number - bad))
         for index, server in enumerate(servers):
             share = (number - bad) // len(servers) + (index < (number - bad) % len(servers))
+            lost = bad // len(servers) + (index < bad % len(servers))
+            before = self.ended.setdefault(name, {}).get(server.name, ServerTraffic(0, 0))
+            self.ended[name][server.name] = ServerTraffic(
+                before.ended + share + lost, before.errors + lost
+            )
             mean = np.log(behaviour.ttft_s) - behaviour.spread**2 / 2
             times = self._rng.lognormal(mean, behaviour.spread, share)
             server.count += share
             server.total += float(times.sum())
             server.tpot_total += share * behaviour.tpot_s
+            server.cut += share * behaviour.cut_share
             for edge in EDGES:
                 server.buckets[edge] += int((times <= edge).sum())
+
+
+def check_that_it_serves_alone(world: World, winner: str, loser: str) -> None:
+    """Check that a rollout is over and one release serves, and that nothing is left of the other.
+
+    No request has failed, and none reached a candidate whose lease was over.
+    """
+    channel = world.channel
+    assert channel.stable is not None
+    assert channel.stable.release_id == winner
+    assert channel.candidate is None
+    assert not channel.in_progress
+    world.advance(5)
+    assert {name: share for name, share in world.effective.items() if share} == {winner: 100}
+    assert [server.state for server in world.servers_of(winner)] == ["ready"]
+    assert world.servers_of(loser) == []
+    assert world.lease_until is None
+    assert sum(world.errors.values()) == 0
+    assert world.unguarded_arrivals == 0
 
 
 @dataclass
@@ -503,7 +547,12 @@ class FakeRouter:
             epoch=str(world.epoch),
             weights=dict(world.effective),
             traffic={
-                name: ReleaseTraffic(world.arrivals.get(name, 0), world.errors.get(name, 0), 0)
+                name: ReleaseTraffic(
+                    world.arrivals.get(name, 0),
+                    world.errors.get(name, 0),
+                    0,
+                    dict(world.ended.get(name, {})),
+                )
                 for name in names
             },
             guard=world.guard[0],  # type: ignore[arg-type]
@@ -568,6 +617,7 @@ def counters_of(server: Server) -> PodCounters:
             count=server.count, total=server.total, buckets={**buckets, "+Inf": server.count}
         ),
         tpot=Histogram(count=server.count, total=server.tpot_total),
+        ended={"stop": server.count - int(server.cut), "length": int(server.cut), "abort": 0},
     )
 
 

@@ -130,11 +130,11 @@ def _table(verdict: Verdict) -> Table:
     for one in verdict.metrics:
         table.add_row(
             one.metric,
-            one.outcome,
+            one.standing,
             _value(one.stable_value),
             _value(one.candidate_value),
             f"{one.harm_evidence:.2f} of {one.harm_threshold:.2f}",
-            f"{one.promote_evidence:.2f} of {one.promote_threshold:.2f}",
+            "-" if one.harm_only else f"{one.promote_evidence:.2f} of {one.promote_threshold:.2f}",
             _requests(one),
         )
     return table

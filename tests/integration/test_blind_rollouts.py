@@ -16,17 +16,27 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.rollout_world import ENVIRONMENT, MODEL, QUICK_ROLLOUT, START, World, release_id
+from tests.integration.test_rollout_crashes import simple_judge
+from tests.rollout_world import (
+    ENVIRONMENT,
+    MODEL,
+    QUICK_ROLLOUT,
+    START,
+    World,
+    check_that_it_serves_alone,
+    release_id,
+)
 from tests.unit.rollout.machine import make_verdict
 
 from trainyard.documents.channel import Channel
 from trainyard.documents.evidence import Block, JudgeSpec, Verdict
-from trainyard.documents.look import DeviceCounters, Histogram, PodCounters
+from trainyard.documents.look import DeviceCounters, Histogram, Look, PodCounters
 from trainyard.errors import Conflict, Transient
 from trainyard.rollout.channel_store import change_channel
 from trainyard.rollout.driver import DriveResult
 from trainyard.rollout.history_log import HistoryLog
 from trainyard.rollout.judge import judge
+from trainyard.rollout.looks import LookLog
 from trainyard.rollout.rollouts import Rollouts, Tick
 
 pytestmark = pytest.mark.integration
@@ -256,7 +266,11 @@ def test_a_mute_router_is_no_sight_either(world: World) -> None:
     assert BLIND_S <= seconds <= BLIND_S + 15
 
 
-def test_a_clock_that_goes_back_holds_and_does_not_count_anything_twice(world: World) -> None:
+@pytest.mark.parametrize("bad", [False, True], ids=["good", "bad"])
+def test_a_clock_that_goes_back_holds_and_does_not_count_anything_twice(
+    world: World, bad: bool
+) -> None:
+    world.judge = simple_judge(frozenset({B} if bad else ()))
     tick = promote(world)
     world.run(tick, until=at_weight(10))
     until = world.now + timedelta(seconds=9)
@@ -265,7 +279,11 @@ def test_a_clock_that_goes_back_holds_and_does_not_count_anything_twice(world: W
     world.now -= timedelta(seconds=12)
     world.run(tick, until=lambda _: world.now >= until - timedelta(seconds=1))
     assert looks(world) == before
-    assert world.run(tick).outcome == "promoted"
+    result = world.run(tick)
+    assert result.outcome == ("rolled_back" if bad else "promoted")
+    times = [look.snapshot.at for look in stored_looks(world)]
+    assert times == sorted(set(times))
+    check_that_it_serves_alone(world, *((A, B) if bad else (B, A)))
 
 
 def test_a_clock_that_goes_far_back_is_blindness(world: World) -> None:
@@ -280,23 +298,44 @@ def test_a_clock_that_goes_far_back_is_blindness(world: World) -> None:
     assert (result.outcome, most) == ("withdrawn", 10)
     assert seconds <= BLIND_S + 15
     assert "clock" in result.summary or "controller" in result.summary
+    assert world.channel.rejected == ()
+    check_that_it_serves_alone(world, A, B)
 
 
-def test_a_clock_that_goes_far_forward_promotes_nobody(world: World) -> None:
+@pytest.mark.parametrize("slept", [False, True], ids=["clock set", "machine slept"])
+def test_a_clock_that_goes_far_forward_promotes_nobody(world: World, slept: bool) -> None:
     """Every time limit has passed at once; the evidence has not grown."""
     tick = promote(world)
     world.run(tick, until=at_weight(10))
     world.advance(1)
     tick()
     world.now += timedelta(hours=12)
-    outcomes = []
-    for _ in range(4):
-        outcomes.append(tick().channel.weights.candidate)
+    if slept:
+        # The guard is awake before the driver, and the lease is over.
         world.advance(0.5)
-    rollout = world.channel.rollout
-    assert rollout is not None
-    assert rollout.phase != "baking"
-    assert 100 not in outcomes
+        assert world.effective == {A: 100, B: 0}
+    # Besides, `watch` demands that it never gets to the bake.
+    result, _, most = watch(world, tick, limit_s=QUICK_ROLLOUT["max_hold_s"] + 60)
+    assert (result.outcome, most) == ("withdrawn", 0 if slept else 10)
+    assert ("controller was lost" if slept else "could not decide") in result.summary
+    assert world.channel.rejected == ()
+    check_that_it_serves_alone(world, A, B)
+
+
+@pytest.mark.parametrize("bad", [False, True], ids=["good", "bad"])
+def test_after_a_clock_that_went_forward_only_evidence_decides(world: World, bad: bool) -> None:
+    """An hour of two has passed at once, with the requests of a moment."""
+    world.judge = simple_judge(frozenset({B} if bad else ()))
+    tick = promote(world)
+    world.run(tick, until=at_weight(10))
+    world.advance(1)
+    tick()
+    exposed = len(stored_looks(world))
+    world.now += timedelta(hours=1)
+    result = world.run(tick)
+    assert result.outcome == ("rolled_back" if bad else "promoted")
+    assert len(stored_looks(world)) > exposed + 2
+    check_that_it_serves_alone(world, *((A, B) if bad else (B, A)))
 
 
 @dataclass
@@ -447,6 +486,11 @@ def test_history_is_kept_with_the_rollout_and_outlives_its_source(world: World) 
     world.memory = None
     assert world.run(tick).outcome == "promoted"
     assert HistoryLog(world.store).read(MODEL, ENVIRONMENT, number) == kept
+
+
+def stored_looks(world: World) -> list[Look]:
+    assert world.channel.rollout is not None
+    return LookLog(world.store).read(MODEL, ENVIRONMENT, world.channel.rollout.number)
 
 
 def looks(world: World) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from tests.tampering_proxy import Fault, TamperingProxy
 from tests.unit import yard
 
 from trainyard.documents.artifacts import BundleManifest, files_digest
+from trainyard.documents.look import PodCounters
 from trainyard.documents.measurement import Measurement
 from trainyard.documents.parity import ParityFigures
 from trainyard.documents.plan import Plan, ReleaseRequest
@@ -38,7 +40,9 @@ from trainyard.materialize import materialize_bundle
 from trainyard.measure.parity import collect
 from trainyard.rollout.probes.answers import Answer, are_same
 from trainyard.rollout.probes.asking import ask
+from trainyard.rollout.readers.scrape import HttpMetricReader
 from trainyard.serving.process import ServerProcess, free_port
+from trainyard.serving.protocol import ServerStatus
 from trainyard.settings import Settings
 from trainyard.spec.model import BehaviourName, LatencyMetric, Probes
 from trainyard.steps.compile import compile_bundle
@@ -224,6 +228,7 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
         }
         check_faithful(made, check_parity(made, process, model, tmp_path), process.url, model)
         check_probes(process.url)
+        check_endings(process.url)
         finished = _answer_through_a_stop(process, tokens=1500)
         assert finished == ["length"]
         process.stop(drain_s=60)
@@ -309,6 +314,42 @@ def check_probes(url: str) -> None:
     assert first.tokens
     assert are_same(first, second)
     assert first.ttft_s > 0
+
+
+def check_endings(url: str) -> None:
+    """The server's counters tell how answers ended; a client that goes away is in none of them."""
+
+    def read() -> PodCounters:
+        status = ServerStatus("adder-0", "adder", "ready", url, None, 0, "")
+        (pod,) = HttpMetricReader().read("production", (status,))
+        return pod
+
+    async def complete(tokens: int, *, leave: bool = False) -> None:
+        asked = {"model": "adder", "prompt": "12+34=", "max_tokens": tokens, "ignore_eos": True}
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=60) as client,
+            client.stream(
+                "POST", f"{url}/v1/completions", json={**asked, "stream": True}
+            ) as response,
+        ):
+            async for _ in response.aiter_lines():
+                if leave:
+                    return
+
+    before = read()
+    assert before.ended is not None
+    assert before.short is not None
+    for tokens in (1, 2, 8):
+        asyncio.run(complete(tokens))
+    asyncio.run(complete(1500, leave=True))
+    limit = time.monotonic() + 30
+    while read().in_flight and time.monotonic() < limit:
+        time.sleep(0.1)
+    after = read()
+    assert after.in_flight == 0
+    assert after.ended == {**before.ended, "length": before.ended["length"] + 3}
+    assert set(after.ended) >= {"stop", "length", "abort", "error"}
+    assert after.short == before.short + 1
 
 
 def broken_by_faults(url: str, model: Path) -> dict[Fault, set[BehaviourName]]:

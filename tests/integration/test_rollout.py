@@ -128,6 +128,7 @@ def test_a_good_release_is_promoted_step_by_step(seed: int) -> None:
         (Behaviour(ttft_s=0.07), "ttft"),
         (Behaviour(tpot_s=0.01), "tpot"),
         (Behaviour(error_share=0.1), "errors"),
+        (Behaviour(cut_share=0.5), "truncated"),
     ],
 )
 def test_a_harmful_release_is_rolled_back_and_rejected(

@@ -28,6 +28,8 @@ from trainyard.kubernetes.kinds import HTTP_ROUTE, POD
 from trainyard.kubernetes.labels import RELEASE, owned, route_name, server_object_name
 from trainyard.rollout import by_hand
 from trainyard.rollout.deps import RolloutDeps
+from trainyard.rollout.looks import LookLog
+from trainyard.rollout.slices import blocks_from_snapshots
 from trainyard.serving.guard_events import guard_events
 from trainyard.serving.kubernetes.arrivals import DataPlaneSight, gateway_sight, rule_cluster
 from trainyard.serving.kubernetes.guard import ELECTION, ClusterGuard
@@ -233,8 +235,27 @@ def test_a_release_that_fails_is_rolled_back_and_its_arrivals_stop(world: Cluste
     arrived = world.arrivals[release_id("b")]
     world.advance(5)
     assert world.arrivals[release_id("b")] == arrived
+    _errors_are_those_of_pods(world)
     assert split_weights(world.route) == {release_id("a"): 100}
     assert "unverified" not in events_of(world)
+
+
+def _errors_are_those_of_pods(world: ClusterWorld) -> None:
+    """The gateway knows addresses; rows name pods, as those of latencies do."""
+    assert world.channel.rollout is not None
+    number, since = world.channel.rollout.number, world.channel.rollout.exposed_since
+    assert since is not None
+    looks = LookLog(world.store).read(MODEL, ENVIRONMENT, number)
+    rows = blocks_from_snapshots(
+        [look.snapshot for look in looks],
+        exposed_since=since,
+        candidate=release_id("b"),
+        stable=release_id("a"),
+    )
+    pods = {pod.pod for look in looks for pod in look.snapshot.pods}
+    with_requests = {row.pod for row in rows if row.metric == "errors" and row.requests}
+    assert with_requests
+    assert with_requests <= pods
 
 
 def test_a_release_whose_first_answers_all_fail_blows_the_fuse(world: ClusterWorld) -> None:

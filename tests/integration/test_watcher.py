@@ -158,7 +158,10 @@ def test_a_channel_that_cannot_be_read_keeps_nobody_from_looking_at_the_others()
 
 def test_nobody_is_watched_without_objectives_or_during_a_rollout() -> None:
     world = Watched(slo=None)
-    assert world.watch(2) == []
+    found = world.watch(2)
+    assert world.kinds(found) == {"note"}
+    assert not any(one.is_news for one in found)
+    assert found[0].message == f"{world.new} is not watched: it has no rollout.slo."
     assert world.states() == []
     busy = Watched.made()
     third = busy.publish("third", **QUICK)

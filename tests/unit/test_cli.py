@@ -260,6 +260,22 @@ class TestCheck:
         assert (result.exit_code, result.stdout) == (0, "1 file: no problems.\n")
         assert f"Warning: {path}: target trn2: extra_neuron_config.num_seq_buckets" in result.stderr
 
+    def test_devices_whose_errors_nobody_sees_are_a_warning(
+        self, yard: Yard, tmp_path: Path
+    ) -> None:
+        spec = self.neuron_file(tmp_path, "{}")
+        rules = tmp_path / "environments.yaml"
+        serving = "{target: trn2, devices: 2"
+        rules.write_text(
+            f"schema: trainyard/v1\nenvironments:\n  blind: {serving}}}\n"
+            f"  seeing: {serving}, metrics: {{source: prometheus, url: 'http://127.0.0.1:9'}}}}\n"
+        )
+        result = run("check", str(rules), str(spec))
+        assert (result.exit_code, result.stdout) == (0, "2 files: no problems.\n")
+        told = [line for line in result.stderr.splitlines() if "no errors of accelerators" in line]
+        assert len(told) == 1
+        assert told[0].startswith(f"Warning: {rules}: environment blind: metrics.source scrape")
+
     def test_a_misspelt_key_of_a_plugin_is_refused(self, yard: Yard, tmp_path: Path) -> None:
         path = self.neuron_file(tmp_path, "neuron_config: {num_seq_buckets: [8]}")
         result = run("check", str(path))

@@ -72,6 +72,20 @@ def test_a_log_is_replayed_look_by_look(log_file: Path, spec_file: Path) -> None
     assert "errors 10.00% against 0.00%" in lines[-1]
 
 
+def test_a_metric_that_can_only_show_harm_has_no_evidence_of_quality(
+    log_file: Path, spec_file: Path
+) -> None:
+    only = "{name: empty, kind: count, harm_margin: 2, promote_margin: 2, harm_alpha: 0.0001"
+    spec_file.write_text(f"{spec_file.read_text()}  - {only}, harm_only: true}}\n")
+    result = run("--blocks", str(log_file), "--spec", str(spec_file))
+    assert result.exit_code == 0, result.output
+    assert "no closed block yet" not in result.stdout
+    row = next(line for line in result.stdout.splitlines() if "empty" in line)
+    cells = [cell.strip() for cell in row.strip("│┃ ").split("│")]
+    assert cells[1:4] == ["no data", "-", "-"]
+    assert cells[5] == "-"
+
+
 def test_programs_get_every_verdict_as_a_line_of_json(log_file: Path, spec_file: Path) -> None:
     result = run("--blocks", str(log_file), "--spec", str(spec_file), "--json")
     spec = parse_judge_spec(

@@ -109,7 +109,11 @@ def _step_line(status: StepStatus) -> str:
 
 def _look_line(verdict: Verdict, weight: int) -> str:
     """Return a look in one line: both sides' values, and how far the evidence is."""
-    figures = [_figures(metric) for metric in verdict.metrics if metric.candidate_value is not None]
+    figures = [
+        _figures(metric)
+        for metric in verdict.metrics
+        if metric.candidate_value is not None and metric.needs_a_word
+    ]
     outcome = verdict.outcome.replace("_", "-").lower()
     return (
         f"look {verdict.looks} at {weight} %: {'; '.join(figures) or 'no figures yet'}; {outcome}"
@@ -125,8 +129,10 @@ def _figures(metric: MetricVerdict) -> str:
     if metric.outcome != "UNDECIDED":
         return f"{metric.metric} {values} {metric.outcome.replace('_', '-').lower()}"
     harm = metric.harm_evidence / metric.harm_threshold
-    quality = metric.promote_evidence / metric.promote_threshold
-    share, what = max((harm, "harm"), (quality, "quality"))
+    shares = [(harm, "harm")]
+    if not metric.harm_only:
+        shares.append((metric.promote_evidence / metric.promote_threshold, "quality"))
+    share, what = max(shares)
     return f"{metric.metric} {values} {min(max(share, 0.0), 1.0):.0%} of a proof of {what}"
 
 
@@ -169,6 +175,7 @@ def _evidence(verdict: Verdict) -> str:
         shown = [
             f"{one.metric} {one.promote_evidence:.1f} (needed {one.promote_threshold:.1f})"
             for one in verdict.metrics
+            if not one.harm_only
         ]
     evidence = f"Evidence: {', '.join(shown)}; " if shown else ""
     return f"{evidence}{verdict.looks} looks, {verdict.exposed_requests} requests exposed."

@@ -100,7 +100,8 @@ def examine(
             router = KubernetesRouter(clusters[0], place)
     else:
         yield from local_checks(settings, served)
-    yield from guarded("metrics", lambda: metrics_checks(environment.metrics))
+    on_neuron = any(each.target.neuron is not None for each in served)
+    yield from guarded("metrics", lambda: metrics_checks(environment.metrics, on_neuron=on_neuron))
     if wanted.url and stores:
         for each in served:
             yield from _split(stores[0], router, wanted, each.model)

@@ -6,19 +6,26 @@ from collections.abc import Iterator
 
 from trainyard.doctor.report import Check, ok, warn
 from trainyard.rollout.readers.prometheus import PrometheusReader
-from trainyard.spec.metrics import MetricsSource
+from trainyard.spec.metrics import DEVICES_UNSEEN, MetricsSource
 
 NAME = "metrics"
 
 
-def metrics_checks(source: MetricsSource) -> Iterator[Check]:
+def metrics_checks(source: MetricsSource, *, on_neuron: bool = False) -> Iterator[Check]:
     """Yield how the source of an environment's metrics stands.
+
+    Args:
+        source: of the environment.
+        on_neuron: does it serve on Neuron devices?
 
     Raises:
         Refused, Transient: it refuses us, or gives no good answer.
     """
     if source.source == "scrape":
         yield ok(NAME, "The rollout asks each server itself; there is nothing else to reach.")
+        if on_neuron:
+            what, _, remedy = DEVICES_UNSEEN.partition(". ")
+            yield warn(NAME, f"{what}.", remedy)
         return
     seen = PrometheusReader(source, version_of=lambda _: None).seen_servers()
     if seen:

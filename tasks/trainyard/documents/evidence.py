@@ -6,12 +6,13 @@ grow in number, and every verdict can be derived from them again.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
 from trainyard.documents.base import Frozen
-from trainyard.spec.model import OTHER_TOKENS, WORSE_ANSWERS
+from trainyard.spec.model import OTHER_TOKENS, WORSE_ANSWERS, Ending, EndingMargins
 
 Track = Literal["stable", "candidate"]
 MetricKind = Literal["mean", "count"]
@@ -132,6 +133,10 @@ class MetricSpec(_Figures):
     counts is divided by it. 1: events come singly, apart from bursts, which are clipped anyway."""
     covariance: Covariance | None = None
     """`mean` only: this metric's own covariance; none: that of the `JudgeSpec`."""
+    harm_only: bool = False
+    """It can show harm and nothing else: promotion neither waits for it nor asks what it says, so
+    its `promote_margin`, `promote_ceiling` and `promote_beta` do not matter. For figures that not
+    every server has."""
 
     @model_validator(mode="after")
     def _ratios_are_not_below_one(self) -> Self:
@@ -177,6 +182,8 @@ class JudgeSpec(_Figures):
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
             raise ValueError(f"metrics are named twice: {', '.join(sorted(names))}")
+        if all(metric.harm_only for metric in self.metrics):
+            raise ValueError("no metric is left that promotion waits for; all are harm_only")
         return self
 
 
@@ -199,6 +206,7 @@ class MetricVerdict(_Figures):
     promote_evidence: float
     """Evidence that the candidate is inside the promotion margin, as `harm_evidence`."""
     promote_threshold: float
+    """0: promotion does not wait for this metric, which can only show harm."""
     stable_requests: int
     """Requests in closed blocks."""
     candidate_requests: int
@@ -206,6 +214,23 @@ class MetricVerdict(_Figures):
     """Closed blocks."""
     note: str
     """What a reader should know besides, or empty."""
+
+    @property
+    def harm_only(self) -> bool:
+        """Can it only show harm? (see `MetricSpec`)"""
+        return self.promote_threshold == 0
+
+    @property
+    def standing(self) -> str:
+        """The outcome for tables; of a metric that can only show harm, whether it has any data."""
+        if self.outcome == "HARM" or not self.harm_only:
+            return self.outcome
+        return "no harm shown" if self.blocks else "no data"
+
+    @property
+    def needs_a_word(self) -> bool:
+        """Is it worth its place in one line about all metrics?"""
+        return not self.harm_only or self.outcome == "HARM" or self.harm_evidence > 0
 
 
 class Verdict(_Figures):
@@ -254,7 +279,7 @@ def default_metrics() -> tuple[MetricSpec, ...]:
 
 
 def quality_metric(comparing: Comparing) -> MetricSpec:
-    """Return how pairs of probes are judged; its share of false rollbacks is 0.1 %.
+    """Return how pairs of probes are judged; its share of false rollbacks is 0.07 %.
 
     Requests are pairs, and a bad one is a pair that only this release got wrong. Of tokens, only
     the candidate can be wrong: stable's are the measure, so the shares alone decide. They leave
@@ -268,5 +293,30 @@ def quality_metric(comparing: Comparing) -> MetricSpec:
         promote_margin=3.0,
         harm_floor=floor,
         promote_ceiling=ceiling,
-        harm_alpha=0.001,
+        harm_alpha=0.0007,
+    )
+
+
+def ending_metrics(settings: Mapping[Ending, EndingMargins]) -> tuple[MetricSpec, ...]:
+    """Return how the ends of answers are judged: for harm only.
+
+    Their shares of false rollbacks are 0.01 % each: with the default metrics and `quality`, 1 %.
+
+    Args:
+        settings: of those that do not have the default ones.
+    """
+    names: tuple[Ending, ...] = get_args(Ending)
+    margins = [(name, settings.get(name, EndingMargins())) for name in names]
+    return tuple(
+        MetricSpec(
+            name=name,
+            kind="count",
+            harm_margin=its.harm,
+            promote_margin=its.harm,
+            harm_floor=its.harm_floor,
+            harm_alpha=0.0001,
+            harm_only=True,
+        )
+        for name, its in margins
+        if its.judged
     )

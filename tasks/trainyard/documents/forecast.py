@@ -46,6 +46,8 @@ class RolloutForecast(Frozen):
     """Most servers of the model that run at the same time."""
     servers_free: int
     """Servers that the environment has room for beside those of other models."""
+    devices_unseen: bool = False
+    """It serves on Neuron devices, whose errors its source of metrics does not see."""
     traffic: Traffic | None = None
     """None: nobody knows it."""
     promoted_share: float | None = None
@@ -56,6 +58,10 @@ class RolloutForecast(Frozen):
     enough_probes_per_s: float | None = None
     """Pairs a second with which most good releases would be proven in time, where they are not
     now; None: they are, or no rate that was tried would do."""
+    enough_duration_s: float | None = None
+    """As `enough_probes_per_s`: a longer `max_duration_s` that would do."""
+    enough_promote_margin: float | None = None
+    """As `enough_probes_per_s`: a wider promotion margin of latencies that would do."""
     verdict_median_s: float | None = None
     """Seconds of exposure until half of them would be promoted; None: fewer would."""
     verdict_most_s: float | None = None

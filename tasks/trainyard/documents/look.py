@@ -47,6 +47,12 @@ class PodCounters(Frozen):
     compared with servers that have nothing else."""
     finished: int | None = None
     """Finished requests, beside `events`."""
+    ended: dict[str, int] | None = None
+    """Finished requests by the reason that the server gives: `stop`, `length`, `abort`, of newer
+    ones also `error` and `repetition`."""
+    short: int | None = None
+    """Finished requests with one output token at most. A token that ends an answer is one, so these
+    are the empty answers."""
     prompts: Histogram | None = None
     """Tokens of a prompt, of finished requests."""
     prefix_queries: int | None = None
@@ -78,12 +84,25 @@ class DeviceCounters(Frozen):
     """By kind: `execution/<error_type>` or `ecc/<event_type>`."""
 
 
+class ServerCounters(Frozen):
+    """The router's counters of one server. They go on when the server is started anew."""
+
+    ended: int = Field(ge=0)
+    """Requests that were sent to it and have ended, in whatever way."""
+    errors: int = Field(ge=0)
+    """Those of them that failed."""
+
+
 class ReleaseCounters(Frozen):
     """The router's counters of one release."""
 
     arrivals: int = Field(ge=0)
     errors: int = Field(ge=0)
     in_flight: int = Field(ge=0)
+    servers: dict[str, ServerCounters] = Field(default_factory=dict)
+    """By the server's name, as in `PodCounters.pod`. Empty: the router tells nothing but sums, as
+    in looks of older versions. Requests that are in the sums alone reached no server, or one that
+    the router has forgotten since."""
 
 
 class RouteCounters(Frozen):

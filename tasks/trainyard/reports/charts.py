@@ -217,11 +217,15 @@ def _round_up(value: float) -> float:
 def evidence_plots(
     verdicts: Sequence[Verdict], *, width: float = PLOT_WIDTH
 ) -> tuple[EvidencePlot, ...]:
-    """Return one plot for each metric of `verdicts` (oldest first), in the newest one's order."""
+    """Return one plot for each metric of `verdicts` (oldest first), in the newest one's order.
+
+    Metrics that can only show harm have one once there are data.
+    """
     if not verdicts:
         return ()
     time = _Time(_longest(verdicts), width)
-    return tuple(_plot(each.metric, verdicts, time) for each in verdicts[-1].metrics)
+    shown = [each.metric for each in verdicts[-1].metrics if each.blocks or not each.harm_only]
+    return tuple(_plot(metric, verdicts, time) for metric in shown)
 
 
 def traffic_plot(

@@ -268,9 +268,11 @@ def _metrics(one: Standing) -> Table:
             metric.metric,
             _figure(metric.stable_value),
             _figure(metric.candidate_value),
-            metric.outcome,
+            metric.standing,
             f"{metric.harm_evidence:.1f} of {metric.harm_threshold:.1f}",
-            f"{metric.promote_evidence:.1f} of {metric.promote_threshold:.1f}",
+            "-"
+            if metric.harm_only
+            else f"{metric.promote_evidence:.1f} of {metric.promote_threshold:.1f}",
         )
     return table
 

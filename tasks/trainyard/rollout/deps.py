@@ -17,6 +17,7 @@ from trainyard.rollout.metrics import MetricReader
 from trainyard.rollout.outbox import Outbox, RolloutEvent
 from trainyard.rollout.probes.answers import Prompt, parse_prompts
 from trainyard.rollout.probes.prober import NoProber, Prober
+from trainyard.rollout.questions import Questions
 from trainyard.rollout.release_assets import asset_text
 from trainyard.rollout.warm_up import Warmer
 from trainyard.serving.guard_events import GuardEvent
@@ -63,6 +64,8 @@ class RolloutDeps:
     looks: LookLog = field(init=False)
     history: HistoryLog = field(init=False)
     outbox: Outbox = field(init=False)
+    questions: Questions = field(init=False, default_factory=Questions)
+    """To those who only tell something."""
     _releases: dict[str, Release] = field(init=False, default_factory=dict)
     _prompts: dict[str, tuple[Prompt, ...]] = field(init=False, default_factory=dict)
 

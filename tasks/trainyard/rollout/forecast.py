@@ -50,6 +50,12 @@ WORSE_SHARE = 0.005
 PROBE_RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Pairs a second that are tried for whoever has too little evidence."""
 
+LONGER = (2, 4)
+"""Times `max_duration_s` that are tried."""
+
+WIDER = (0.2, 0.25, 0.35, 0.5)
+"""Promotion margins of average latencies that are tried."""
+
 _SEED = 20
 
 
@@ -186,6 +192,57 @@ def enough_probes(
     return PROBE_RATES[low] if low < len(PROBE_RATES) else None
 
 
+def enough_time(
+    plan: RolloutPlan,
+    traffic: Traffic,
+    *,
+    share: float,
+    lag_s: float = 0.0,
+    runs: int = RUNS // 2,
+) -> float | None:
+    """Return the least `max_duration_s` tried in which good releases are promoted.
+
+    None: no longer one suffices, since pods differ too much, for example. Arguments as of
+    `enough_probes`.
+    """
+    for times in LONGER:
+        seconds = {"max_duration_s": plan.max_duration_s * times}
+        longer = plan.model_copy(update={**seconds, "judge": plan.judge.model_copy(update=seconds)})
+        if rehearse(longer, traffic, runs=runs, lag_s=lag_s).promoted_share >= share:
+            return longer.max_duration_s
+    return None
+
+
+def enough_margin(
+    plan: RolloutPlan,
+    traffic: Traffic,
+    *,
+    share: float,
+    lag_s: float = 0.0,
+    runs: int = RUNS // 2,
+) -> float | None:
+    """Return the least promotion margin of both latencies with which good releases are promoted.
+
+    None: none that was tried suffices. Arguments as of `enough_probes`.
+    """
+    present = max(m.promote_margin for m in plan.judge.metrics if m.kind == "mean")
+    for margin in WIDER:
+        if margin <= present:
+            continue
+        metrics = tuple(
+            metric.model_copy(update={"promote_margin": margin})
+            if metric.kind == "mean"
+            else metric
+            for metric in plan.judge.metrics
+        )
+        wider = plan.model_copy(
+            update={"judge": plan.judge.model_copy(update={"metrics": metrics})}
+        )
+        if rehearse(wider, traffic, runs=runs, lag_s=lag_s).promoted_share >= share:
+            return margin
+    return None
+
+
 @dataclass(frozen=True)
 class _Slice:
     end_s: float
@@ -320,6 +377,8 @@ def _promoted_at(rows: Sequence[Block], plan: RolloutPlan) -> float | None:
     spec = plan.judge
     proven: list[list[tuple[float, bool]]] = []
     for metric in spec.metrics:
+        if metric.harm_only:
+            continue
         blocks = closed_blocks(rows, metric, spec)
         path = path_of(blocks, metric, spec)
         if not blocks or path.first_harm() is not None:

@@ -20,11 +20,11 @@ from typing import Literal
 
 from trainyard.documents.channel import Rollout
 from trainyard.documents.look import History, PodCounters, ProbeReading, Snapshot
-from trainyard.errors import Conflict, NotFound
+from trainyard.errors import NotFound
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.metrics import MetricReader
 from trainyard.serving.protocol import ServerStatus
-from trainyard.store.documents import create_document, read_document
+from trainyard.store.documents import first_document, read_document
 from trainyard.store.layout import rollout_prefix
 from trainyard.store.protocol import Store
 
@@ -88,10 +88,7 @@ class HistoryLog:
             snapshots=snapshots,
         )
         key = history_key(model, environment, rollout.number)
-        try:
-            create_document(self._store, key, history)
-        except Conflict:
-            history = read_document(self._store, key, History)
+        history = first_document(self._store, key, history)
         self._known = {key: history}
         return history.snapshots
 

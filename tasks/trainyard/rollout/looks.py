@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from trainyard.documents.look import Look
-from trainyard.errors import Conflict
-from trainyard.store.documents import create_document, read_document
+from trainyard.store.documents import first_document, read_document
 from trainyard.store.layout import rollout_prefix
 from trainyard.store.protocol import Store
 
@@ -46,12 +45,8 @@ class LookLog:
             The key and what is stored there.
         """
         key = look_key(model, environment, look.rollout, look.slot)
-        try:
-            create_document(self._store, key, look)
-        except Conflict:
-            look = read_document(self._store, key, Look)
-        self._known[key] = look
-        return key, look
+        self._known[key] = first_document(self._store, key, look)
+        return key, self._known[key]
 
 
 def look_key(model: str, environment: str, number: int, slot: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,9 +13,9 @@ from trainyard.documents.look import (
     Look,
     ReleaseCounters,
     RouteCounters,
+    ServerCounters,
     Snapshot,
 )
-from trainyard.errors import TrainyardError
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.device_errors import device_trouble
 from trainyard.rollout.envelope import beyond_envelope
@@ -35,13 +34,13 @@ from trainyard.rollout.events import (
 )
 from trainyard.rollout.looks import look_key
 from trainyard.rollout.probes.wishing import begin, go_on, rollout_name
+from trainyard.rollout.questions import COUNTERS, CarefulReader
 from trainyard.rollout.sight import unseen
 from trainyard.rollout.slices import blocks_from_snapshots
 from trainyard.rollout.state_machine import has_comparison
 from trainyard.rollout.words import describe_look
+from trainyard.serving.guard_events import GuardEvent
 from trainyard.serving.protocol import RouteStatus, ServerStatus
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,8 @@ class _Looking:
     messages: tuple[str, ...]
 
 
+_JUDGE = "the judge"
+_PROBER = "the prober"
 _CLOCK_WENT_BACK = "the clock went back behind the last look"
 
 
@@ -75,7 +76,11 @@ def observe(deps: RolloutDeps, channel: Channel, now: datetime) -> Sight:
     rollout = channel.rollout
     assert rollout is not None
     servers = _servers(deps, channel)
-    route = deps.router.status(channel.environment, channel.model)
+    route = deps.questions.ask(
+        "the router",
+        lambda: deps.router.status(channel.environment, channel.model),
+        otherwise=None,
+    )
     events: list[Event] = list(_alarms(deps, channel, rollout, route))
     if servers is not None:
         events.append(ServersSeen(tuple(server_seen(server) for server in servers)))
@@ -85,21 +90,27 @@ def observe(deps: RolloutDeps, channel: Channel, now: datetime) -> Sight:
     if _is_before_its_looks(deps, channel, rollout, now):
         events.append(Sighted(_CLOCK_WENT_BACK, _CLOCK_WENT_BACK))
     elif _is_look_due(deps, channel, rollout, now):
-        begin(deps, channel, rollout, servers or ())
+        deps.questions.ask(
+            _PROBER, lambda: begin(deps, channel, rollout, servers or ()), otherwise=None
+        )
         looking = _look(deps, channel, rollout, servers or (), route, now)
         messages = looking.messages
         events.extend(looking.events)
     if rollout.plan.probes is not None:
-        go_on(
-            deps,
-            channel,
-            rollout,
-            servers or (),
-            slot=slot_of(rollout, now),
-            left_s=seconds_to_next_slot(rollout, now),
+        deps.questions.ask(
+            _PROBER,
+            lambda: go_on(
+                deps,
+                channel,
+                rollout,
+                servers or (),
+                slot=slot_of(rollout, now),
+                left_s=seconds_to_next_slot(rollout, now),
+            ),
+            otherwise=None,
         )
     events.append(TimePassed())
-    return Sight(tuple(events), tuple(servers or ()), messages)
+    return Sight(tuple(events), tuple(servers or ()), (*messages, *deps.questions.news()))
 
 
 def server_seen(server: ServerStatus) -> ServerSeen:
@@ -137,11 +148,12 @@ def seconds_to_next_slot(rollout: Rollout, now: datetime) -> float:
 
 
 def _servers(deps: RolloutDeps, channel: Channel) -> Sequence[ServerStatus] | None:
-    try:
-        return deps.host.servers(channel.environment, channel.model)
-    except (TrainyardError, OSError) as error:
-        log.warning("The host cannot be asked: %s", error)
-        return None
+    nothing: Sequence[ServerStatus] | None = None
+    return deps.questions.ask(
+        "the host",
+        lambda: deps.host.servers(channel.environment, channel.model),
+        otherwise=nothing,
+    )
 
 
 def _alarms(
@@ -150,14 +162,13 @@ def _alarms(
     """Return what the guard did by itself: as it says now, and as it wrote down."""
     if rollout.phase not in EXPOSED_PHASES or channel.weights.candidate == 0:
         return []
-    seen: list[tuple[str, str]] = []
-    try:
-        seen.extend(
-            (event.event, event.reason)
-            for event in deps.guard_events(channel.model, channel.environment, rollout.number)
-        )
-    except (TrainyardError, OSError) as error:
-        log.warning("The guard's events cannot be read: %s", error)
+    unknown: Sequence[GuardEvent] = ()
+    written = deps.questions.ask(
+        "the record of the guard's events",
+        lambda: deps.guard_events(channel.model, channel.environment, rollout.number),
+        otherwise=unknown,
+    )
+    seen = [(event.event, event.reason) for event in written]
     if route is not None:
         seen.append((route.guard, route.guard_reason))
     fuses = [reason for event, reason in seen if event == "fuse"]
@@ -192,23 +203,31 @@ def _look(
     route: RouteStatus | None,
     now: datetime,
 ) -> _Looking:
-    """Read all counters, ask the judge about everything so far, and store both as one look."""
+    """Read all counters, ask the judge about everything so far, and store both as one look.
+
+    Without counters or without a judge, neither release was seen: nobody can tell harm then.
+    """
     model, environment = channel.model, channel.environment
     compared = {rollout.release_id, rollout.reference_id}
     ready = [s for s in servers if s.state == "ready" and s.release_id in compared]
-    pods = deps.metrics.read(environment, ready)
+    reader = CarefulReader(deps.metrics, deps.questions)
+    pods = reader.read(environment, ready)
     snapshot = Snapshot(
         at=now,
         phase=rollout.phase,
         step_index=rollout.step_index,
         pods=pods,
         route=_route_counters(route, compared) if route is not None else None,
-        devices=deps.metrics.devices(environment, pods),
-        probes=deps.prober.read(rollout_name(channel, rollout)),
+        devices=reader.devices(environment, pods),
+        probes=deps.questions.ask(
+            _PROBER, lambda: deps.prober.read(rollout_name(channel, rollout)), otherwise=None
+        ),
     )
     past = [look.snapshot for look in deps.looks.read(model, environment, rollout.number)]
-    history = deps.history.gather(model, environment, rollout, deps.metrics, ready, now)
-    verdict = _verdict(deps, rollout, [*history, *past, snapshot])
+    history = deps.history.gather(model, environment, rollout, reader, ready, now)
+    verdict = deps.questions.ask(
+        _JUDGE, lambda: _verdict(deps, rollout, [*history, *past, snapshot]), otherwise=None
+    )
     slot = slot_of(rollout, now)
     weight = snapshot.route.weights.get(rollout.release_id, 0) if snapshot.route else 0
     look = Look(
@@ -220,7 +239,7 @@ def _look(
         message=describe_look(slot, weight, verdict) if verdict is not None else "",
     )
     key, stored = deps.looks.write(model, environment, look)
-    events: list[Event] = [_sighted(rollout, past, stored.snapshot, ready)]
+    events: list[Event] = [_sighted(deps, rollout, past, stored.snapshot, ready)]
     trouble = device_trouble(
         [*past, stored.snapshot], candidate=rollout.release_id, stable=rollout.reference_id
     )
@@ -235,8 +254,15 @@ def _look(
 
 
 def _sighted(
-    rollout: Rollout, past: Sequence[Snapshot], now: Snapshot, ready: Sequence[ServerStatus]
+    deps: RolloutDeps,
+    rollout: Rollout,
+    past: Sequence[Snapshot],
+    now: Snapshot,
+    ready: Sequence[ServerStatus],
 ) -> Sighted:
+    for whom in (COUNTERS, _JUDGE):
+        if failure := deps.questions.failure_of(whom):
+            return Sighted(*(f"{whom} failed with {failure}",) * 2)
     reference = rollout.reference_id
     gone = rollout.phase == "baking" and all(s.release_id != reference for s in ready)
     return Sighted(
@@ -275,7 +301,15 @@ def _route_counters(route: RouteStatus, releases: set[str]) -> RouteCounters:
         epoch=route.epoch,
         weights={name: share for name, share in route.weights.items() if name in releases},
         releases={
-            name: ReleaseCounters(arrivals=one.arrivals, errors=one.errors, in_flight=one.in_flight)
+            name: ReleaseCounters(
+                arrivals=one.arrivals,
+                errors=one.errors,
+                in_flight=one.in_flight,
+                servers={
+                    server: ServerCounters(ended=of_it.ended, errors=of_it.errors)
+                    for server, of_it in one.servers.items()
+                },
+            )
             for name, one in route.traffic.items()
             if name in releases
         },

@@ -16,6 +16,7 @@ from trainyard.documents.evidence import (
     JudgeSpec,
     MetricSpec,
     default_metrics,
+    ending_metrics,
     quality_metric,
 )
 from trainyard.documents.release import Release
@@ -282,7 +283,10 @@ def judge_spec(spec: RolloutSpec, comparing: Comparing | None = None) -> JudgeSp
         metrics += (quality_metric(comparing),)
     try:
         return JudgeSpec(
-            metrics=tuple(_metric(metric, settings) for metric in metrics),
+            metrics=(
+                *(_metric(metric, settings) for metric in metrics),
+                *ending_metrics(settings.endings),
+            ),
             max_duration_s=spec.max_duration_s,
             block_s=settings.block_s,
             min_requests_per_block=settings.min_requests_per_block,

@@ -12,7 +12,9 @@ A slice is the time between two consecutive snapshots. It counts only where its 
 
 Latencies count only while a server of the candidate gets at most `LOAD_PARITY` times as many
 requests as one of stable's: a busier server is slower, whatever it serves. A candidate that gets
-fewer is compared all the same; that can only hide harm for a while, not invent it.
+fewer is compared all the same; that can only hide harm for a while, not invent it. How answers end
+does not depend on load, so `truncated` and `empty` count at any. `aborted` does not: a server that
+counts clients who went away counts more of them where they wait longer.
 
 Servers do not tell probes from users' requests, so users' latencies count in slices without a probe
 only (see `rollout.probes.windows`): none was sent since the figures of the slice's beginning, and
@@ -32,21 +34,33 @@ Metrics:
                         releases have it; else the mean over output events of both, counted as
                         many times as requests finished, because events of one request are not
                         independent (the two are different averages, so they are never mixed)
-`errors`       count    requests that failed at the router, of those that ended there
+`errors`       count    requests that failed at the router, of those that ended there, by the
+                        server they were sent to (see `rollout.failures`)
 `ttft_tail`    count    requests whose first token came later than a bucket edge that is fixed
                         before exposure: the lowest one of both releases' servers that 99 % of
                         stable's requests kept; probes have an edge of their own
 `quality`      count    probes only: pairs in which this release alone gave a wrong answer, of those
                         whose answers were compared
+`truncated`    count    requests whose answer the server cut (`length`, `repetition`)
+`empty`        count    requests with one output token at most, the one that ends an answer
+`aborted`      count    requests that the engine gave up (`abort`, `error`), of which the router
+                        sees nothing once a stream has begun
 `prompts`      average  tokens of a prompt; for the judge's guard against another mix of prompts
 `prefix_hits`  count    tokens found in the prefix cache, of those looked for; for its guard
                         against a cold cache
 =============  =======  ========================================================================
+
+`truncated`, `empty` and `aborted` are counted when a request ends, but they are shares of those
+whose first token came in the slice (or, if more ended badly, of these). Among those that ended they
+would have another share after each step up: short answers to the new traffic end first, so a
+candidate would have too many of whatever is short. As it is, what takes long is missing for a while
+where traffic rises, and stable has too much of it for a while where traffic falls. Both only hide
+harm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from math import inf
@@ -60,6 +74,7 @@ from trainyard.documents.look import (
     RouteCounters,
     Snapshot,
 )
+from trainyard.rollout.failures import ROUTER, failures_between
 from trainyard.rollout.probes.tally import EDGES_S
 
 TAIL_SHARE = 0.01
@@ -73,9 +88,6 @@ LOAD_PARITY = 1.25
 """Requests of a candidate's server for each request of a stable one, up to which latencies of the
 two may be compared."""
 
-ROUTER = "router"
-"""Name under which the router's counts of a release appear in place of a server's."""
-
 FROZEN_REQUESTS = 20
 """Requests that a server must have been sent for counters that stand still to be a frozen source:
 at equal shares it gets none of so many by accident once in 10**8 slices."""
@@ -84,6 +96,14 @@ _NOTHING_YET = Histogram(
     count=0, total=0.0, buckets={**{f"{edge:g}": 0 for edge in EDGES_S}, "+Inf": 0}
 )
 """Of a server that had no probe before."""
+
+ENDS: Mapping[str, tuple[str, ...]] = {
+    "truncated": ("length", "repetition"),
+    "aborted": ("abort", "error"),
+}
+"""Reasons by which a server's requests count for a metric. The first is known to every vLLM; what
+is not known to one is none of its reasons. Releases may differ in `repetition`: where it is not
+looked for, such an answer goes on until it is cut by its length."""
 
 LONGEST_HISTORY_SLICE_S = 600.0
 """A slice of history that is longer is a gap, over which pods' noise has averaged out."""
@@ -140,15 +160,16 @@ def blocks_from_snapshots(
                 weight=route[1].weights.get(candidate, 0),
             )
             alike = load_ratio(after, candidate=candidate, stable=stable) <= LOAD_PARITY
+            earlier = ordered[: index + 1]
+            pairs = [
+                (old, new)
+                for old, new in comparable_pods(before, after, release_id)
+                if _had_weights(earlier, old.read_at, route[1])
+                and _had_no_probes(earlier, old.read_at, after, new.pod)
+            ]
             if alike:
-                earlier = ordered[: index + 1]
-                pairs = [
-                    (old, new)
-                    for old, new in comparable_pods(before, after, release_id)
-                    if _had_weights(earlier, old.read_at, route[1])
-                    and _had_no_probes(earlier, old.read_at, after, new.pod)
-                ]
                 blocks.extend(_server_blocks(slice_, pairs, edge, by_events))
+            blocks.extend(_ending_blocks(slice_, pairs, alike))
             blocks.extend(_error_blocks(slice_, *route))
             blocks.extend(_probe_blocks(slice_, before, after, probe_edge, alike))
     return blocks
@@ -235,8 +256,24 @@ def _history(
         if _had_no_probes(earlier, old.read_at, after, new.pod)
     ]
     blocks = _server_blocks(slice_, pairs, edge, by_events)
+    blocks += _ending_blocks(slice_, pairs, alike=True)
     route = _comparable(before.route, after.route)
-    return blocks + (_error_blocks(slice_, *route) if route is not None else [])
+    return blocks + (_errors_of_history(slice_, *route) if route is not None else [])
+
+
+def _errors_of_history(slice_: _Slice, before: RouteCounters, after: RouteCounters) -> list[Block]:
+    """Return the rows of errors from which it is learned how much servers differ.
+
+    Where servers are told apart, the rest is left out: among them it would be one that fails all
+    it gets. So is a slice in which nothing ended, which would be one more server as well.
+    """
+    counters = after.releases.get(slice_.release_id)
+    by_server = counters is not None and bool(counters.servers)
+    return [
+        row
+        for row in _error_blocks(slice_, before, after)
+        if row.requests and not (by_server and row.pod == ROUTER)
+    ]
 
 
 def load_ratio(snapshot: Snapshot, *, candidate: str, stable: str) -> float:
@@ -491,15 +528,51 @@ def difference(old: Histogram | None, new: Histogram | None) -> Histogram | None
     return Histogram(count=count, total=total, buckets=buckets)
 
 
+def _ending_blocks(slice_: _Slice, pairs: Sequence[Pair], alike: bool) -> Iterator[Block]:
+    """Yield the rows of how requests ended.
+
+    Args:
+        slice_: the slice.
+        pairs: servers' counters at both ends.
+        alike: are the loads of the two releases comparable?
+    """
+    for old, new in pairs:
+        begun = difference(old.ttft, new.ttft)
+        if begun is None:
+            continue
+        ended = {
+            "truncated": _ended(old, new, ENDS["truncated"]),
+            "empty": _grown(old.short, new.short),
+            "aborted": _ended(old, new, ENDS["aborted"]) if alike else None,
+        }
+        for metric, bad in ended.items():
+            if bad is not None:
+                yield slice_.count(new.pod, metric, max(begun.count, bad), bad)
+
+
+def _ended(old: PodCounters, new: PodCounters, reasons: Sequence[str]) -> int | None:
+    """Return how many requests ended for some reasons; None if that cannot be told."""
+    if old.ended is None or new.ended is None or reasons[0] not in new.ended:
+        return None
+    known = [reason for reason in reasons if reason in new.ended]
+    grown = [_grown(old.ended.get(reason), new.ended[reason]) for reason in known]
+    told = [number for number in grown if number is not None]
+    return sum(told) if len(told) == len(known) else None
+
+
+def _grown(old: int | None, new: int | None) -> int | None:
+    """Return by how much a counter grew; None if it is missing or went backwards."""
+    return new - old if old is not None and new is not None and new >= old else None
+
+
 def _error_blocks(slice_: _Slice, before: RouteCounters, after: RouteCounters) -> list[Block]:
     old, new = before.releases.get(slice_.release_id), after.releases.get(slice_.release_id)
     if old is None or new is None:
         return []
-    bad = new.errors - old.errors
-    ended = (new.arrivals - new.in_flight) - (old.arrivals - old.in_flight)
-    if bad < 0 or ended < bad:
-        return []
-    return [slice_.count(ROUTER, "errors", ended, bad)]
+    return [
+        slice_.count(name, "errors", ended.requests, ended.bad)
+        for name, ended in failures_between(old, new).items()
+    ]
 
 
 def _probe_blocks(

@@ -21,6 +21,7 @@ from trainyard.rollout.by_hand import see_through
 from trainyard.rollout.channel_store import change_channel, channel_keys
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.events import Notify, ObjectiveMet, ObjectiveMissed
+from trainyard.rollout.questions import CarefulReader
 from trainyard.rollout.state_machine import open_alerts, step
 from trainyard.rollout.watch import (
     Alert,
@@ -97,9 +98,12 @@ def watch_channel(deps: RolloutDeps, channel: Channel, roll_back: RollBack) -> t
     """Look at one channel, and do what follows."""
     if channel.in_progress:
         return _end_orphan(deps, channel)
-    slo = _objectives(deps, channel)
-    if slo is None or channel.rollout is None:
+    if channel.stable is None or channel.rollout is None:
         return ()
+    slo = _objectives(deps, channel)
+    if slo is None:
+        unwatched = f"{channel.stable.release_id} is not watched: it has no rollout.slo."
+        return (_finding(channel, "note", unwatched),)
     now = deps.now()
     slot = int(now.timestamp() // SLOT_S)
     keys = _keys(deps, channel, channel.rollout.number)
@@ -179,7 +183,8 @@ def _reading(deps: RolloutDeps, channel: Channel) -> Reading:
                 )
             },
         )
-    return Reading(at=now, pods=deps.metrics.read(channel.environment, own), route=counters)
+    reader = CarefulReader(deps.metrics, deps.questions)
+    return Reading(at=now, pods=reader.read(channel.environment, own), route=counters)
 
 
 def _act(

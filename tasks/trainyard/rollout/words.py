@@ -58,7 +58,7 @@ def describe_look(slot: int, weight: int, verdict: Verdict) -> str:
         weight: percent of the traffic that the release under test has.
         verdict: what the judge said.
     """
-    metrics = "; ".join(_metric(one) for one in verdict.metrics)
+    metrics = "; ".join(_metric(one) for one in verdict.metrics if one.needs_a_word)
     outcome = verdict.outcome.replace("_", "-").lower()
     return f"look {slot} at {weight} %: {metrics}; {outcome}"
 
@@ -67,11 +67,13 @@ def _metric(one: MetricVerdict) -> str:
     if one.stable_value is None or one.candidate_value is None:
         return f"{one.metric} not comparable yet"
     change = f" ({one.ratio - 1:+.0%})" if one.ratio is not None else ""
-    return (
+    harm = (
         f"{one.metric} {_value(one, one.candidate_value)} vs {_value(one, one.stable_value)}"
-        f"{change}, evidence of harm {one.harm_evidence:.1f} of {one.harm_threshold:.1f}, "
-        f"of quality {one.promote_evidence:.1f} of {one.promote_threshold:.1f}"
+        f"{change}, evidence of harm {one.harm_evidence:.1f} of {one.harm_threshold:.1f}"
     )
+    if one.harm_only:
+        return harm
+    return f"{harm}, of quality {one.promote_evidence:.1f} of {one.promote_threshold:.1f}"
 
 
 def _value(one: MetricVerdict, value: float) -> str:

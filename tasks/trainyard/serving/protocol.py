@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -57,6 +57,16 @@ class Host(Protocol):
 
 
 @dataclass(frozen=True)
+class ServerTraffic:
+    """Cumulative counts of one server at the router since the router's start."""
+
+    ended: int
+    """Requests that were sent to it and have ended, in whatever way."""
+    errors: int
+    """Those of them that failed."""
+
+
+@dataclass(frozen=True)
 class ReleaseTraffic:
     """Cumulative counts of one release at the router since the router's start."""
 
@@ -65,6 +75,9 @@ class ReleaseTraffic:
     errors: int
     """Requests that failed: no connection, 5xx, or a stream cut before its end."""
     in_flight: int
+    servers: Mapping[str, ServerTraffic] = field(default_factory=dict)
+    """By `ServerStatus.name`; empty where the router tells nothing but sums. What is in the sums
+    and here in no server reached none, or was at a server that has long gone."""
 
 
 @dataclass(frozen=True)

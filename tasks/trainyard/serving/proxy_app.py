@@ -162,11 +162,12 @@ class ProxyApp:
         if upstream is None:
             exchange.outcome = "unreachable"
             return refusal(503, "no_server", f"{release_id} has no ready server.", release_id)
+        exchange.server = upstream.endpoint.name
         try:
             return await relay(exchange, upstream, release_id, metrics)
         except (httpx.ConnectError, httpx.ConnectTimeout):
             # Nothing was sent, so another server may get the same request. It counts as an error
-            # of the release that was chosen: its own server was not there.
+            # of the server that was chosen, and so of its release: that one was not there.
             exchange.outcome = "unreachable"
             exchange.timed = False
         second = None if exchange.pinned else route.stand_in(release_id, upstream)

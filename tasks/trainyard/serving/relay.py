@@ -62,6 +62,8 @@ class Exchange:
     timed: bool = True
     """Does its time to the first token say something about the release that was chosen?"""
     outcome: Outcome = "cancelled"
+    server: str = ""
+    """Name of the server that was chosen first, which answers for the outcome; empty: none."""
 
 
 async def relay(
@@ -159,7 +161,7 @@ def counted(exchange: Exchange, traffic: Traffic, metrics: ReleaseMetrics) -> It
     finally:
         traffic.in_flight -= 1
         metrics.in_flight.dec()
-        traffic.note(exchange.outcome)
+        traffic.note(exchange.outcome, exchange.server)
         metrics.ended(exchange.outcome)
         if exchange.outcome == "ok":
             metrics.duration.observe(time.perf_counter() - exchange.arrived)

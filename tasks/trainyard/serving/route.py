@@ -7,7 +7,7 @@ guard state is one step that no request sees half of.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +15,7 @@ import httpx
 
 from trainyard.serving.choice import WeightedChoice
 from trainyard.serving.guard import FIRST_ANSWERS, ReleaseHealth, RouteDecision, Wish
-from trainyard.serving.protocol import ReleaseTraffic, RouteStatus
+from trainyard.serving.protocol import ReleaseTraffic, RouteStatus, ServerTraffic
 from trainyard.serving.records import LOOPBACK, ObservedServer
 
 Track = Literal["stable", "candidate"]
@@ -24,6 +24,10 @@ Outcome = Literal["ok", "error", "unreachable", "cancelled"]
 
 SHUN_S = 1.0
 """Seconds for which a server that refused a connection is the last choice."""
+
+GONE_KEPT_S = 1800.0
+"""Seconds for which the counts of a server that has left the route are kept, so that whoever looks
+now and then still sees how its last requests ended. Servers come and go without end."""
 
 IDLE_CONNECTION_S = 2.0
 """Servers (uvicorn, so vLLM) close idle connections after 5 s. Ours must go first, or a request
@@ -96,6 +100,16 @@ def take_idle(upstreams: list[Upstream]) -> list[Upstream]:
 
 
 @dataclass
+class Served:
+    """Counts of one server by name, over all its starts since the proxy's."""
+
+    ended: int = 0
+    errors: int = 0
+    gone_at: float | None = None
+    """time.monotonic() when it was first missing in the route; None: it is there."""
+
+
+@dataclass
 class Traffic:
     """Counts of one release: since the proxy's start, and of the present rollout."""
 
@@ -105,16 +119,37 @@ class Traffic:
     answers: int = 0
     failures: int = 0
     connection_failures: int = 0
+    servers: dict[str, Served] = field(default_factory=dict)
+    """By name. What no server got, and what one got that has long gone, is in the sums only."""
 
     def forget_rollout(self) -> None:
         """Begin to count for a new rollout."""
         self.answers = self.failures = self.connection_failures = 0
 
-    def note(self, outcome: Outcome) -> None:
-        """Count how a request ended."""
+    def forget_servers(self, present: Set[str], now: float) -> None:
+        """Drop the counts of servers that left the route `GONE_KEPT_S` ago."""
+        for name, served in list(self.servers.items()):
+            if name in present:
+                served.gone_at = None
+            elif served.gone_at is None:
+                served.gone_at = now
+            elif now - served.gone_at > GONE_KEPT_S:
+                del self.servers[name]
+
+    def note(self, outcome: Outcome, server: str = "") -> None:
+        """Count how a request ended.
+
+        Args:
+            outcome: of the request.
+            server: name of the one that it was sent to first; empty: there was none.
+        """
+        failed = outcome in ("error", "unreachable")
+        if server:
+            served = self.servers.setdefault(server, Served())
+            served.ended += 1
+            served.errors += failed
         if outcome == "cancelled":
             return
-        failed = outcome != "ok"
         self.errors += failed
         self.failures += failed and self.answers < FIRST_ANSWERS
         self.answers += 1
@@ -156,6 +191,9 @@ class Route:
             upstream = known.pop(endpoint, None) or Upstream.of(endpoint)
             fresh.setdefault(endpoint.release_id, []).append(upstream)
         self.upstreams = fresh
+        for release_id, traffic in self.traffic.items():
+            names = {up.endpoint.name for up in fresh.get(release_id, ())}
+            traffic.forget_servers(names, self.clock())
         return list(known.values())
 
     def health(self) -> dict[str, ReleaseHealth]:
@@ -239,7 +277,12 @@ class Route:
             epoch=epoch,
             weights=dict(self.decision.weights),
             traffic={
-                name: ReleaseTraffic(t.arrivals, t.errors, t.in_flight)
+                name: ReleaseTraffic(
+                    t.arrivals,
+                    t.errors,
+                    t.in_flight,
+                    {server: ServerTraffic(s.ended, s.errors) for server, s in t.servers.items()},
+                )
                 for name in names
                 for t in (self.traffic.get(name, Traffic()),)
             },

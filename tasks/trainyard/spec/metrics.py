@@ -64,3 +64,11 @@ class MetricsSource(SpecPart):
     history_s: float = Field(default=28800.0, ge=0, le=604800)
     """Seconds before a rollout from which the judge learns how much the stable release's servers
     differ and drift. 0: nothing."""
+
+
+DEVICES_UNSEEN = (
+    "metrics.source scrape sees no errors of accelerators, so executions that fail on the devices "
+    "of a candidate blow no fuse. Let a Prometheus scrape neuron-monitor's exporter, and name it "
+    "in `metrics`."
+)
+"""What people with Neuron devices should know of the source that needs no settings."""

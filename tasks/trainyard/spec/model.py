@@ -426,6 +426,23 @@ class Margins(SpecPart):
     """Counts only: a share of requests below which the candidate is good enough by itself."""
 
 
+Ending = Literal["aborted", "truncated", "empty"]
+"""How answers can end badly without failing: the engine gave them up; they were cut, mostly at the
+limit on their length; they have one token at most."""
+
+
+class EndingMargins(SpecPart):
+    """When more answers than stable's end in one way is harm. Promotion never waits for that."""
+
+    judged: bool = True
+    """False where the release is meant to change it, such as one that answers at greater length."""
+    harm: float = Field(default=2.0, ge=1)
+    """Harm is more than so many times stable's share of requests."""
+    harm_floor: float = Field(default=0.02, gt=0, lt=0.5)
+    """Share of requests that harm must exceed as well. With 2 % and twice stable's share, harm is
+    always more than one percentage point above stable."""
+
+
 class JudgeSettings(SpecPart):
     """How the canary is judged. Empty margins take the documented defaults."""
 
@@ -446,6 +463,8 @@ class JudgeSettings(SpecPart):
     caches beyond which times to the first token are not compared. 0: not looked at."""
     margins: dict[JudgedMetric, Margins] = Field(default_factory=dict)
     """Other margins than the documented ones, by metric."""
+    endings: dict[Ending, EndingMargins] = Field(default_factory=dict)
+    """Other settings than the defaults for answers that were aborted, truncated or empty."""
 
 
 class LatencyObjective(SpecPart):
@@ -544,8 +563,8 @@ class RolloutSpec(SpecPart):
     """Requests a second that a channel is expected to get, for the plan's forecast. Empty: what the
     channel's last rollout saw."""
     on_scarce_evidence: Literal["refuse", "warn"] = "refuse"
-    """What the plan does with a release that could hardly be proven in `max_duration_s`, however
-    good it is: `refuse` it, before anything is compiled, or `warn`."""
+    """What the plan does where fewer than half of all good releases could be proven in
+    `max_duration_s`: `refuse`, before anything is compiled, or `warn`."""
 
 
 class Refresh(SpecPart):

@@ -9,17 +9,25 @@ from trainyard.documents.forecast import RolloutForecast, Traffic
 from trainyard.documents.look import Look
 from trainyard.errors import TrainyardError
 from trainyard.rollout.channel_store import channel_keys, read_channel
-from trainyard.rollout.forecast import enough_probes, rehearse, steps_of, traffic_of
+from trainyard.rollout.forecast import (
+    enough_margin,
+    enough_probes,
+    enough_time,
+    rehearse,
+    steps_of,
+    traffic_of,
+)
 from trainyard.rollout.plan_rollout import promotion_plan
 from trainyard.rollout.probes.windows import lag_s
 from trainyard.spec.environments import Environment
+from trainyard.spec.metrics import DEVICES_UNSEEN
 from trainyard.spec.model import RolloutSpec
 from trainyard.store.documents import read_document
 from trainyard.store.layout import rollout_prefix
 from trainyard.store.protocol import Store
 
-SCARCE = 0.1
-"""Share of good releases below which a release can hardly be proven at all."""
+SCARCE = 0.5
+"""Share of good releases below which a rollout is no test: most that are good would not pass it."""
 
 UNSURE = 0.8
 """Share of good releases below which people should know."""
@@ -33,6 +41,7 @@ def forecast(
     spec: RolloutSpec,
     *,
     drain_timeout_s: float,
+    on_neuron: bool = False,
 ) -> RolloutForecast:
     """Return what promoting a release of `model` will take, as far as that can be told.
 
@@ -43,6 +52,7 @@ def forecast(
         environment: where.
         spec: the release's rollout.
         drain_timeout_s: as of the rollout.
+        on_neuron: does it serve on Neuron devices?
 
     Raises:
         BadInput: the rollout makes no sense, or does not fit there.
@@ -52,12 +62,15 @@ def forecast(
     plan = promotion_plan(channel, spec, environment, drain_timeout_s=drain_timeout_s)
     compared = plan.kind == "canary" and plan.capacity != "single"
     traffic = _traffic(store, channel, spec)
-    found, enough = None, None
+    found = None
+    probes, seconds, margin = None, None, None
     if compared and traffic is not None:
         lag = lag_s(environment.metrics)
         found = rehearse(plan, traffic, lag_s=lag)
         if found.promoted_share < UNSURE:
-            enough = enough_probes(plan, traffic, share=UNSURE, lag_s=lag)
+            probes = enough_probes(plan, traffic, share=UNSURE, lag_s=lag)
+            seconds = enough_time(plan, traffic, share=UNSURE, lag_s=lag)
+            margin = enough_margin(plan, traffic, share=UNSURE, lag_s=lag)
     return RolloutForecast(
         environment=name,
         kind=plan.kind,
@@ -66,10 +79,13 @@ def forecast(
         max_duration_s=plan.max_duration_s,
         servers_needed=_servers_needed(plan),
         servers_free=max(0, environment.devices - _servers_of_others(store, model, name)),
+        devices_unseen=on_neuron and environment.metrics.source == "scrape",
         traffic=traffic,
         promoted_share=found.promoted_share if found else None,
         probes_per_s=plan.probes.settings.pairs_per_s if plan.probes else None,
-        enough_probes_per_s=enough,
+        enough_probes_per_s=probes,
+        enough_duration_s=seconds,
+        enough_promote_margin=margin,
         verdict_median_s=found.median_s if found else None,
         verdict_most_s=found.most_s if found else None,
         verdict_requests=found.candidate_requests if found else None,
@@ -133,6 +149,8 @@ def warnings(one: RolloutForecast, spec: RolloutSpec) -> Iterator[str]:
     if not (_is_scarce(one) and spec.on_scarce_evidence == "refuse"):
         for doubt in _doubts(one):
             yield f"{doubt} {_remedy(one)}"
+    if one.devices_unseen:
+        yield DEVICES_UNSEEN
     if one.servers_needed > one.servers_free:
         yield (
             f"It has room for {one.servers_free} servers beside those of other models, and the "
@@ -141,14 +159,27 @@ def warnings(one: RolloutForecast, spec: RolloutSpec) -> Iterator[str]:
 
 
 def _remedy(one: RolloutForecast) -> str:
-    others = (
-        "rollout.max_duration_s more time, begin with larger steps, use more replicas, or widen "
-        "the margins of rollout.judge; rollout.on_scarce_evidence: warn goes on all the same."
+    """Return what to do, in lines of the spec: first what was tried and is enough by itself."""
+    lines = []
+    if one.enough_probes_per_s is not None:
+        rate = f"pairs_per_s: {one.enough_probes_per_s:g}"
+        # Who probes already, but too little, has the prompts.
+        lines.append(
+            f"rollout.probes: {{prompts: FILE, {rate}}}"
+            if one.probes_per_s is None
+            else f"rollout.probes.{rate}"
+        )
+    if one.enough_duration_s is not None:
+        lines.append(f"rollout.max_duration_s: {one.enough_duration_s:g}")
+    if one.enough_promote_margin is not None:
+        margin = f"promote: {one.enough_promote_margin:g}"
+        lines.append(f"rollout.judge.margins with {margin} for ttft and tpot")
+    enough = f"Any of these would do: {'; '.join(lines)}. " if lines else ""
+    return (
+        f"{enough}{'Else begin' if lines else 'Begin'} with larger steps, use more replicas, send "
+        "more traffic, or give more rollout.max_duration_s, probes and wider margins together; "
+        "rollout.on_scarce_evidence: warn goes on all the same."
     )
-    if one.enough_probes_per_s is None:
-        return f"Give {others}"
-    rate = f"{one.enough_probes_per_s:g}"
-    return f"Probes would do it: rollout.probes with pairs_per_s: {rate}. Or give {others}"
 
 
 def _doubts(one: RolloutForecast) -> Iterator[str]:

@@ -7,6 +7,7 @@ found everything that can be found wrong without doing the work.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,9 +42,10 @@ from trainyard.sources.files import Architecture, read_architecture
 from trainyard.sources.protocol import ResolvedRevision
 from trainyard.spec.assets import asset_files
 from trainyard.spec.check import Problem, check_files, task_findings
-from trainyard.spec.environments import Environments
+from trainyard.spec.environments import Environment, Environments
 from trainyard.spec.kubernetes import KubernetesSteps
 from trainyard.spec.loader import Catalogue, load_environments, load_spec
+from trainyard.spec.metrics import DEVICES_UNSEEN
 from trainyard.spec.model import LOGIT_LANE, ModelSpec, Target
 from trainyard.steps import forecasting
 from trainyard.steps.context import StepContext, StepResult
@@ -208,17 +210,32 @@ def check_files_with_lanes(paths: Iterable[Path]) -> list[Problem]:
 
 
 def warnings_of_files(paths: Iterable[Path]) -> list[str]:
-    """Return what the lanes want people to know of the targets in specs without mistakes."""
+    """Return what people should know of files without mistakes.
+
+    That is what the lanes say of the targets in specs, and what an environment does not see of the
+    devices that one of these specs has for it.
+    """
     found = []
+    environments: dict[str, Environment] = {}
+    on_neuron: set[str] = set()
     for path in paths:
         try:
             spec = load_spec(path)
         except BadInput:  # environments, or a spec whose mistakes are named elsewhere
+            with contextlib.suppress(BadInput):
+                loaded = load_environments(path).environments
+                environments |= {f"{path}: environment {name}": one for name, one in loaded.items()}
             continue
         for target in spec.targets:
             warnings = get_lane(target.lane).warnings(target)
             found += [f"{path}: target {target.name}: {warning}" for warning in warnings]
-    return found
+            if target.neuron is not None:
+                on_neuron.add(target.name)
+    return found + [
+        f"{name}: {DEVICES_UNSEEN}"
+        for name, one in environments.items()
+        if one.target in on_neuron and one.metrics.source == "scrape"
+    ]
 
 
 def _stored_plan(store: Store, plan_id: str, request: ReleaseRequest) -> Plan | None:
@@ -546,6 +563,7 @@ def _with_forecasts(made: Plan, environments: Environments | None, context: Step
     if environments is None:
         return made
     rollout = made.spec.rollout
+    on_neuron = {each.target.name for each in made.targets if each.target.neuron is not None}
     found = tuple(
         forecasting.forecast(
             context.store,
@@ -554,6 +572,7 @@ def _with_forecasts(made: Plan, environments: Environments | None, context: Step
             environments.environments[name],
             rollout,
             drain_timeout_s=context.settings.drain_timeout_s,
+            on_neuron=environments.environments[name].target in on_neuron,
         )
         for name in dict.fromkeys(made.request.environments)
     )

@@ -70,13 +70,13 @@ def create_document(store: Store, key: str, document: Document) -> bool:
         True if it was stored now, False if one that says the same was there already.
 
     Raises:
-        Conflict: another document is there that says something else.
+        Conflict: another document is there that says something else, or the store said so of none.
         CorruptFile: what is there cannot be read.
     """
     try:
         store.create(key, document.to_bytes())
     except Conflict as conflict:
-        existing = read_document(store, key, type(document))
+        existing = _in_the_way(store, key, type(document), conflict)
         if substance(existing) != substance(document):
             raise Conflict(
                 f"{key} exists already in {store.url} and says something else.",
@@ -84,6 +84,28 @@ def create_document(store: Store, key: str, document: Document) -> bool:
             ) from conflict
         return False
     return True
+
+
+def first_document(store: Store, key: str, document: DocumentT) -> DocumentT:
+    """Store `document` under `key` unless there is one, and return the one that is there then.
+
+    Raises:
+        Conflict: the store takes none although there is none.
+        CorruptFile: what is there cannot be read.
+    """
+    try:
+        store.create(key, document.to_bytes())
+    except Conflict as conflict:
+        return _in_the_way(store, key, type(document), conflict)
+    return document
+
+
+def _in_the_way(store: Store, key: str, kind: type[DocumentT], conflict: Conflict) -> DocumentT:
+    """Return what a write had a conflict with; if there is nothing, that conflict may pass."""
+    try:
+        return read_document(store, key, kind)
+    except NotFound:
+        raise conflict from None
 
 
 def update_document(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -11,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tests.serving_world import (
 
 from trainyard.serving.guard_events import guard_events
 from trainyard.serving.lease import FileLease
-from trainyard.serving.protocol import ReleaseTraffic, RouteStatus
+from trainyard.serving.protocol import ReleaseTraffic, RouteStatus, ServerTraffic
 from trainyard.serving.records import (
     ProxyRecord,
     ServingPaths,
@@ -83,7 +84,13 @@ class Place:
         A client has its answer a moment before the proxy has counted it.
         """
         found = eventually(self._resting, why="no request is under way").traffic
-        return found[self.old_id], found[self.new_id]
+        old, new = (replace(found[name], servers={}) for name in (self.old_id, self.new_id))
+        return old, new
+
+    def servers(self) -> dict[str, ServerTraffic]:
+        """Return the counts of all servers by name once no request is under way."""
+        found = eventually(self._resting, why="no request is under way").traffic
+        return {name: one for each in found.values() for name, one in each.servers.items()}
 
     def _resting(self) -> RouteStatus | None:
         status = self.yard.status(self.model)
@@ -220,6 +227,10 @@ def test_errors_are_counted_where_they_happen(place: Place) -> None:
     old, new = place.traffic()
     assert (old.errors, new.errors) == (2, 2)
     assert (old.arrivals, new.arrivals) == (2, 2)
+    assert place.servers() == {
+        place.old.record.name: ServerTraffic(2, 2),
+        place.new.record.name: ServerTraffic(2, 2),
+    }
 
 
 def test_a_stream_that_breaks_off_is_an_error_and_not_a_short_answer(place: Place) -> None:
@@ -227,6 +238,32 @@ def test_a_stream_that_breaks_off_is_an_error_and_not_a_short_answer(place: Plac
     with pytest.raises(httpx.RemoteProtocolError):
         complete(place.url, stream=True, tokens=3, fault="cut")
     assert place.traffic()[0] == ReleaseTraffic(1, 1, 0)
+
+
+def test_what_a_server_loses_at_once_is_its_own(place: Place) -> None:
+    def lost() -> int:
+        return place.yard.status(place.model).traffic[place.old_id].errors
+
+    twin = place.yard.serve(place.old_id, 1, model=place.model)
+    place.wish(0)
+    asked = {"stream": True, "tokens": 2000, "delay_s": 0.05}
+    with contextlib.ExitStack() as stack:
+        streams = [
+            stack.enter_context(
+                httpx.stream("POST", f"{place.url}/completions", json=asked)
+            ).iter_lines()
+            for _ in range(6)
+        ]
+        for lines in streams:
+            next(lines)
+        twin.process.stop(0)
+        eventually(lambda: lost() == 3, why="its requests have ended")
+    # The clients of the other server have gone away by now, which is nobody's error.
+    assert place.traffic()[0] == ReleaseTraffic(6, 3, 0)
+    assert place.servers() == {
+        place.old.record.name: ServerTraffic(3, 0),
+        twin.record.name: ServerTraffic(3, 3),
+    }
 
 
 def test_bad_requests_of_clients_are_no_errors_of_the_release(place: Place) -> None:
@@ -241,6 +278,7 @@ def test_a_pinned_request_reaches_its_track_and_is_not_counted(place: Place) -> 
         answer = complete(place.url, headers={"x-trainyard-track": track})
         assert answer.headers["x-trainyard-release"] == release_id
     assert place.traffic() == (ReleaseTraffic(0, 0, 0), ReleaseTraffic(0, 0, 0))
+    assert place.servers() == {}
     refused = complete(place.url, headers={"x-trainyard-track": "best"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_track")
 
@@ -273,6 +311,10 @@ def test_a_refused_connection_is_retried_and_counts_against_the_first_choice(pla
     old, new = place.traffic()
     assert (old.arrivals, old.errors) == (4, 0)
     assert (new.arrivals, new.errors) == (4, 4)
+    assert place.servers() == {
+        place.old.record.name: ServerTraffic(4, 0),
+        nobody.name: ServerTraffic(4, 4),
+    }
 
 
 def test_connections_that_fail_in_a_row_blow_the_fuse(place: Place) -> None:
@@ -316,6 +358,8 @@ def test_no_server_is_said_so_that_clients_try_again(place: Place) -> None:
     assert int(answer.headers["retry-after"]) > 0
     assert answer.json()["error"]["code"] == "no_server"
     assert place.traffic()[0] == ReleaseTraffic(1, 1, 0)
+    # There was no server to blame.
+    assert place.servers() == {}
 
 
 @pytest.mark.parametrize(

@@ -210,9 +210,11 @@ class TestEnding:
             blocks=4,
             note="",
         )
+        quiet = {"outcome": "UNDECIDED", "promote_evidence": 0.0, "promote_threshold": 0.0}
+        only = harmed.model_copy(update={**quiet, "metric": "truncated", "harm_evidence": 1.1})
         verdict = Verdict(
             outcome="HARM",
-            metrics=(harmed,),
+            metrics=(harmed, only),
             looks=4,
             exposed_requests=58,
             at=20.0,
@@ -225,6 +227,12 @@ class TestEnding:
         assert describe_ending(stage.narrator)[2] == (
             "Because. Evidence: ttft 5.2 (needed 2.8); 4 looks, 58 requests exposed."
         )
+        (line,) = [each for each in stage.narrator.news() if each.startswith("look")]
+        assert "truncated 50.0% (stable 1.0%) 40% of a proof of harm" in line
+        promoted = verdict.model_copy(update={"outcome": "NON_INFERIOR", "metrics": (only,)})
+        rollout = channel.rollout.model_copy(update={"verdict": promoted})
+        stage.keep(channel.model_copy(update={"rollout": rollout}))
+        assert describe_ending(stage.narrator)[2] == "Because. 4 looks, 58 requests exposed."
 
     @pytest.mark.parametrize("gate", ["accuracy", "latency"])
     def test_a_gate_stops_it(self, stage: Stage, gate: str) -> None:

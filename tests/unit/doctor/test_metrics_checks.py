@@ -80,3 +80,12 @@ def test_a_source_that_does_not_answer_may_answer_later(fake: FakePrometheus) ->
 def test_servers_that_are_asked_themselves_need_no_source() -> None:
     (check,) = metrics_checks(MetricsSource())
     assert check.state == "ok"
+
+
+def test_on_neuron_somebody_must_see_the_errors_of_devices(fake: FakePrometheus) -> None:
+    good, warned = metrics_checks(MetricsSource(), on_neuron=True)
+    assert (good.state, warned.state) == ("ok", "warn")
+    assert warned.found.endswith("blow no fuse.")
+    assert warned.remedy.startswith("Let a Prometheus scrape neuron-monitor")
+    source = MetricsSource.model_validate({"source": "prometheus", "url": fake.url})
+    assert not any("fuse" in check.found for check in metrics_checks(source, on_neuron=True))

@@ -115,6 +115,21 @@ def test_a_look_without_a_threshold_is_left_out() -> None:
     assert [len(curve.points) for curve in plot.curves] == [1, 1]
 
 
+def test_what_can_only_show_harm_has_one_curve_once_there_are_data() -> None:
+    def look(at: float, blocks: int) -> Verdict:
+        plain = verdict(at, 1.0, 1.0)
+        only = {"metric": "empty", "promote_evidence": 0.0, "promote_threshold": 0.0}
+        harm_only = plain.metrics[0].model_copy(update={**only, "blocks": blocks})
+        return plain.model_copy(update={"metrics": (*plain.metrics, harm_only)})
+
+    assert [plot.metric for plot in evidence_plots([look(30, 0)])] == ["ttft"]
+    _, empty = evidence_plots([look(30, 0), look(60, 1)])
+    assert [(curve.kind, len(curve.points)) for curve in empty.curves] == [
+        ("harm", 2),
+        ("promote", 0),
+    ]
+
+
 @pytest.mark.parametrize(
     ("longest", "labels"),
     [

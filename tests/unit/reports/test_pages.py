@@ -441,6 +441,21 @@ def test_the_rollout_page_says_what_was_not_measured() -> None:
     assert "not measured" not in Page(rollout_page()).text
 
 
+def test_the_rollout_page_does_not_wait_for_what_can_only_show_harm() -> None:
+    last = judged(150, harm=0.5, promote=2.0)
+    only = last.metrics[0].model_copy(
+        update={"metric": "empty", "promote_evidence": 0.0, "promote_threshold": 0.0}
+    )
+    absent = only.model_copy(update={"metric": "aborted", "blocks": 0})
+    verdict = last.model_copy(update={"metrics": (*last.metrics, only, absent)})
+    page = Page(rollout_report_html(channel(), rollout(), [look(5, 50, verdict)]))
+
+    assert "empty 0.2 0.5 2.5 900, 100 no harm shown" in page.text
+    assert "aborted 0.2 0.5 2.5 900, 100 no data" in page.text
+    # Two curves of ttft and of errors each, one of empty, none of what has no data.
+    assert page.tags.count("polyline") == 5
+
+
 def test_the_rollout_page_without_looks_says_so() -> None:
     page = Page(rollout_without_looks())
 

@@ -20,6 +20,7 @@ from tests.unit.rollout.machine import (
 )
 
 from trainyard.documents.channel import Beyond, Channel, Waiting, Weights
+from trainyard.documents.evidence import Block, JudgeSpec, default_metrics, ending_metrics
 from trainyard.reports.standing import (
     RouteLine,
     ServerLine,
@@ -29,7 +30,21 @@ from trainyard.reports.standing import (
     standings_table,
 )
 from trainyard.rollout.events import PauseRequested
+from trainyard.rollout.judge import judge
 from trainyard.rollout.state_machine import step
+
+END = Block(
+    t=30.0,
+    duration_s=30.0,
+    release=OLD,
+    track="stable",
+    pod="a",
+    metric="truncated",
+    kind="count",
+    requests=100,
+    bad=3,
+    weight_candidate=50,
+)
 
 
 def printed(what: Any) -> str:
@@ -105,6 +120,17 @@ def test_the_detail_has_all_that_helps_at_night() -> None:
         "You can: pause, abort.",
     ):
         assert words in text
+
+
+def test_what_can_only_show_harm_does_not_look_like_waiting() -> None:
+    rows = [END, END.model_copy(update={"track": "candidate", "pod": "b", "release": NEW})]
+    spec = JudgeSpec(metrics=(*default_metrics(), *ending_metrics({})), max_duration_s=600)
+    text = printed(standing_detail(standing_of(held(verdict=judge(rows, spec)), NOW), ()))
+    told = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert "UNDECIDED" in told["ttft"]
+    assert "no harm shown" in told["truncated"]
+    assert told["truncated"].rstrip().endswith("-")
+    assert told["empty"].count("no data") == 3
 
 
 def test_what_cannot_be_asked_is_said() -> None:

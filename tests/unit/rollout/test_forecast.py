@@ -13,11 +13,19 @@ from trainyard.documents.evidence import (
     Covariance,
     JudgeSpec,
     default_metrics,
+    ending_metrics,
     quality_metric,
 )
 from trainyard.documents.forecast import Traffic
 from trainyard.documents.look import ReleaseCounters, RouteCounters, Snapshot
-from trainyard.rollout.forecast import enough_probes, rehearse, steps_of, traffic_of
+from trainyard.rollout.forecast import (
+    enough_margin,
+    enough_probes,
+    enough_time,
+    rehearse,
+    steps_of,
+    traffic_of,
+)
 from trainyard.spec.model import Probes, RolloutStep
 
 QUIET = Covariance(sb2=0.0, sa2=0.0, pod_floor=0.0)
@@ -69,6 +77,15 @@ def test_noisy_pods_make_proof_rarer_and_more_of_them_make_it_surer() -> None:
         for count in (1, 8)
     )
     assert one.promoted_share < eight.promoted_share
+
+
+def test_what_can_only_show_harm_makes_nothing_later() -> None:
+    plan, traffic = plan_with(), Traffic(requests_per_s=8.0)
+    metrics = (*plan.judge.metrics, *ending_metrics({}))
+    more = plan.model_copy(update={"judge": plan.judge.model_copy(update={"metrics": metrics})})
+    found = rehearse(more, traffic, runs=4)
+    assert found == rehearse(plan, traffic, runs=4)
+    assert found.promoted_share > 0
 
 
 def test_the_same_question_has_the_same_answer() -> None:
@@ -157,3 +174,20 @@ def test_the_least_rate_that_is_enough_is_told() -> None:
     assert enough.promoted_share >= 0.8
     # Pods that differ by half are beyond what any number of requests can tell.
     assert enough_probes(plan_with(Covariance(sb2=0.5**2)), traffic, share=0.8, runs=3) is None
+
+
+def test_a_longer_time_that_is_enough_is_told() -> None:
+    traffic = Traffic(requests_per_s=1.0)
+    assert rehearse(plan_with(), traffic, runs=4).promoted_share < 0.8
+    assert enough_time(plan_with(), traffic, share=0.8, runs=4) == 2 * plan_with().max_duration_s
+    assert enough_time(plan_with(Covariance(sb2=0.5**2)), traffic, share=0.8, runs=3) is None
+
+
+def test_a_wider_margin_that_is_enough_is_told() -> None:
+    traffic = Traffic(requests_per_s=8.0)
+    lasting = Covariance(sb2=0.04**2, sa2=0.0)
+    assert rehearse(plan_with(lasting), traffic, runs=8).promoted_share < 0.8
+    margin = enough_margin(plan_with(lasting), traffic, share=0.8, runs=8)
+    assert margin is not None
+    assert margin > 0.15
+    assert enough_margin(plan_with(Covariance(sb2=0.5**2)), traffic, share=0.8, runs=3) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -88,6 +89,36 @@ def test_requests_in_hand_run_or_wait_and_prompts_have_their_edges() -> None:
     assert found.prompts.buckets == {"0.1": 2, "0.25": 2, "1.0": 4, "+Inf": 4}
     (running, _) = gauges.split("vllm:num_requests_waiting", 1)
     assert parse_counters(running, server()).in_flight is None
+
+
+RECORDED = Path(__file__).parents[1] / "deploy" / "pages" / "vllm.txt"
+"""The page of vLLM 0.32.0."""
+
+
+def test_a_real_page_tells_how_requests_ended() -> None:
+    found = parse_counters(RECORDED.read_text(), server(), version="0.32.0")
+    assert found.ended == {"stop": 8, "length": 121, "abort": 0, "error": 0, "repetition": 0}
+    assert found.short == 2
+    assert found.ttft is not None
+
+
+def test_reasons_are_summed_over_engines_each_by_itself() -> None:
+    lines = [
+        f'{FINISHED}_total{{model_name="m",engine="{engine}",finished_reason="{reason}"}} {number}'
+        for engine in ENGINES
+        for reason, number in (("stop", 5), ("length", 2), ("abort", 0))
+    ]
+    found = parse_counters("\n".join(lines) + "\n", server())
+    assert found.ended == {"stop": 10, "length": 4, "abort": 0}
+
+
+def test_how_requests_ended_is_missing_where_the_server_does_not_say() -> None:
+    bare = parse_counters(page(TTFT) + f"{FINISHED}_total 3\n", server())
+    assert (bare.ended, bare.short) == (None, None)
+    tokens = page("vllm:request_generation_tokens")
+    assert parse_counters(tokens, server()).short == 4
+    without_one = tokens.replace('le="1.0"', 'le="2.0"')
+    assert parse_counters(without_one, server()).short is None
 
 
 def test_what_is_not_there_is_missing() -> None:

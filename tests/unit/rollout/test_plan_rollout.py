@@ -10,7 +10,7 @@ from tests.rollout_world import ENVIRONMENT, MODEL, make_release, release_id
 from tests.unit.rollout.machine import NOW, empty_channel, make_plan, requested
 
 from trainyard.documents.channel import Channel, Rejection, Rollout, RolloutPlan, Track
-from trainyard.documents.evidence import default_metrics
+from trainyard.documents.evidence import default_metrics, ending_metrics
 from trainyard.documents.plan import ReleaseRequest
 from trainyard.documents.release import Release
 from trainyard.errors import BadInput, Busy, Closed, NotFound, Refused
@@ -296,9 +296,20 @@ def test_margins_of_the_spec_replace_the_defaults() -> None:
     assert (found["errors"].harm_margin, found["errors"].promote_ceiling) == (4.0, 0.02)
     assert found["errors"].harm_floor == default["errors"].harm_floor > 0
     assert found["tpot"] == default["tpot"]
-    assert [m.harm_alpha for m in spec.metrics] == [m.harm_alpha for m in default_metrics()]
+    assert [m.harm_alpha for m in spec.metrics] == [
+        m.harm_alpha for m in (*default_metrics(), *ending_metrics({}))
+    ]
     assert spec.covariance.nug == pytest.approx(0.04)
     assert (spec.block_s, spec.min_blocks_last_step) == (5, 3)
+
+
+def test_how_answers_end_is_judged_unless_the_spec_says_otherwise() -> None:
+    found = judge_spec(make_release("a").spec.rollout)
+    assert found.metrics[len(default_metrics()) :] == ending_metrics({})
+    endings = {"truncated": {"judged": False}, "empty": {"harm": 5}, "aborted": {"judged": False}}
+    changed = judge_spec(make_release("a", judge={"endings": endings}).spec.rollout)
+    (empty,) = (metric for metric in changed.metrics if metric.harm_only)
+    assert (empty.name, empty.harm_margin, empty.harm_floor) == ("empty", 5, 0.02)
 
 
 def test_impossible_margins_are_bad_input() -> None:

@@ -565,3 +565,114 @@ def test_probes_of_a_busier_candidate_have_no_latencies() -> None:
     ]
     found = {b.metric for b in blocks(*log) if b.stratum}
     assert found == {"errors", "quality"}
+
+
+# --- how requests ended ---------------------------------------------------------------------------
+
+NAMES = ("truncated", "empty", "aborted")
+
+
+def ending(release: str, begun: int, *, short: int | None = 0, **ended: int) -> PodCounters:
+    """Return counters of a server that answered so many; reasons that are not named have none."""
+    reasons = {"stop": 0, "length": 0, "abort": 0, **ended}
+    return pod(release, ttft=histogram(begun, 0.1 * begun), ended=reasons, short=short)
+
+
+def ends(*shots: Snapshot) -> dict[tuple[str, str], tuple[int, int]]:
+    """Return (requests, bad) by metric and track of rows about how requests ended."""
+    rows = [row for row in blocks(*shots) if row.metric in NAMES]
+    assert all(row.kind == "count" and not row.stratum for row in rows)
+    return {(row.metric, row.track): (row.requests, row.bad) for row in rows}
+
+
+def test_how_requests_ended_is_a_share_of_those_that_were_begun() -> None:
+    # A server counts every reason that it knows from its start; the candidate's knows fewer.
+    before = (
+        ending(OLD, 100, length=10, short=4, error=0, repetition=0),
+        ending(NEW, 10, length=1),
+    )
+    after = (
+        ending(OLD, 160, stop=40, length=16, short=7, abort=1, error=1, repetition=2),
+        ending(NEW, 40, stop=20, length=6, short=2),
+    )
+    assert ends(snapshot(0, before), snapshot(30, after)) == {
+        ("truncated", "stable"): (60, 8),
+        ("empty", "stable"): (60, 3),
+        ("aborted", "stable"): (60, 2),
+        ("truncated", "candidate"): (30, 5),
+        ("empty", "candidate"): (30, 2),
+        ("aborted", "candidate"): (30, 0),
+    }
+
+
+def test_a_slice_in_which_more_end_badly_than_begin_counts_these() -> None:
+    before = (ending(OLD, 100), ending(NEW, 100))
+    after = (ending(OLD, 102, length=50), ending(NEW, 102))
+    found = ends(snapshot(0, before), snapshot(30, after))
+    assert found["truncated", "stable"] == (50, 50)
+    assert found["truncated", "candidate"] == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "missing"),
+    [
+        ({"ended": None}, {}, {"truncated", "aborted"}),
+        ({}, {"ended": None}, {"truncated", "aborted"}),
+        ({"short": None}, {}, {"empty"}),
+        ({}, {"short": None}, {"empty"}),
+        ({"short": 9}, {"short": 8}, {"empty"}),
+        ({"ended": {"length": 9, "abort": 0}}, {}, {"truncated"}),
+        ({"ended": {"length": 0, "abort": 9}}, {}, {"aborted"}),
+        ({"ended": {"abort": 0}}, {"ended": {"abort": 1}}, {"truncated"}),
+        ({}, {"ended": {"length": 1, "abort": 0, "repetition": 1}}, {"truncated"}),
+        ({"ttft": None}, {}, set(NAMES)),
+        ({}, {"ttft": histogram(5, 0.5)}, set(NAMES)),
+        ({}, {"started_at": at(10)}, set(NAMES)),
+    ],
+)
+def test_what_cannot_be_compared_is_missing_never_zero(
+    before: dict[str, Any], after: dict[str, Any], missing: set[str]
+) -> None:
+    old, new = ending(OLD, 10), ending(OLD, 40, length=1)
+    found = ends(
+        snapshot(0, (old.model_copy(update=before),)),
+        snapshot(30, (new.model_copy(update=after),)),
+    )
+    assert {metric for metric, _ in found} == set(NAMES) - missing
+
+
+def test_counters_that_stand_still_while_requests_come_are_missing() -> None:
+    same = (ending(OLD, 100, length=3),)
+    shots = [
+        snapshot(s, same, route(50, old=(n, 0, 0), new=(0, 0, 0))) for s, n in ((0, 0), (30, 50))
+    ]
+    assert ends(*shots) == {}
+
+
+def test_a_busier_candidate_is_still_compared_by_how_its_answers_end() -> None:
+    """But not by requests that were aborted: clients of a busier server wait longer."""
+    shots = [
+        snapshot(s, (ending(OLD, n), ending(NEW, n, length=n // 10)), route(80))
+        for s, n in ((0, 0), (30, 100))
+    ]
+    assert {metric for metric, _ in ends(*shots)} == {"truncated", "empty"}
+    assert ends(*shots)["truncated", "candidate"] == (100, 10)
+    assert "ttft" not in {row.metric for row in blocks(*shots)}
+
+
+def test_answers_of_a_slice_with_a_probe_are_not_told_from_users() -> None:
+    pods = [(ending(OLD, n, length=n), ending(NEW, n, length=n)) for n in (0, 100)]
+    quiet, more = (probes(probed(OLD, sent=n), probed(NEW, sent=n)) for n in (5, 6))
+    shots = [
+        snapshot(30 * n, each).model_copy(update={"probes": quiet}) for n, each in enumerate(pods)
+    ]
+    assert ends(*shots)
+    assert ends(shots[0], shots[1].model_copy(update={"probes": more})) == {}
+
+
+def test_how_answers_of_stable_ended_before_exposure_is_history() -> None:
+    shots = [snapshot(s, (ending(OLD, n, length=n // 10),)) for s, n in ((-60, 0), (-30, 100))]
+    rows = [row for row in blocks(*shots) if row.metric in NAMES]
+    assert {(row.metric, row.weight_candidate, row.requests) for row in rows} == {
+        (name, 0, 100) for name in NAMES
+    }

@@ -59,6 +59,30 @@ def test_a_look_is_one_line_with_figures() -> None:
     )
 
 
+def test_a_metric_that_can_only_show_harm_is_named_when_it_says_something() -> None:
+    quiet, loud, absent = (
+        metric(name, stable_value=stable, candidate_value=stable, ratio=1.0).model_copy(
+            update={"promote_evidence": 0.0, "promote_threshold": 0.0, "harm_evidence": evidence}
+        )
+        for name, stable, evidence in (
+            ("aborted", 0.0, -0.1),
+            ("truncated", 0.1, 1.3),
+            ("empty", None, 0.0),
+        )
+    )
+    verdict = Verdict(
+        outcome="UNDECIDED",
+        metrics=(quiet, loud, absent),
+        looks=3,
+        exposed_requests=100,
+        at=90.0,
+        reason="",
+    )
+    assert describe_look(7, 10, verdict) == (
+        "look 7 at 10 %: truncated 10.00% vs 10.00% (+0%), evidence of harm 1.3 of 5.7; undecided"
+    )
+
+
 @pytest.mark.parametrize(
     ("told", "line"),
     [

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from tests.serving_world import ENVIRONMENT, MODEL, NEW, NOW, OLD, make_channel, observed
 
 from trainyard.serving.guard import FIRST_ANSWERS, Wish, decide
-from trainyard.serving.protocol import ReleaseTraffic
-from trainyard.serving.route import SHUN_S, Endpoint, Route, Traffic
+from trainyard.serving.protocol import ReleaseTraffic, ServerTraffic
+from trainyard.serving.route import GONE_KEPT_S, SHUN_S, Endpoint, Route, Traffic
 
 
 class Clock:
@@ -110,6 +110,65 @@ def test_the_fuses_counts_begin_with_the_exposure_and_the_judges_do_not() -> Non
     route.update(Wish.of(make_channel(number=2)), [server(OLD), server(NEW)])
     assert route.health()[NEW].connection_failures == 0
     assert route.status("epoch").traffic[NEW] == ReleaseTraffic(20, 20, 0)
+
+
+def test_each_server_has_its_own_counts_within_its_release() -> None:
+    route = make_route([server(OLD, 0), server(OLD, 1)])
+    traffic = route.traffic_of(OLD)
+    for outcome, name in (
+        ("ok", f"{OLD}-0"),
+        ("cancelled", f"{OLD}-0"),
+        ("error", f"{OLD}-1"),
+        ("unreachable", f"{OLD}-1"),
+        ("unreachable", ""),
+    ):
+        traffic.arrivals += 1
+        traffic.note(outcome, name)  # type: ignore[arg-type]
+    assert route.status("epoch").traffic[OLD] == ReleaseTraffic(
+        5, 3, 0, {f"{OLD}-0": ServerTraffic(2, 0), f"{OLD}-1": ServerTraffic(2, 2)}
+    )
+
+
+def test_the_first_answers_count_for_the_fuse_whichever_server_gave_them() -> None:
+    route = make_route([server(NEW, 0), server(NEW, 1)])
+    for number in range(FIRST_ANSWERS):
+        route.traffic_of(NEW).note("error", f"{NEW}-{number % 2}")
+    assert route.health()[NEW].failures == FIRST_ANSWERS
+
+
+def test_a_restarted_server_goes_on_with_its_counts() -> None:
+    route = make_route([server(OLD)])
+    route.traffic_of(OLD).note("ok", f"{OLD}-0")
+    route.update(Wish.of(make_channel()), [server(OLD, pid=99)])
+    route.traffic_of(OLD).note("error", f"{OLD}-0")
+    assert servers_of(route) == {f"{OLD}-0": ServerTraffic(2, 1)}
+
+
+def test_the_counts_of_a_server_that_left_are_kept_for_a_while() -> None:
+    route = make_route([server(OLD, 0), server(OLD, 1)])
+    assert isinstance(route.clock, Clock)
+    for index in (0, 1):
+        route.traffic_of(OLD).note("ok", f"{OLD}-{index}")
+    both = servers_of(route)
+    looks = (
+        (0.0, [server(OLD, 0)], both),
+        (GONE_KEPT_S, [server(OLD, 0)], both),
+        # It came back in between, so it left anew.
+        (GONE_KEPT_S + 1, [server(OLD, 0), server(OLD, 1)], both),
+        (GONE_KEPT_S + 2, [server(OLD, 0)], both),
+        (2 * GONE_KEPT_S + 3, [server(OLD, 0)], {f"{OLD}-0": ServerTraffic(1, 0)}),
+    )
+    for now, ready, kept in looks:
+        route.clock.now = now
+        route.update(Wish.of(make_channel()), ready)
+        assert servers_of(route) == kept
+    # A last request that it still had begins its counts anew.
+    route.traffic_of(OLD).note("error", f"{OLD}-1")
+    assert servers_of(route) == {**both, f"{OLD}-1": ServerTraffic(1, 1)}
+
+
+def servers_of(route: Route) -> Mapping[str, ServerTraffic]:
+    return route.status("epoch").traffic[OLD].servers
 
 
 def test_the_status_names_both_tracks_before_any_traffic() -> None:

@@ -7,14 +7,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.rollout_world import MODEL, QUICK_ROLLOUT
 from tests.unit.rollout.machine import NOW, make_plan, requested, used_channel
 
 from trainyard.documents.channel import Channel, RolloutPlan
 from trainyard.documents.forecast import RolloutForecast
 from trainyard.documents.look import Look, ReleaseCounters, RouteCounters, Snapshot
+from trainyard.presets.known import presets
 from trainyard.rollout.forecast import Rehearsal
 from trainyard.spec.environments import Environment
+from trainyard.spec.metrics import DEVICES_UNSEEN, MetricsSource
 from trainyard.spec.model import RolloutSpec
 from trainyard.steps import forecasting
 from trainyard.steps.forecasting import forecast, problems, sentences, warnings
@@ -23,6 +26,7 @@ from trainyard.store.folder import FolderStore
 from trainyard.store.layout import channel_key
 
 NAME = "production"
+ROOT = Path(__file__).parents[3]
 SPEC = RolloutSpec.model_validate(QUICK_ROLLOUT)
 
 
@@ -131,18 +135,77 @@ def test_who_has_too_little_evidence_is_told_which_probes_would_do(
 
     monkeypatch.setattr(forecasting, "rehearse", rehearsed)
     monkeypatch.setattr(forecasting, "enough_probes", enough)
+    monkeypatch.setattr(forecasting, "enough_time", lambda *_, **__: 7200.0)
+    monkeypatch.setattr(forecasting, "enough_margin", lambda *_, **__: 0.25)
     write_channel(store, used_channel())
     spec = spec_with(expected_rps=1.0)
     found, _ = seen(store, spec)
     assert (found.probes_per_s, found.enough_probes_per_s) == (None, 0.5)
     (told,) = problems(found, spec)
-    assert "Probes would do it: rollout.probes with pairs_per_s: 0.5. Or give" in told
+    assert (
+        "Any of these would do: rollout.probes: {prompts: FILE, pairs_per_s: 0.5}; "
+        "rollout.max_duration_s: 7200; rollout.judge.margins with promote: 0.25 for ttft and tpot. "
+    ) in told
     probed = spec_with(expected_rps=1.0, probes={"prompts": "p.jsonl", "pairs_per_s": 0.5})
     found, text = seen(store, probed)
     assert (found.probes_per_s, found.enough_probes_per_s) == (0.5, None)
     assert "and 0.5 pairs of probes a second" in text
     assert not [*problems(found, probed)]
     assert asked == [0.0]
+
+
+@pytest.mark.parametrize("share", [0.475, 0.5, 0.775, 0.8])
+def test_below_a_half_it_refuses_and_below_four_fifths_it_warns(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    monkeypatch.setattr(
+        forecasting, "rehearse", lambda *_, **__: Rehearsal(share, None, None, None)
+    )
+    for name in ("enough_probes", "enough_time", "enough_margin"):
+        monkeypatch.setattr(forecasting, name, lambda *_, **__: None)
+    write_channel(store, used_channel())
+    spec = spec_with(expected_rps=1.0, probes={"prompts": "p.jsonl", "pairs_per_s": 0.5})
+    found, _ = seen(store, spec)
+    refused, warned = [*problems(found, spec)], [*warnings(found, spec)]
+    assert (len(refused), len(warned)) == (share < 0.5, 0.5 <= share < 0.8)
+    for told in (*refused, *warned):
+        assert "Begin with larger steps, use more replicas" in told
+
+
+def test_who_probes_too_seldom_is_told_the_rate(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecasting, "rehearse", lambda *_, **__: Rehearsal(0.1, None, None, None))
+    monkeypatch.setattr(forecasting, "enough_probes", lambda *_, **__: 2.0)
+    for name in ("enough_time", "enough_margin"):
+        monkeypatch.setattr(forecasting, name, lambda *_, **__: None)
+    write_channel(store, used_channel())
+    spec = spec_with(expected_rps=1.0, probes={"prompts": "p.jsonl", "pairs_per_s": 0.5})
+    (told,) = problems(seen(store, spec)[0], spec)
+    assert "Any of these would do: rollout.probes.pairs_per_s: 2. Else begin" in told
+
+
+def catalogue() -> list[tuple[RolloutSpec, list[str]]]:
+    """Return the different rollouts of the recipes and of the example, with who has them."""
+    found: list[tuple[RolloutSpec, list[str]]] = []
+    example = yaml.safe_load((ROOT / "dags/models/adder.yaml").read_text(encoding="utf-8"))
+    specs = [("adder", RolloutSpec.model_validate(example["rollout"]))]
+    for name, spec in [*specs, *((each.name, each.spec.rollout) for each in presets())]:
+        known = next((names for one, names in found if one == spec), None)
+        if known is None:
+            found.append((spec, [name]))
+        else:
+            known.append(name)
+    return found
+
+
+@pytest.mark.parametrize(("spec", "names"), catalogue(), ids=[names[0] for _, names in catalogue()])
+def test_nobody_is_refused_for_having_taken_over_a_recipe_as_it_is(
+    store: FolderStore, spec: RolloutSpec, names: list[str]
+) -> None:
+    write_channel(store, used_channel())
+    usual = spec.model_copy(update={"expected_rps": 1.0 if "adder" in names else 8.0})
+    assert not [*problems(seen(store, usual)[0], usual)], names
 
 
 def test_servers_of_other_models_take_their_room(store: FolderStore) -> None:
@@ -155,3 +218,19 @@ def test_servers_of_other_models_take_their_room(store: FolderStore) -> None:
     assert (found.servers_needed, found.servers_free) == (2, 1)
     (told,) = warnings(found, SPEC)
     assert "room for 1 servers beside those of other models" in told
+
+
+@pytest.mark.parametrize("on_neuron", [False, True])
+def test_devices_whose_errors_nobody_sees_are_told(store: FolderStore, on_neuron: bool) -> None:
+    def told(environment: Environment) -> list[str]:
+        found = forecast(
+            store, MODEL, NAME, environment, SPEC, drain_timeout_s=30.0, on_neuron=on_neuron
+        )
+        return [*warnings(found, SPEC)]
+
+    plain = Environment(target="cpu", devices=2)
+    seeing = plain.model_copy(
+        update={"metrics": MetricsSource(source="prometheus", url="http://127.0.0.1:9090")}
+    )
+    assert told(plain) == ([DEVICES_UNSEEN] if on_neuron else [])
+    assert told(seeing) == []

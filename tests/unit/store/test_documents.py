@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from trainyard.documents.base import Document, Provenance
 from trainyard.errors import Conflict, CorruptFile, NotFound
 from trainyard.store.documents import (
     create_document,
+    first_document,
     read_document,
     read_versioned,
     substance,
@@ -136,3 +138,25 @@ def test_updates_of_many_threads_all_count(store: FolderStore) -> None:
     for thread in threads:
         thread.join()
     assert read_document(store, "c", Counter).value == 80
+
+
+def test_of_two_documents_the_first_counts(store: FolderStore) -> None:
+    first, second = Counter(value=1), Counter(value=2)
+    assert first_document(store, "c", first) == first
+    assert first_document(store, "c", second) == first
+
+
+@pytest.mark.parametrize("write", [create_document, first_document])
+def test_a_conflict_with_nothing_may_pass(
+    store: FolderStore,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[FolderStore, str, Counter], object],
+) -> None:
+    """As a store answers two writers of one key at the same moment, of whom none has written."""
+
+    def busy(*_: object, **__: object) -> str:
+        raise Conflict("status 409")
+
+    monkeypatch.setattr(store, "create", busy)
+    with pytest.raises(Conflict, match="status 409"):
+        write(store, "c", Counter(value=1))

@@ -28,6 +28,7 @@ _WAITING = (
     "and missing data are no evidence"
 )
 
+_NOT_AWAITED = "no closed block; it could only show harm, and promotion does not wait for it"
 
 _SCATTERED = (
     "held: the candidate's pods differ among themselves more than stable's did, so the release and "
@@ -103,6 +104,8 @@ def metric_verdict(
     if harmed_at is not None:
         outcome = "HARM"
         note = f"harm was shown at {seen[-1].end_s:g} s of exposure, after {len(seen)} blocks"
+    elif metric.harm_only:
+        note = ""
     elif path.is_non_inferior()[-1]:
         now = values_of(since_weight_changed(blocks), metric)
         if contradicts_promotion(now, metric):
@@ -125,8 +128,8 @@ def metric_verdict(
         promote_margin=metric.promote_margin,
         harm_evidence=float(path.harm[index]),
         harm_threshold=float(path.harm_threshold[index]),
-        promote_evidence=float(path.promote[index]),
-        promote_threshold=float(path.promote_threshold[index]),
+        promote_evidence=0.0 if metric.harm_only else float(path.promote[index]),
+        promote_threshold=0.0 if metric.harm_only else float(path.promote_threshold[index]),
         stable_requests=sum(block.stable.all.requests for block in seen),
         candidate_requests=sum(block.candidate.all.requests for block in seen),
         blocks=len(blocks),
@@ -198,11 +201,11 @@ def _before_any_block(metric: MetricSpec) -> MetricVerdict:
         harm_evidence=0.0,
         harm_threshold=1.0,
         promote_evidence=0.0,
-        promote_threshold=1.0,
+        promote_threshold=0.0 if metric.harm_only else 1.0,
         stable_requests=0,
         candidate_requests=0,
         blocks=0,
-        note=_WAITING,
+        note=_NOT_AWAITED if metric.harm_only else _WAITING,
     )
 
 
@@ -213,7 +216,7 @@ def _outcome(
 ) -> Outcome:
     if any(one.outcome == "HARM" for one in metrics):
         return "HARM"
-    proven = all(one.outcome == "NON_INFERIOR" for one in metrics)
+    proven = all(one.outcome == "NON_INFERIOR" for one in metrics if not one.harm_only)
     return "NON_INFERIOR" if proven and not _short_of_blocks(closed, spec) else "UNDECIDED"
 
 
@@ -230,16 +233,17 @@ def _held(closed: dict[str, tuple[PairedBlock, ...]]) -> str:
 
 
 def _short_of_blocks(closed: dict[str, tuple[PairedBlock, ...]], spec: JudgeSpec) -> list[str]:
+    awaited = [metric.name for metric in spec.metrics if not metric.harm_only]
     return [
         name
-        for name, blocks in closed.items()
-        if blocks_that_count(blocks, name, spec) < spec.min_blocks_last_step
+        for name in awaited
+        if blocks_that_count(closed[name], name, spec) < spec.min_blocks_last_step
     ]
 
 
 def _exposed_requests(rows: Sequence[Block], spec: JudgeSpec) -> int:
     """Return users' requests to the candidate by the metric that counts most of them."""
-    judged = {metric.name for metric in spec.metrics}
+    judged = {metric.name for metric in spec.metrics if not metric.harm_only}
     by_metric: dict[str, int] = {}
     for row in rows:
         exposed = row.track == "candidate" and row.weight_candidate > 0 and not row.stratum
@@ -258,6 +262,7 @@ def _reason(
     if outcome == "HARM":
         harmed = [one for one in metrics if one.outcome == "HARM"]
         return "Harm: " + "; ".join(_comparison(one, kinds[one.metric]) for one in harmed) + "."
+    metrics = [one for one in metrics if not one.harm_only]
     if outcome == "NON_INFERIOR":
         compared = "; ".join(_comparison(one, kinds[one.metric]) for one in metrics)
         return f"Good enough in every metric: {compared}."

@@ -3,7 +3,8 @@
 ===============  =======================================  ======================================
 drift            what it compares                         whose blocks it takes out
 ===============  =======================================  ======================================
-prompts          mean tokens of a prompt, as a ratio      `ttft`, `tpot`, `ttft_tail`
+prompts          mean tokens of a prompt, as a ratio      `ttft`, `tpot`, `ttft_tail`,
+                                                          `truncated`, `empty`
 prefix cache     shares of prompt tokens found there      `ttft`, `ttft_tail`
 ===============  =======================================  ======================================
 
@@ -31,7 +32,7 @@ PROMPTS = "prompts"
 PREFIX_HITS = "prefix_hits"
 
 TAKEN_OUT: Mapping[str, tuple[str, ...]] = {
-    PROMPTS: ("ttft", "tpot", "ttft_tail"),
+    PROMPTS: ("ttft", "tpot", "ttft_tail", "truncated", "empty"),
     PREFIX_HITS: ("ttft", "ttft_tail"),
 }
 """Judged metrics that each covariate speaks about."""

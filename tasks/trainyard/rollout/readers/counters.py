@@ -32,7 +32,8 @@ def pod_counters(
 ) -> PodCounters:
     """Return the counters that a server's samples show; a family that is not there is missing.
 
-    Values are summed over label sets (engines, reasons), each edge of a histogram by itself.
+    Values are summed over label sets (engines), each edge of a histogram and each reason for which
+    requests end by itself.
 
     Args:
         samples: of one server at one moment.
@@ -66,6 +67,8 @@ def pod_counters(
         tpot_requests=None if per_request else finished,
         events=events if per_request else None,
         finished=finished if per_request else None,
+        ended=_by_reason(chosen, by_name),
+        short=_within(_histogram(chosen, "outputs", by_name), 1),
         prompts=_histogram(chosen, "prompts", by_name),
         prefix_queries=_counter(chosen, "prefix_queries", by_name),
         prefix_hits=_counter(chosen, "prefix_hits", by_name),
@@ -109,6 +112,27 @@ def _counter(
 ) -> int | None:
     family = _of(chosen, figure, by_name)
     return sum(_whole(sample.value) for sample in by_name[family.name]) if family else None
+
+
+def _by_reason(
+    chosen: Sequence[Family], by_name: Mapping[str, Sequence[Sample]]
+) -> dict[str, int] | None:
+    """Return the finished requests by reason; None if the server does not say."""
+    family = _of(chosen, "finished", by_name)
+    found: dict[str, int] = {}
+    for sample in by_name[family.name] if family else ():
+        reason = sample.labels.get("finished_reason")
+        if reason is not None:
+            found[reason] = found.get(reason, 0) + _whole(sample.value)
+    return found or None
+
+
+def _within(histogram: Histogram | None, edge: float) -> int | None:
+    """Return how many values were not above an edge; None if there is no such edge."""
+    if histogram is None:
+        return None
+    counts = [within for label, within in histogram.buckets.items() if float(label) == edge]
+    return counts[0] if counts else None
 
 
 def _gauge(

@@ -7,6 +7,9 @@ ones) every family counts that is there. Of several, the first in the table wins
 Figures:
 
 * `tpot` has one value a request: the time per output token after its first. It is what is judged.
+* `finished` has a series for each reason why requests end. vLLM counts none whose client went away
+  (seen with 0.32); `abort` and `error` are what the engine itself gave up.
+* `outputs` says how many output tokens a request had. Its lowest edge is 1.
 * `events` has one value an output event, of which a request has hundreds, and with speculative
   decoding an event holds several tokens. It serves only where one of two releases has no `tpot`.
 """
@@ -24,6 +27,7 @@ Figure = Literal[
     "tpot",
     "finished",
     "prompts",
+    "outputs",
     "prefix_queries",
     "prefix_hits",
     "running",
@@ -72,6 +76,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("events", "vllm:time_per_output_token_seconds", "histogram", until=(0, 13)),
     Family("finished", "vllm:request_success_total", "counter"),
     Family("prompts", "vllm:request_prompt_tokens", "histogram", with_buckets=True),
+    Family("outputs", "vllm:request_generation_tokens", "histogram", with_buckets=True),
     Family("prefix_queries", "vllm:prefix_cache_queries_total", "counter", since=(0, 10)),
     Family("prefix_queries", "vllm:gpu_prefix_cache_queries_total", "counter", until=(0, 12)),
     Family("prefix_hits", "vllm:prefix_cache_hits_total", "counter", since=(0, 10)),

@@ -39,7 +39,7 @@ from trainyard.kubernetes.labels import PORT, RELEASE, owned, server_labels
 from trainyard.serving.guard import FIRST_ANSWERS, ReleaseHealth
 from trainyard.serving.kubernetes.manifests import PORT_NAME, SERVER_PORT
 from trainyard.serving.kubernetes.route import SPLIT, find_rule
-from trainyard.serving.protocol import ReleaseTraffic, RouteStatus
+from trainyard.serving.protocol import ReleaseTraffic, RouteStatus, ServerTraffic
 from trainyard.spec.kubernetes import KubernetesServing
 
 log = logging.getLogger(__name__)
@@ -78,10 +78,9 @@ class Counts:
         )
 
     @property
-    def traffic(self) -> ReleaseTraffic:
-        """The same in the rollout's words."""
-        arrivals = max(self.total, self.error + self.active) + self.connect_failures
-        return ReleaseTraffic(arrivals, self.error, self.active)
+    def arrivals(self) -> int:
+        """Requests that were sent there, also in vain; at least those that failed or are active."""
+        return max(self.total + self.connect_failures, self.error + self.active)
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def gateway_sight(
         for pod in servers
         if (pod.get("status") or {}).get("podIP")
     }
-    counts: dict[str, Counts] = {}
+    counts: dict[str, dict[str, Counts]] = {}
     marks: list[tuple[str, str]] = []
     for uid, page in sorted(pages.items()):
         for where, seen in parse_endpoints(page, cluster).items():
@@ -198,14 +197,31 @@ def gateway_sight(
                 # A server that is gone while Envoy still drains it.
                 continue
             release_id = pod["metadata"]["labels"][RELEASE]
-            counts[release_id] = counts.get(release_id, Counts()) + seen
+            of_release, name = counts.setdefault(release_id, {}), pod["metadata"]["name"]
+            of_release[name] = of_release.get(name, Counts()) + seen
             marks.append((uid, pod["metadata"]["uid"]))
     return DataPlaneSight(
         # Envoy forgets an endpoint's counts when it leaves the cluster, so they can be compared
         # only while the same endpoints are behind the same Envoys.
         epoch=short(digest([sorted(pages), sorted(marks), resets])),
-        traffic={name: one.traffic for name, one in counts.items()},
-        counts=counts,
+        traffic={release_id: traffic_of(servers) for release_id, servers in counts.items()},
+        counts={
+            release_id: sum(servers.values(), start=Counts())
+            for release_id, servers in counts.items()
+        },
+    )
+
+
+def traffic_of(servers: Mapping[str, Counts]) -> ReleaseTraffic:
+    """Return the counts of a release in the rollout's words, from those of its servers by name."""
+    return ReleaseTraffic(
+        sum(one.arrivals for one in servers.values()),
+        sum(one.error for one in servers.values()),
+        sum(one.active for one in servers.values()),
+        {
+            name: ServerTraffic(one.arrivals - one.active, one.error)
+            for name, one in servers.items()
+        },
     )
 
 
@@ -361,6 +377,7 @@ def proxies_sight(answers: Sequence[ProxyAnswer]) -> DataPlaneSight | None:
             sum(one.arrivals for one in of_each),
             sum(one.errors for one in of_each),
             sum(one.in_flight for one in of_each),
+            _joint_servers([one.servers for one in of_each]),
         )
     return DataPlaneSight(
         epoch=short(digest(sorted(answer.status.epoch for answer in answers))),
@@ -371,6 +388,18 @@ def proxies_sight(answers: Sequence[ProxyAnswer]) -> DataPlaneSight | None:
             for name in dict.fromkeys(name for answer in answers for name in answer.health)
         },
     )
+
+
+def _joint_servers(of_each: Sequence[Mapping[str, ServerTraffic]]) -> dict[str, ServerTraffic]:
+    names = dict.fromkeys(name for servers in of_each for name in servers)
+    none = ServerTraffic(0, 0)
+    return {
+        name: ServerTraffic(
+            sum(servers.get(name, none).ended for servers in of_each),
+            sum(servers.get(name, none).errors for servers in of_each),
+        )
+        for name in names
+    }
 
 
 def _joint_health(of_each: Sequence[ReleaseHealth]) -> ReleaseHealth:

@@ -93,7 +93,13 @@ def _endpoints(pods: Mapping[str, Object]) -> dict[ChannelName, list[Endpoint]]:
         if not is_ready(pod) or not labels.get(RELEASE):
             continue
         port = port_of(pod, PORT_NAME, SERVER_PORT)
-        endpoint = Endpoint(labels[RELEASE], pod["metadata"]["uid"], pod["status"]["podIP"], port)
+        endpoint = Endpoint(
+            labels[RELEASE],
+            pod["metadata"]["uid"],
+            pod["status"]["podIP"],
+            port,
+            pod["metadata"]["name"],
+        )
         found.setdefault((labels.get(ENVIRONMENT, ""), labels.get(MODEL, "")), []).append(endpoint)
     return found
 

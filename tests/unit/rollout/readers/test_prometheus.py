@@ -56,12 +56,16 @@ def page(times: int) -> str:
     registry = CollectorRegistry()
     ttft = Histogram(TTFT, "help", ("engine",), buckets=(0.1, 0.25, 1.0), registry=registry)
     tpot = Histogram(TPOT, "help", ("engine",), buckets=(0.01, 0.1), registry=registry)
+    outputs = Histogram(
+        "vllm:request_generation_tokens", "help", ("engine",), buckets=(1, 2, 5), registry=registry
+    )
     finished = Counter("vllm:request_success", "help", ("finished_reason",), registry=registry)
     for engine in ("0", "1"):
         for index in range(times):
             ttft.labels(engine).observe(0.05 + 0.3 * (index % 2))
             tpot.labels(engine).observe(0.02)
-            finished.labels("stop").inc()
+            finished.labels("length" if index % 2 else "stop").inc()
+            outputs.labels(engine).observe(1 + index % 2)
     return generate_latest(registry).decode()
 
 
@@ -90,6 +94,8 @@ def test_the_counters_are_those_that_scraping_gives(fake: FakePrometheus) -> Non
     assert pod.model_copy(update={"read_at": None, "node": ""}) == direct
     assert direct.ttft is not None
     assert direct.ttft.count == 10
+    assert pod.ended == {"stop": 6, "length": 4}
+    assert pod.short == 6
 
 
 def test_each_server_has_its_own_counters(fake: FakePrometheus) -> None:

@@ -9,6 +9,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from tests.cluster_world import NAME, PLACE, accept, follow, place, put_pod, put_route
 from tests.fake_cluster import NAMESPACE_NAME as NS
 from tests.fake_cluster import FakeCluster, Fault
@@ -26,10 +27,11 @@ from trainyard.serving.kubernetes.arrivals import (
     port_of,
     proxies_sight,
     rule_cluster,
+    traffic_of,
 )
 from trainyard.serving.kubernetes.route import new_route
 from trainyard.serving.kubernetes.route_status import KubernetesRouter
-from trainyard.serving.protocol import ReleaseTraffic, RouteStatus
+from trainyard.serving.protocol import ReleaseTraffic, RouteStatus, ServerTraffic
 
 CLUSTER = f"httproute/{NS}/{NAME}/rule/2"
 
@@ -46,7 +48,11 @@ def endpoint(where: str, cluster: str = CLUSTER, **figures: int) -> str:
 
 def pod(release_id: str, ip: str, uid: str = "") -> dict[str, Any]:
     return {
-        "metadata": {"uid": uid or ip, "labels": {"trainyard.dev/release": release_id}},
+        "metadata": {
+            "name": f"pod-{ip[-1]}",
+            "uid": uid or ip,
+            "labels": {"trainyard.dev/release": release_id},
+        },
         "status": {"podIP": ip},
     }
 
@@ -72,7 +78,7 @@ def test_the_rule_is_found_where_it_is_now() -> None:
     assert rule_cluster(route).endswith("/rule/3")
 
 
-def test_counts_of_all_gateways_and_servers_are_added_by_release() -> None:
+def test_counts_of_all_gateways_are_added_by_server_and_release() -> None:
     page = (
         endpoint("10.0.0.1:8000", rq_total=10, rq_error=1)
         + endpoint("10.0.0.2:8000", rq_total=20)
@@ -81,12 +87,26 @@ def test_counts_of_all_gateways_and_servers_are_added_by_release() -> None:
     )
     servers = [pod(OLD, "10.0.0.1"), pod(OLD, "10.0.0.2"), pod(NEW, "fd00::3")]
     sight = gateway_sight({"envoy-1": page, "envoy-2": page}, servers, CLUSTER)
-    assert sight.traffic == {OLD: ReleaseTraffic(60, 2, 0), NEW: ReleaseTraffic(10, 0, 0)}
+    assert sight.traffic == {
+        OLD: ReleaseTraffic(
+            60, 2, 0, {"pod-1": ServerTraffic(20, 2), "pod-2": ServerTraffic(40, 0)}
+        ),
+        NEW: ReleaseTraffic(10, 0, 0, {"pod-3": ServerTraffic(10, 0)}),
+    }
+    assert sight.counts == {OLD: Counts(total=60, error=2), NEW: Counts(total=10)}
 
 
 def test_failed_connections_are_arrivals_and_errors() -> None:
-    counts = Counts(total=2, success=2, error=5, connect_failures=5)
-    assert counts.traffic == ReleaseTraffic(arrivals=10, errors=5, in_flight=0)
+    served = Counts(total=100, success=97, error=1, active=2)
+    dead = Counts(error=5, connect_failures=5)
+    assert traffic_of({"a": served, "b": dead}) == ReleaseTraffic(
+        105, 6, 2, {"a": ServerTraffic(98, 1), "b": ServerTraffic(5, 5)}
+    )
+
+
+def test_figures_that_were_not_read_at_one_moment_never_have_more_errors_than_ends() -> None:
+    counts = Counts(total=2, error=5, active=1)
+    assert traffic_of({"a": counts}).servers == {"a": ServerTraffic(5, 5)}
 
 
 def test_another_envoy_or_server_begins_another_epoch() -> None:
@@ -111,7 +131,7 @@ def test_another_envoy_or_server_begins_another_epoch() -> None:
 
 def sight(epoch: str = "e", **counts: Counts) -> DataPlaneSight:
     by_release = {{"old": OLD, "new": NEW}[name]: one for name, one in counts.items()}
-    traffic = {name: one.traffic for name, one in by_release.items()}
+    traffic = {name: traffic_of({f"{name}-0": one}) for name, one in by_release.items()}
     return DataPlaneSight(epoch, traffic, counts=by_release)
 
 
@@ -160,11 +180,13 @@ def test_without_sight_there_is_nothing_to_tell() -> None:
 # --- our proxies ----------------------------------------------------------------------------------
 
 
-def answer(epoch: str, weight: int, arrivals: int, health: ReleaseHealth) -> ProxyAnswer:
+def answer(
+    epoch: str, weight: int, arrivals: int, health: ReleaseHealth, **servers: ServerTraffic
+) -> ProxyAnswer:
     status = RouteStatus(
         epoch=epoch,
         weights={OLD: 100 - weight, NEW: weight},
-        traffic={NEW: ReleaseTraffic(arrivals, 1, 2)},
+        traffic={NEW: ReleaseTraffic(arrivals, 1, 2, servers)},
         guard="following",
         guard_reason="",
         channel_generation=1,
@@ -185,6 +207,21 @@ def test_proxies_are_added_up_once_they_have_the_same_weights() -> None:
     assert restarted.epoch != found.epoch
     assert restarted.health is not None
     assert restarted.health[NEW].failures == 0
+
+
+def test_servers_of_several_proxies_are_added_up() -> None:
+    one = answer("a", 10, 5, ReleaseHealth(), x=ServerTraffic(3, 1))
+    two = answer("b", 10, 7, ReleaseHealth(), x=ServerTraffic(4, 0), y=ServerTraffic(1, 1))
+    found = proxies_sight([one, two])
+    assert found is not None
+    assert found.traffic[NEW].servers == {"x": ServerTraffic(7, 1), "y": ServerTraffic(1, 1)}
+
+
+def test_a_proxy_of_an_older_version_tells_sums_only() -> None:
+    new = TypeAdapter(ProxyAnswer).dump_python(answer("a", 10, 5, ReleaseHealth()))
+    assert new["status"]["traffic"][NEW].pop("servers") == {}
+    old = TypeAdapter(ProxyAnswer).validate_python(new)
+    assert old.status.traffic == {NEW: ReleaseTraffic(5, 1, 2)}
 
 
 # --- the router -----------------------------------------------------------------------------------
@@ -262,7 +299,10 @@ def test_the_status_has_weights_arrivals_and_the_guards_word(
     status = router.status(ENVIRONMENT, MODEL)
     assert status is not None
     assert status.weights == {OLD: 90, NEW: 10}
-    assert status.traffic == {OLD: ReleaseTraffic(90, 0, 0), NEW: ReleaseTraffic(9, 0, 0)}
+    assert status.traffic == {
+        OLD: ReleaseTraffic(90, 0, 0, {f"{OLD}-0": ServerTraffic(90, 0)}),
+        NEW: ReleaseTraffic(9, 0, 0, {f"{NEW}-0": ServerTraffic(9, 0)}),
+    }
     assert (status.guard, status.guard_reason, status.channel_generation) == ("following", "", 1)
 
 

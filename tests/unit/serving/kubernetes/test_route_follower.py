@@ -59,6 +59,8 @@ def test_weights_come_from_the_route_and_servers_from_ready_pods(
     route = route_of(follower)
     assert route.decision.weights == {OLD: 90, NEW: 10}
     assert [up.host for up in route.upstreams[NEW]] == ["127.0.0.1:20002"]
+    # By the pod's name the rollout knows whose counts these are.
+    assert [up.endpoint.name for up in route.upstreams[NEW]] == [f"{NEW}-0"]
     put_pod(fake, NEW, ready=False)
     put_pod(fake, NEW, 1, ip="fd00::1", port=20003)
     look(follower, fake)
