@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -47,6 +48,8 @@ from trainyard.rollout.events import (
     WarmedUp,
 )
 from trainyard.rollout.state_machine import candidate_target, commands_for, step
+
+pytestmark = pytest.mark.usefixtures("only_drawn_edges")
 
 NAMES = ("a", "b", "c")
 STATES = ("starting", "ready", "ready", "ready", "unhealthy", "failed", "stopping")
