@@ -6,9 +6,11 @@ Only servers, requests and time are simulated. Requests have random latencies; t
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.rollout_world import ENVIRONMENT, MODEL, Behaviour, World, release_id
 from tests.unit.yard import measurement
 
@@ -28,6 +30,7 @@ from trainyard.rollout.slices import blocks_from_snapshots
 from trainyard.rollout.state_machine import step
 from trainyard.serving.protocol import ServerStatus
 from trainyard.spec.environments import Environment
+from trainyard.spec.loader import load_environments
 from trainyard.store.documents import read_document
 
 pytestmark = pytest.mark.integration
@@ -640,6 +643,56 @@ def test_a_lease_is_held_while_and_only_while_it_is_needed(world: World) -> None
     assert world.lease_until == world.now + timedelta(seconds=120)
     world.run(tick)
     assert not world.lease_alive()
+
+
+def test_a_rollout_keeps_the_settings_that_it_began_with(world: World, tmp_path: Path) -> None:
+    """Another process goes on with it after the file and the settings have changed."""
+    file = tmp_path / "environments.yaml"
+
+    def driver(drain_timeout_s: float, **environment: Any) -> Rollouts:
+        """Return what a process has that starts now."""
+        rules = {"target": "cpu", **environment}
+        made = {"schema": "trainyard/v1", "environments": {ENVIRONMENT: rules}}
+        file.write_text(yaml.safe_dump(made), encoding="utf-8")
+        found = load_environments(file).environments
+        return Rollouts(world.deps(environments=found, drain_timeout_s=drain_timeout_s))
+
+    def promote(drivers: Rollouts, name: str, run_id: str) -> Any:
+        return drivers.begin(
+            kind="promote",
+            model=MODEL,
+            environment=ENVIRONMENT,
+            release_id=world.publish(name),
+            run_id=run_id,
+        )
+
+    before = driver(20.0, devices=2, lease_s=200.0, rollback_window_s=50.0)
+    world.run(promote(before, "b", "run"), until=at_phase("holding"))
+    assert world.channel.rollout is not None
+    pinned = world.channel.rollout.plan
+    assert (pinned.capacity, pinned.lease_s) == ("surge", 200.0)
+    assert (pinned.keep_warm_s, pinned.drain_timeout_s) == (50.0, 20.0)
+
+    changed = driver(7.0, devices=1, capacity="single", lease_s=900.0, allow_downtime=True)
+    tick = promote(changed, "b", "run")
+    while not (result := tick()).done:
+        assert result.channel.rollout is not None
+        assert result.channel.rollout.plan == pinned
+        assert world.lease_until is not None
+        assert world.lease_until - world.now <= timedelta(seconds=200)
+        world.advance(max(result.next_in_s, 0.1))
+    assert result.outcome == "promoted"
+    (old,) = world.channel.previous
+    assert old.warm_until == world.channel.rollout.phase_since + timedelta(seconds=50)
+
+    promote(changed, "c", "next")()
+    following = world.channel.rollout.plan
+    assert (following.lease_s, following.keep_warm_s, following.drain_timeout_s) == (
+        900.0,
+        0.0,
+        7.0,
+    )
+    assert following.capacity == "single"
 
 
 def test_the_world_gives_what_the_protocol_promises(world: World) -> None:

@@ -343,6 +343,52 @@ def test_without_a_driver_the_guard_takes_the_traffic_and_the_rollout_is_withdra
     assert world.effective == {old: 100}
 
 
+def until_it_bakes(world: World, new: str) -> None:
+    """Drive a promotion into its bake, and let its driver die there."""
+    world.run(
+        begin(world, new),
+        until=lambda c: (
+            c.rollout is not None and c.rollout.phase == "baking" and c.weights.candidate > 0
+        ),
+    )
+
+
+def test_a_bake_without_a_driver_goes_back_to_the_old_release_and_stays_there() -> None:
+    world, old, new = world_with_a_stable_release()
+    until_it_bakes(world, new)
+    world.advance(5)
+    assert world.effective == {new: 90, old: 10}
+    world.advance(130)
+    assert world.effective == {old: 100, new: 0}
+    before = world.arrivals[new]
+    result = world.run(begin(world, new))
+    assert result.outcome == "withdrawn"
+    assert "The controller was lost" in result.summary
+    world.advance(2)
+    assert world.effective == {old: 100}
+    assert world.arrivals[new] == before, "the new release got requests again on the way back"
+    assert world.channel.rejected == ()
+    assert [server.state for server in world.servers_of(old)] == ["ready"]
+    assert world.servers_of(new) == []
+
+
+def test_a_bake_without_a_driver_stays_with_the_new_release_if_the_old_one_is_down() -> None:
+    world, old, new = world_with_a_stable_release()
+    until_it_bakes(world, new)
+    world.advance(130)
+    assert world.effective == {old: 100, new: 0}
+    world.behaviour[old].start_s = 10**6
+    world.crash(f"{old}-0")
+    world.advance(1)
+    assert world.effective == {new: 100, old: 0}
+    before = dict(world.errors)
+    result = world.run(begin(world, new))
+    assert result.outcome == "promoted"
+    world.advance(2)
+    assert world.effective == {new: 100}
+    assert world.errors == before, "nobody answered for a while"
+
+
 def test_a_withdrawn_release_may_be_promoted_again() -> None:
     world, _, new = world_with_a_stable_release()
     world.run(begin(world, new), until=lambda c: c.weights.candidate > 0)

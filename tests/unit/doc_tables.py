@@ -1,4 +1,7 @@
-"""Writes the tables of docs/monitoring.md and docs/settings.md: python -m tests.unit.doc_tables."""
+"""Writes what the docs show of the code: python -m tests.unit.doc_tables.
+
+These are the tables of docs/monitoring.md and docs/settings.md, and the diagram of docs/rollout.md.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
+from tests.unit.rollout.drawn import mermaid
 
 from trainyard.metrics.families import FAMILIES
 from trainyard.serving.kubernetes.guard_metrics import GuardMetrics
@@ -31,6 +35,7 @@ def tables() -> dict[str, dict[str, str]]:
             "guard": _metrics_table(_of_pages(GuardMetrics().text().decode(), GuardMetrics())),
         },
         "settings.md": {"settings": _settings_table()},
+        "rollout.md": {"states": mermaid()},
     }
 
 

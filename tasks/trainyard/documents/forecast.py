@@ -41,6 +41,12 @@ class RolloutForecast(Frozen):
     """`canary`, or `bootstrap` where nothing serves yet."""
     steps: tuple[StepForecast, ...]
     bake_s: float
+    holdback_weight: int | None = None
+    """Percent that the old release keeps in the bake; None: nothing is compared there, or an older
+    version made the forecast."""
+    bake_compares_latencies: bool = False
+    """Are loads in the bake equal enough to compare latencies, or do only errors, answers to probes
+    and fuses decide?"""
     max_duration_s: float
     servers_needed: int
     """Most servers of the model that run at the same time."""

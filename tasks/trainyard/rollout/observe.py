@@ -81,7 +81,7 @@ def observe(deps: RolloutDeps, channel: Channel, now: datetime) -> Sight:
         lambda: deps.router.status(channel.environment, channel.model),
         otherwise=None,
     )
-    events: list[Event] = list(_alarms(deps, channel, rollout, route))
+    events: list[Event] = list(_alarms(deps, channel, rollout, servers, route))
     if servers is not None:
         events.append(ServersSeen(tuple(server_seen(server) for server in servers)))
     if route is not None:
@@ -157,9 +157,16 @@ def _servers(deps: RolloutDeps, channel: Channel) -> Sequence[ServerStatus] | No
 
 
 def _alarms(
-    deps: RolloutDeps, channel: Channel, rollout: Rollout, route: RouteStatus | None
+    deps: RolloutDeps,
+    channel: Channel,
+    rollout: Rollout,
+    servers: Sequence[ServerStatus] | None,
+    route: RouteStatus | None,
 ) -> list[Event]:
-    """Return what the guard did by itself: as it says now, and as it wrote down."""
+    """Return what the guard did by itself: as it says now, and as it wrote down.
+
+    That a bake was left alone is no reason to go back to an old release without a ready server.
+    """
     if rollout.phase not in EXPOSED_PHASES or channel.weights.candidate == 0:
         return []
     unknown: Sequence[GuardEvent] = ()
@@ -175,7 +182,19 @@ def _alarms(
     lost = [reason for event, reason in seen if event == "lease_expired"]
     if fuses:
         return [FuseBlown(f"Fuse: {fuses[0]}")]
-    return [ControllerLost(lost[0])] if lost else []
+    if not lost or _has_no_way_back(channel, rollout, servers):
+        return []
+    return [ControllerLost(lost[0])]
+
+
+def _has_no_way_back(
+    channel: Channel, rollout: Rollout, servers: Sequence[ServerStatus] | None
+) -> bool:
+    """Tell whether nothing of the old release of a bake could answer."""
+    if rollout.phase != "baking" or channel.candidate is None or servers is None:
+        return False
+    old = channel.candidate.release_id
+    return not any(server.release_id == old and server.state == "ready" for server in servers)
 
 
 def _is_look_due(deps: RolloutDeps, channel: Channel, rollout: Rollout, now: datetime) -> bool:

@@ -236,6 +236,29 @@ def rollback_target(channel: Channel, release_id: str | None) -> str:
     )
 
 
+def bake_compares_latencies(plan: RolloutPlan) -> bool:
+    """Tell whether a server of the new release is loaded in the bake like one of the old one."""
+    old = plan.stable_replicas
+    if plan.capacity == "replace":
+        old = max(1, plan.stable_replicas + 1 - plan.replicas)
+    held = plan.holdback_weight
+    return (100 - held) / plan.replicas <= LOAD_PARITY * held / max(1, old)
+
+
+def bake_words(bake_s: float, holdback_weight: int, latencies: bool) -> str:
+    """Return what is compared in a bake, for people."""
+    if holdback_weight == 0:
+        what = "nothing is left to compare with; fuses alone decide"
+    elif latencies:
+        what = "latencies are compared as well"
+    else:
+        what = (
+            "latencies are not compared at such different loads; "
+            "errors, fuses and any probes decide"
+        )
+    return f"{bake_s:g} s of bake with {holdback_weight} % held back ({what})"
+
+
 def describe_plan(release: Release, plan: RolloutPlan) -> str:
     """Return what a plan will do, in one sentence."""
     who = f"{release.release_id} (revision {release.revision})"
@@ -252,8 +275,8 @@ def describe_plan(release: Release, plan: RolloutPlan) -> str:
     steps = ", ".join(f"{step.weight} % for {step.hold_s:g} s" for step in plan.steps)
     return (
         f"{who} gets {servers} ({plan.capacity}), then {steps} at least, judged for at most "
-        f"{plan.max_duration_s:g} s; then it bakes for {plan.bake_s:g} s with "
-        f"{plan.holdback_weight} % held back."
+        f"{plan.max_duration_s:g} s; then "
+        f"{bake_words(plan.bake_s, plan.holdback_weight, bake_compares_latencies(plan))}."
     )
 
 

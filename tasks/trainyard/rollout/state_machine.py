@@ -4,53 +4,86 @@
 stores the channel by compare-and-swap before it carries the wishes out. Wishes follow from the
 channel alone (`commands_for`), so a crash between the two lines is healed by the next tick.
 
-==============  ======================================================  ==========================
-phase           what happens                                            next phase
-==============  ======================================================  ==========================
-idle            RolloutRequested                                        deploying; scaling if the
-                                                                        stable servers must stop
-                                                                        first (`single`)
-deploying       candidate's servers are ready                           warming
-                one of them failed, or `deploy_timeout_s` passed        rolling_back (withdrawn)
-warming         all ready servers answered their warm-up requests       scaling if more servers
-                                                                        are needed; shifting; baking
-                                                                        without a comparison;
-                                                                        rolling_back if this is a
-                                                                        rollback: the roles are
-                                                                        swapped, traffic first
-                a server gave only errors                               rolling_back (rejected)
-                some requests had no good answer                        rolling_back (withdrawn)
-scaling         before exposure: the wanted servers are there           warming, or deploying after
-                                                                        the stable servers stopped
-                after the bake: the old release is gone                 idle (promoted)
-shifting        the route has the weights and arrivals agree            holding
-                they do not within `arrivals_timeout_s`                 rolling_back (withdrawn)
-holding         a look without harm, `hold_s` passed, more steps        shifting
-                a look says NON_INFERIOR, `hold_s` of the last passed   baking: roles are swapped
-                `max_duration_s` passed, undecided                      holding at the last proven
-                                                                        step, people are told; or
-                                                                        rolling_back (withdrawn)
-                `max_hold_s` passed after that                          rolling_back (withdrawn)
-baking          `bake_s` passed without harm, all servers ready         scaling (to be promoted)
-any exposed     a look says HARM, or a fuse blew                        rolling_back (rejected)
-any exposed     the lease ran out                                       rolling_back (withdrawn)
-any exposed     the candidate was not seen for `blind_candidate_s`, or  rolling_back (withdrawn)
-                not both releases for `blind_s`
-any             AbortRequested                                          rolling_back (withdrawn)
-holding         PromotionForced: a person answers for the candidate     baking: roles are swapped
-any             PauseRequested: weights and steps stay as they are,     the same, paused
-                looks and all of the safety above go on
-any paused      ResumeRequested                                         the same
-                paused for `max_pause_s` in all                         rolling_back (withdrawn)
-any             QueueJoined, QueueLeft: who waits for the channel       the same
-any             TrafficBeyond: people are told, once of each kind       the same
-idle            ObjectiveMissed, ObjectiveMet: what the watch saw       idle
-idle            Adopted, and there is no stable release                 idle
-rolling_back    arrivals stop, requests end, servers are gone           idle
-==============  ======================================================  ==========================
+Every edge, with the event that takes it. `starting` are deploying, warming and scaling (on the way
+up), `compared` are shifting and holding, `exposed` are these two and baking.
 
-Exposed phases are shifting, holding and baking; in all others the candidate's weight is 0. Whatever
-takes traffic away does so in the same change of the channel in which it is decided.
+============  ============  ========================================================================
+from          to            event, and why
+============  ============  ========================================================================
+idle          deploying     RolloutRequested: a rollout begins
+idle          scaling       RolloutRequested: the stable servers must stop first (`single`)
+deploying     warming       ServersSeen: the candidate's servers are ready
+warming       deploying     ServersSeen: one of them is not ready any more
+warming       scaling       ServersSeen: they are warm, and more of them are needed
+warming       shifting      ServersSeen: all are warm; the first weight is wished for
+warming       baking        ServersSeen: all are warm and there is nothing to compare with (first
+                            release, `single`); roles are swapped
+warming       rolling_back  ServersSeen: all are warm, and this is a rollback; roles are swapped,
+                            traffic first (promoted)
+warming       rolling_back  WarmedUp: a server gave only errors (rejected), or some requests had no
+                            good answer (withdrawn)
+scaling       deploying     ServersSeen: the stable servers have stopped (`single`)
+scaling       warming       ServersSeen: the wanted servers are there
+starting      rolling_back  ServersSeen: a server of the candidate failed (withdrawn)
+starting      rolling_back  TimePassed: `deploy_timeout_s`, or `max_pause_s` of pauses, passed
+                            (withdrawn)
+starting      rolling_back  AbortRequested: aborted (withdrawn)
+shifting      holding       RouteSeen: the route has the weights, and arrivals agree
+shifting      rolling_back  RouteSeen: weights or arrivals do not follow within `arrivals_timeout_s`
+                            (withdrawn)
+shifting      rolling_back  TimePassed: the router could not be asked for twice as long (withdrawn)
+holding       shifting      Looked: no harm, `hold_s` passed, and there is a next step
+holding       shifting      TimePassed: `max_duration_s` passed, undecided, at a step that was not
+                            held long enough; one step back
+holding       baking        Looked: NON_INFERIOR, and `hold_s` of the last step passed; roles are
+                            swapped
+holding       baking        PromotionForced: a person answers for the candidate; roles are swapped
+compared      rolling_back  TimePassed: undecided for `max_duration_s`, or for `max_hold_s` after it
+                            (withdrawn)
+exposed       rolling_back  Looked: HARM (rejected)
+exposed       rolling_back  FuseBlown: a fuse blew (rejected; withdrawn if the machine is broken)
+exposed       rolling_back  ServersSeen: a server of the release under test failed, or none is ready
+                            (rejected)
+exposed       rolling_back  ControllerLost: the lease ran out (withdrawn)
+exposed       rolling_back  AbortRequested: aborted (withdrawn)
+exposed       rolling_back  TimePassed: blind for `blind_candidate_s` or `blind_s`, or paused for
+                            `max_pause_s` (withdrawn)
+baking        rolling_back  RouteSeen: too many requests failed, without a comparison (rejected)
+baking        rolling_back  TimePassed: not over `deploy_timeout_s` after `bake_s` (withdrawn)
+baking        scaling       ServersSeen: `bake_s` passed without harm, all servers are ready
+scaling       idle          ServersSeen: the old servers are gone (promoted)
+scaling       idle          RouteSeen: the old servers are idle, and are kept warm (promoted)
+scaling       idle          TimePassed: the old servers do not go in `deploy_timeout_s` (promoted)
+rolling_back  idle          ServersSeen: the servers are gone, and stable is ready
+rolling_back  idle          TimePassed: the servers do not go in `deploy_timeout_s`
+============  ============  ========================================================================
+
+The other events take no edge:
+
+===============  ========================================================================
+event            what it notes; the state stays
+===============  ========================================================================
+PauseRequested   weights and steps stay as they are; looks and all of the safety above go on
+ResumeRequested  the pause is over
+DriverClaimed    another process drives; its epoch is higher
+Sighted          who could be seen; how long not, is what TimePassed acts on
+TrafficBeyond    people are told, once of each kind
+QueueJoined      a run waits for the channel, or still does
+QueueLeft        it does not wait any more
+RequesterNoted   who asked for the rollout
+OutcomeNoted     what the last rollout left to be done is done
+ObjectiveMissed  the watch after a rollout saw an alert begin
+ObjectiveMet     the watch saw it end
+Adopted          somebody else's servers become stable, where nothing is
+===============  ========================================================================
+
+In brackets is what becomes of the release: a rejected one needs force to come again, a withdrawn
+one does not. An undecided rollout that is to hold (`on_undecided`) freezes its weights at the last
+step that was held long enough, and people are told; looks go on. A way back goes from weights to
+arrivals that stop, to requests that end, to servers that are gone.
+
+In all but the exposed states the candidate's weight is 0. Whatever takes traffic away does so in
+the same change of the channel in which it is decided.
 
 While a look did not see both releases, nothing goes forward: no step, no promotion, no end of the
 bake. Nobody calls silence peace.

@@ -6,7 +6,10 @@ Its shells are `serving.guard_loop` on one machine and `serving.kubernetes.guard
 
     condition                                                         route
     no rollout under way, or its lease is alive                       as the channel wishes
-    rollout, candidate has weight, no living lease                    all to stable (lease_expired)
+    rollout before its bake, candidate has weight, no living lease    all to stable (lease_expired)
+    bake, candidate has weight, no living lease                       all to the old release if it
+                                                                      is ready at full size, else to
+                                                                      the new one (lease_expired)
     rollout before its bake, candidate has weight, and it has no
       ready server, or its first answers all failed, or many
       connections in a row failed                                     all to stable (fuse)
@@ -14,8 +17,10 @@ Its shells are `serving.guard_loop` on one machine and `serving.kubernetes.guard
 
 A fuse stays blown until the channel itself takes the candidate's weight away, or another rollout
 begins. The others end with their conditions. In the bake the tracks have changed roles: the
-release of track `candidate` is the old one, which is proven, so it has no fuse, and it takes over
-if the new one has no ready server, with or without a lease.
+release of track `candidate` is the old one, which is proven, so it has no fuse. It takes over if
+the new one has no ready server, with or without a lease, and if nobody drives the bake any more:
+the new one has not shown yet that it is as good for longer. An old release with fewer ready servers
+than it had when it was stable could not bear all the traffic; then the new one keeps it.
 """
 
 from __future__ import annotations
@@ -67,6 +72,9 @@ class Wish(Frozen):
     """Is a rollout under way?"""
     baking: bool
     """Is it in its bake, where the candidate is the old release?"""
+    full_size: int = 0
+    """Servers that the release had which was stable when the rollout began; with so many it bears
+    all traffic. 0: there was none, or an older version wrote the wish."""
 
     @classmethod
     def of(cls, channel: Channel) -> Wish:
@@ -81,6 +89,7 @@ class Wish(Frozen):
             rollout=channel.rollout.number if channel.rollout else None,
             in_progress=channel.in_progress,
             baking=channel.rollout is not None and channel.rollout.phase == "baking",
+            full_size=channel.rollout.plan.stable_replicas if channel.rollout else 0,
         )
 
 
@@ -149,14 +158,23 @@ def decide(
     if fuse is not None:
         return RouteDecision(withdrawn, "fuse", fuse.reason, fuse)
     if at_risk and lease != "alive":
+        to_old = baking and _at_full_size(wish, health)
         held = RouteDecision(
-            withdrawn,
+            _shares(stable, candidate, 100) if to_old else withdrawn,
             "lease_expired",
-            f"The rollout's lease is {lease}: nobody drives it, so {candidate} gets no traffic.",
+            f"The rollout's lease is {lease}: nobody drives it, so "
+            f"{stable if to_old else candidate} gets no traffic.",
         )
         return _failover(held, stable, candidate, health) if baking else held
     following = RouteDecision(wished, "following", "")
     return _failover(following, stable, candidate, health) if exposed else following
+
+
+def _at_full_size(wish: Wish, health: Mapping[str, ReleaseHealth]) -> bool:
+    """Tell whether the old release of a bake has as many ready servers as when it was stable."""
+    assert wish.candidate is not None
+    ready = health.get(wish.candidate, ReleaseHealth()).ready_servers
+    return 0 < wish.full_size <= ready
 
 
 def _shares(stable: str | None, candidate: str | None, weight: int) -> dict[str, int]:

@@ -12,7 +12,8 @@ from trainyard.documents.release import Release
 ServerState = Literal["starting", "ready", "unhealthy", "failed", "stopping"]
 GuardState = Literal["following", "lease_expired", "fuse", "failover"]
 """`following`: the route does what the channel wishes. `lease_expired`, `fuse`: all traffic is held
-on stable. `failover`: one track has no ready server, so the other one takes all; ends by itself."""
+on stable, in a bake without a lease on the old release. `failover`: one track has no ready server,
+so the other one takes all; ends by itself."""
 
 
 @dataclass(frozen=True)

@@ -538,7 +538,10 @@ class RolloutSpec(SpecPart):
     bake_s: float = Field(default=600.0, ge=0)
     """Seconds after promotion in which the old release keeps its servers and a holdback share."""
     holdback_weight: int = Field(default=10, ge=0, le=50)
-    """Percent of the traffic that the old release keeps during the bake."""
+    """Percent of the traffic that the old release keeps during the bake. With 10 the new release
+    is seen under nearly all of the load while the old one can still take it back, but its busier
+    servers cannot be compared by latency: errors, answers to probes and fuses decide then. 50 with
+    equal servers compares latencies as well, and leaves half of the traffic on the old release."""
     max_duration_s: float = Field(default=3600.0, gt=0)
     """Seconds of exposure after which the judge's horizon ends."""
     on_undecided: Literal["hold", "rollback"] = "hold"

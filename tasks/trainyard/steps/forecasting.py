@@ -17,7 +17,7 @@ from trainyard.rollout.forecast import (
     steps_of,
     traffic_of,
 )
-from trainyard.rollout.plan_rollout import promotion_plan
+from trainyard.rollout.plan_rollout import bake_compares_latencies, bake_words, promotion_plan
 from trainyard.rollout.probes.windows import lag_s
 from trainyard.spec.environments import Environment
 from trainyard.spec.metrics import DEVICES_UNSEEN
@@ -76,6 +76,8 @@ def forecast(
         kind=plan.kind,
         steps=steps_of(plan, traffic.requests_per_s if traffic else None) if compared else (),
         bake_s=plan.bake_s,
+        holdback_weight=plan.holdback_weight if compared else None,
+        bake_compares_latencies=compared and bake_compares_latencies(plan),
         max_duration_s=plan.max_duration_s,
         servers_needed=_servers_needed(plan),
         servers_free=max(0, environment.devices - _servers_of_others(store, model, name)),
@@ -94,8 +96,11 @@ def forecast(
 
 def sentences(one: RolloutForecast) -> Iterator[str]:
     """Yield what people should know about a rollout, a line each."""
+    bake = f"{one.bake_s:g} s of bake"
+    if one.holdback_weight is not None:
+        bake = bake_words(one.bake_s, one.holdback_weight, one.bake_compares_latencies)
     rest = (
-        f"then {one.bake_s:g} s of bake; it needs {one.servers_needed} servers at most, and there "
+        f"then {bake}; it needs {one.servers_needed} servers at most, and there "
         f"is room for {one.servers_free}."
     )
     if not one.steps:

@@ -17,6 +17,7 @@ from trainyard.errors import BadInput, Busy, Closed, NotFound, Refused
 from trainyard.rollout.plan_rollout import (
     BOOTSTRAP_BAKE_S,
     NothingToDo,
+    bake_compares_latencies,
     describe_plan,
     judge_spec,
     plan_rollback,
@@ -384,10 +385,33 @@ def test_the_target_is_the_release_before_unless_one_is_named() -> None:
             "replaces the stable release with downtime",
         ),
         (back(channel("old", previous=("older",)), replicas=2), "goes back to"),
+        (made(), "40 s of bake with 10 % held back (latencies are not compared"),
+        (made(holdback_weight=50), "50 % held back (latencies are compared as well)"),
+        (made(holdback_weight=0), "0 % held back (nothing is left to compare with"),
     ],
 )
 def test_plans_can_be_told(found: RolloutPlan, words: str) -> None:
     assert words in describe_plan(make_release("new"), found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "compared"),
+    [
+        ({"holdback_weight": 50}, True),
+        ({"holdback_weight": 45}, True),
+        ({"holdback_weight": 40}, False),
+        ({"holdback_weight": 0}, False),
+        # One old server is left beside three new ones, whose load a quarter of the traffic is.
+        ({"holdback_weight": 25, "capacity": "replace", "replicas": 3}, True),
+        ({"holdback_weight": 20, "capacity": "replace", "replicas": 3}, False),
+    ],
+)
+def test_a_plan_knows_whether_latencies_are_compared_in_the_bake(
+    settings: dict[str, Any], compared: bool
+) -> None:
+    servers = settings.get("replicas", 1)
+    found = made(environment={"devices": 8}, servers=servers, **settings)
+    assert bake_compares_latencies(found) == compared
 
 
 FROZEN = {

@@ -72,6 +72,8 @@ from trainyard.rollout.state_machine import (
 )
 from trainyard.spec.model import RolloutStep
 
+pytestmark = pytest.mark.usefixtures("only_drawn_edges")
+
 WARM = f"{NEW}-0@{NOW.isoformat()}"
 
 

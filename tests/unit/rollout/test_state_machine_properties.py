@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -26,6 +27,7 @@ from tests.unit.rollout.machine import (
 from trainyard.documents.channel import EXPOSED_PHASES, HISTORY_LIMIT, Channel, Track
 from trainyard.rollout.events import (
     AbortRequested,
+    Adopted,
     ControllerLost,
     DeployServers,
     DriverClaimed,
@@ -43,14 +45,24 @@ from trainyard.rollout.events import (
     RolloutRequested,
     RouteSeen,
     ServersSeen,
+    Sighted,
     TimePassed,
+    TrafficBeyond,
     WarmedUp,
 )
 from trainyard.rollout.state_machine import candidate_target, commands_for, step
 
+pytestmark = pytest.mark.usefixtures("only_drawn_edges")
+
 NAMES = ("a", "b", "c")
 STATES = ("starting", "ready", "ready", "ready", "unhealthy", "failed", "stopping")
 LONGEST_ROLLOUT_S = 7200.0
+
+
+def is_exposed(channel: Channel) -> bool:
+    """Tell whether the release under test may have traffic now."""
+    rollout = channel.rollout
+    return channel.in_progress and rollout is not None and rollout.phase in EXPOSED_PHASES
 
 
 class Rollouts(RuleBasedStateMachine):
@@ -58,11 +70,16 @@ class Rollouts(RuleBasedStateMachine):
 
     channel: Channel
     now: datetime
+    unseen_since: datetime | None
+    """Since when looks have not seen both releases, as this test reckons."""
+    candidate_unseen_since: datetime | None
+    """Since when they have seen stable, but not the release under test."""
 
     @initialize(used=st.booleans())
     def begin(self, used: bool) -> None:
         self.channel = empty_channel()
         self.now = NOW
+        self.unseen_since = self.candidate_unseen_since = None
         if used:
             tracks = [Track(release_id=release_id(name), since=NOW) for name in ("a", "b")]
             update = {"stable": tracks[0], "previous": (tracks[1],)}
@@ -78,6 +95,8 @@ class Rollouts(RuleBasedStateMachine):
         self.check_promotion(before, event, after)
         self.check_order(before, after)
         self.check_pause(before, event, after)
+        self.check_blindness(before, event, after)
+        self.check_what_decides_nothing(before, event, after)
         self.channel = after
         assert Channel.model_validate_json(after.to_bytes()) == after
 
@@ -97,6 +116,8 @@ class Rollouts(RuleBasedStateMachine):
         stables = [c.stable.release_id if c.stable else None for c in (before, after)]
         rollout = before.rollout
         if stables[0] == stables[1] or rollout is None or stables[1] is None:
+            return
+        if isinstance(event, Adopted):
             return
         if stables[1] == rollout.reference_id:
             assert after.rollout is not None
@@ -126,6 +147,65 @@ class Rollouts(RuleBasedStateMachine):
         if not isinstance(event, PromotionForced):
             assert after.weights.candidate in (before.weights.candidate, 0)
         assert after.rollout.paused_s(self.now) <= before.rollout.plan.max_pause_s + 601
+
+    def check_blindness(self, before: Channel, event: Event, after: Channel) -> None:
+        """Blind, nothing goes forward but by hand; in time the release is withdrawn."""
+        self.reckon_blindness(before, event, after)
+        rollout = after.rollout
+        if rollout is not None and is_exposed(after):
+            blind = rollout.blind
+            assert (blind.since if blind else None) == self.unseen_since
+            assert (blind.candidate_only_since if blind else None) == self.candidate_unseen_since
+            if isinstance(event, TimePassed):
+                for since, limit_s in (
+                    (self.unseen_since, rollout.plan.blind_s),
+                    (self.candidate_unseen_since, rollout.plan.blind_candidate_s),
+                ):
+                    assert since is None or (self.now - since).total_seconds() < limit_s
+        if before.rollout is None or not is_exposed(before) or before.rollout.blind is None:
+            return
+        assert rollout is not None
+        assert rollout.ending != "promoted"
+        if isinstance(event, PromotionForced) or before.rollout.phase == "baking":
+            return
+        assert rollout.phase != "baking"
+        assert rollout.step_index <= before.rollout.step_index
+        assert after.weights.candidate <= before.weights.candidate
+
+    def reckon_blindness(self, before: Channel, event: Event, after: Channel) -> None:
+        if isinstance(event, Sighted) and is_exposed(before):
+            unseen, only = event.candidate or event.stable, event.candidate and not event.stable
+            self.unseen_since = (self.unseen_since or self.now) if unseen else None
+            self.candidate_unseen_since = (
+                (self.candidate_unseen_since or self.now) if only else None
+            )
+        if not is_exposed(after):
+            self.unseen_since = self.candidate_unseen_since = None
+
+    def check_what_decides_nothing(self, before: Channel, event: Event, after: Channel) -> None:
+        """Servers of somebody else become stable only where nothing is; warnings change nothing."""
+        if isinstance(event, Adopted) and after != before:
+            assert before.stable is None
+            assert not before.in_progress
+            assert after.stable == Track(
+                release_id=event.release_id, since=self.now, verified=False
+            )
+            assert after.rollout == before.rollout
+        if isinstance(event, TrafficBeyond) and after != before:
+            assert before.rollout is not None
+            assert after.rollout is not None
+            kinds = [each.kind for each in after.rollout.beyond]
+            assert event.kind in kinds
+            assert len(set(kinds)) == len(kinds)
+            told = event.kind not in {each.kind for each in before.rollout.beyond}
+            assert (after.history != before.history) == told
+            rest = {"beyond": before.rollout.beyond}
+            same = {
+                "rollout": after.rollout.model_copy(update=rest),
+                "history": before.history,
+                "generation": before.generation,
+            }
+            assert after.model_copy(update=same) == before
 
     def check_order(self, before: Channel, after: Channel) -> None:
         """Servers go only after their traffic has gone in an earlier change."""
@@ -172,13 +252,16 @@ class Rollouts(RuleBasedStateMachine):
         kind = (
             "bootstrap" if stable is None else "rollback" if back and release in known else "canary"
         )
+        stable_replicas = 0
+        if stable is not None:
+            # An adopted release has servers, whatever became of a rollout before it.
+            before = self.channel.rollout
+            stable_replicas = max(1, before.replicas.stable if before is not None else 0)
         plan = make_plan(
             kind=kind,
             capacity=capacity,
             replicas=replicas,
-            stable_replicas=self.channel.rollout.replicas.stable
-            if stable is not None and self.channel.rollout is not None
-            else int(stable is not None),
+            stable_replicas=stable_replicas,
             on_undecided=on_undecided,
             max_pause_s=900.0,
             warm_up_requests=warm_up,
@@ -256,6 +339,40 @@ class Rollouts(RuleBasedStateMachine):
     @rule(outcome=st.sampled_from(["HARM", "NON_INFERIOR", "UNDECIDED", "UNDECIDED"]))
     def the_judge_looks(self, outcome: str) -> None:
         self.happen(Looked(make_verdict(outcome), f"look/{self.channel.generation}"))  # type: ignore[arg-type]
+
+    @rule(
+        candidate=st.sampled_from(["", "no counters of the candidate"]),
+        stable=st.sampled_from(["", "", "no counters of stable"]),
+    )
+    def a_look_is_tried(self, candidate: str, stable: str) -> None:
+        self.happen(Sighted(candidate, stable))
+
+    @precondition(lambda self: is_exposed(self.channel))
+    @rule(
+        candidate=st.sampled_from(["", "no counters of the candidate"]),
+        looks=st.integers(2, 8),
+    )
+    def looks_stay_blind(self, candidate: str, looks: int) -> None:
+        """Everything else goes well meanwhile."""
+        for _ in range(looks):
+            self.now += timedelta(seconds=61)
+            self.servers_are_as_wished()
+            self.happen(Sighted(candidate, "" if candidate else "no counters of stable"))
+            self.happen(Looked(make_verdict("NON_INFERIOR"), f"look/{self.channel.generation}"))
+            self.happen(TimePassed())
+
+    @rule(
+        event=st.sampled_from(
+            [
+                Adopted(release_id("c"), "somebody's"),
+                TrafficBeyond("prompts", "one prompt in ten is longer"),
+                TrafficBeyond("prompts", "one prompt in five is longer"),
+                TrafficBeyond("rate", "5 requests a second"),
+            ]
+        )
+    )
+    def somebody_tells_something(self, event: Event) -> None:
+        self.happen(event)
 
     @rule(
         event=st.sampled_from(

@@ -58,6 +58,7 @@ channels = st.builds(
     phase=st.sampled_from([*PHASES, None]),
     number=st.integers(1, 3),
     ended=st.booleans(),
+    stable_replicas=st.integers(0, 2),
 )
 leases = st.sampled_from(["alive", "expired", "absent"])
 
@@ -154,12 +155,49 @@ def test_a_release_without_traffic_does_not_stand_in() -> None:
     assert decision.weights == {OLD: 100, NEW: 0}
 
 
-@pytest.mark.parametrize("lease", ["alive", "expired"])
-def test_in_the_bake_the_proven_release_stands_in_for_the_new_one(lease: str) -> None:
-    baking = make_channel(stable=NEW, candidate=OLD, phase="baking")
+@pytest.mark.parametrize(
+    ("lease", "stable_replicas"), [("alive", 1), ("expired", 2)], ids=["driven", "too small"]
+)
+def test_in_the_bake_the_proven_release_stands_in_for_the_new_one(
+    lease: str, stable_replicas: int
+) -> None:
+    baking = make_channel(
+        stable=NEW, candidate=OLD, phase="baking", stable_replicas=stable_replicas
+    )
     health = {OLD: ReleaseHealth(ready_servers=1)}
     decision = decide(baking, lease, health, None, NOW)  # type: ignore[arg-type]
     assert (decision.weights, decision.guard) == ({OLD: 100, NEW: 0}, "failover")
+
+
+@pytest.mark.parametrize("lease", ["expired", "absent"])
+def test_a_bake_that_nobody_drives_goes_to_the_proven_release(lease: str) -> None:
+    baking = make_channel(stable=NEW, candidate=OLD, phase="baking")
+    decision = decide(baking, lease, FINE, None, NOW)  # type: ignore[arg-type]
+    assert (decision.weights, decision.guard) == ({OLD: 100, NEW: 0}, "lease_expired")
+    assert f"{NEW} gets no traffic" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("ready", "stable_replicas"),
+    [(1, 2), (1, 0)],
+    ids=["has fewer servers than it had", "nobody knows how many it had"],
+)
+def test_an_old_release_that_may_be_too_small_does_not_get_a_bake_that_nobody_drives(
+    ready: int, stable_replicas: int
+) -> None:
+    baking = make_channel(
+        stable=NEW, candidate=OLD, phase="baking", stable_replicas=stable_replicas
+    )
+    health = {**FINE, OLD: ReleaseHealth(ready_servers=ready)}
+    decision = decide(baking, "expired", health, None, NOW)
+    assert (decision.weights, decision.guard) == ({NEW: 100, OLD: 0}, "lease_expired")
+    assert f"{OLD} gets no traffic" in decision.reason
+
+
+def test_an_old_release_without_servers_does_not_get_a_bake_that_nobody_drives() -> None:
+    baking = make_channel(stable=NEW, candidate=OLD, phase="baking")
+    decision = decide(baking, "expired", {NEW: FINE[NEW]}, None, NOW)
+    assert (decision.weights, decision.guard) == ({NEW: 100, OLD: 0}, "lease_expired")
 
 
 def test_in_the_bake_a_lost_holdback_is_no_fuse() -> None:
@@ -177,6 +215,21 @@ def test_no_candidate_traffic_in_a_rollout_without_a_living_lease(  # type: igno
     unproven = channel.in_progress and channel.rollout.phase != "baking"
     if unproven and lease != "alive":
         assert decision.weights.get(NEW, 0) == 0
+
+
+@given(lease=leases, old=healths, new=healths, weight=st.integers(1, 50), full=st.integers(0, 2))
+def test_a_bake_never_goes_to_a_release_that_has_no_server_while_the_other_has(  # type: ignore[no-untyped-def]
+    lease, old, new, weight, full
+) -> None:
+    baking = make_channel(
+        stable=NEW, candidate=OLD, phase="baking", weight=weight, stable_replicas=full
+    )
+    decision = decide(baking, lease, {OLD: old, NEW: new}, None, NOW)
+    for down, up, name in ((old, new, OLD), (new, old, NEW)):
+        if down.ready_servers == 0 and up.ready_servers > 0:
+            assert decision.weights[name] == 0
+    if lease != "alive" and old.ready_servers >= full > 0:
+        assert decision.weights == {OLD: 100, NEW: 0}
 
 
 @given(channel=channels, lease=leases, old=healths, new=healths, fuse=fuses)

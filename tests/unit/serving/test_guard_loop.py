@@ -161,6 +161,23 @@ def test_leases_run_out_while_the_store_is_down_and_the_event_follows_later(
     )
 
 
+def test_a_bake_that_nobody_drives_goes_to_the_old_release_as_long_as_all_its_servers_are_ready(
+    guard: Guard, settings: Settings, store: MoodyStore
+) -> None:
+    baking = {"stable": NEW, "candidate": OLD, "phase": "baking"}
+    put_channel(store, make_channel(**baking))  # type: ignore[arg-type]
+    tick(guard)
+    assert weights(guard) == {NEW: 90, OLD: 10}
+    FileLease(settings).release(ENVIRONMENT, MODEL, holder="run")
+    tick(guard, 1)
+    assert weights(guard) == {NEW: 0, OLD: 100}
+    (event,) = guard_events(store, MODEL, ENVIRONMENT, 1)
+    assert (event.event, event.weights) == ("lease_expired", {NEW: 0, OLD: 100})
+    put_channel(store, make_channel(**baking, stable_replicas=2, generation=2))  # type: ignore[arg-type]
+    tick(guard, 2)
+    assert weights(guard) == {NEW: 100, OLD: 0}
+
+
 def test_a_fuse_outlives_the_proxy_and_is_told_once(
     guard: Guard, settings: Settings, store: MoodyStore
 ) -> None:

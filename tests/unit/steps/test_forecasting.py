@@ -79,6 +79,9 @@ def test_without_known_traffic_nobody_is_told_more_than_the_steps(store: FolderS
     assert (found.traffic, found.promoted_share) == (None, None)
     assert "10 % for 30 s, 50 % for 60 s at least" in text
     assert "rollout.expected_rps" in text
+    assert "40 s of bake with 10 % held back (latencies are not compared" in text
+    _, text = seen(store, spec_with(holdback_weight=50))
+    assert "50 % held back (latencies are compared as well)" in text
     assert not [*problems(found, SPEC)]
 
 

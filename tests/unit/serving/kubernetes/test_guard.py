@@ -324,6 +324,18 @@ def test_without_a_driver_traffic_goes_back_and_comes_when_there_is_one_again(
     assert [event.event for event in world.told(2)] == ["lease_expired", "following"]
 
 
+@pytest.mark.parametrize(("stable_replicas", "to_old"), [(1, 100), (2, 0)])
+def test_a_bake_without_a_driver_goes_to_the_old_release_if_all_its_pods_are_ready(
+    world: World, stable_replicas: int, to_old: int
+) -> None:
+    world.guard()
+    world.wish(10, stable=NEW, candidate=OLD, phase="baking", stable_replicas=stable_replicas)
+    world.until(world.has(10, 90))
+    world.at += 121
+    world.until(world.has(to_old, 100 - to_old))
+    assert world.state == "lease_expired"
+
+
 def test_a_lease_that_is_given_up_counts_at_once(world: World) -> None:
     world.guard()
     world.wish(10)
