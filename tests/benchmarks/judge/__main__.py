@@ -8,7 +8,8 @@ specification; the clock starts with the candidate's first request. Traffic and 
 is a test that knows the true covariances and looks once, at the end. A bound is open where so many
 runs cannot tell. 5,000 runs of all cells take about 3 hours on 2 free cores, 300 about 15 minutes;
 `--cell` takes those whose names contain a text (and may be given more than once). With `--keep`,
-what was measured before with the same traffic, specification, runs and seed is not measured again.
+what was measured before with the same traffic, specification, code, runs and seed is not measured
+again.
 
 One cell is measured a second time, with a plan of 120 minutes instead of 30: a release with little
 traffic and no probes. JUDGE_BENCHMARK_MINUTES in the environment does that to any.
@@ -37,7 +38,7 @@ from tests.benchmarks.judge.figures import (
     table,
     tuned_peers,
 )
-from tests.benchmarks.judge.kept import Kept
+from tests.benchmarks.judge.kept import Kept, code_digest
 from tests.benchmarks.judge.peers import PEERS
 from tests.benchmarks.judge.traffic import DIGEST, MINUTES, PLAN, cells
 
@@ -67,7 +68,7 @@ def main() -> None:
         f"({args.peer_runs} for the peers), seed {args.seed}"
     )
     print(head, flush=True)
-    kept = Kept(args.keep, head)
+    kept = Kept(args.keep, f"{head}, code {code_digest()}")
     known = {cell.name: tally for cell in chosen if (tally := kept.read(cell)) is not None}
     peers = (*PEERS, *tuned_peers(args.peer_runs, args.seed)) if args.peer_runs else ()
     tallies: list[Tally] = []

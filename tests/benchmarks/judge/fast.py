@@ -9,6 +9,7 @@ of the two run by run.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import log, log1p
 
 import numpy as np
@@ -25,7 +26,7 @@ from tests.benchmarks.judge.traffic import (
 
 from trainyard.documents.evidence import Covariance, JudgeSpec, MetricSpec, default_metrics
 from trainyard.rollout.judge import defaults
-from trainyard.rollout.judge.averages import planned_information
+from trainyard.rollout.judge.averages import harm_horizon, promotion_horizon
 from trainyard.rollout.judge.blocks import PairedBlock, Side, Sums, log_start_weight
 from trainyard.rollout.judge.boundary import boundary_constant, log_mixture
 from trainyard.rollout.judge.counts import Counts, level_wagers, ratio_wagers
@@ -57,6 +58,8 @@ class Closed:
     """runs x slices x blocks: which slice is in which block."""
     probe: Bools
     """Blocks of probes, not of users' requests."""
+    counts_for_promotion: Bools
+    """See the function of this name in `judge.blocks`."""
 
     def sums(self, values: NDArray[np.generic]) -> Floats:
         """Return sums over the slices of each block, runs x blocks x pods."""
@@ -152,15 +155,22 @@ def close(rollouts: Rollouts, n: Ints, spec: JudgeSpec = SPEC) -> Closed:
         )
     valid = length_s > 0
     weights = np.tile(WEIGHTS, 2)[: label.shape[1]]
+    weight = (onehot * weights[None, :, None]).max(axis=1)
+    served = np.einsum("rtb,rtp->rbp", onehot, n, optimize=True) > 0
+    servers = [
+        np.maximum(1, side.sum(axis=2)) for side in (served[..., :split], served[..., split:])
+    ]
+    loads = weight / servers[1] / ((100 - weight) / servers[0])
     return Closed(
         valid=valid,
         end_s=end_s,
         middle_s=end_s - length_s / 2,
-        weight=(onehot * weights[None, :, None]).max(axis=1),
+        weight=weight,
         stable_n=np.einsum("rtb,rt->rb", onehot, stable),
         candidate_n=np.einsum("rtb,rt->rb", onehot, candidate),
         onehot=onehot,
         probe=probe,
+        counts_for_promotion=(weight >= spec.last_weight) | (loads >= defaults.LEAST_LOAD),
     )
 
 
@@ -263,11 +273,13 @@ def _average_path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: 
     models = learned_models(rollouts, metric, spec)
     values = rollouts.ttft if metric.name == "ttft" else rollouts.tpot
     d, covariance = _differences(rollouts, closed, values, models)
-    horizon = _horizons(rollouts, closed, models, spec)[:, None]
+    horizons = _horizons(rollouts, closed, models, spec)
+    horizon, for_promotion = horizons[:, :1], horizons[:, 1:]
     whole = _score(d, covariance, closed.valid)
-    late = metric.harm_alpha * (1 - defaults.HARM_BOUNDARY_SHARE)
+    early = metric.harm_alpha * defaults.HARM_BOUNDARY_SHARE
+    late = metric.harm_alpha - early
     margin = log1p(metric.harm_margin)
-    harm = _crosses(whole, margin, 1, metric.harm_alpha * defaults.HARM_BOUNDARY_SHARE, horizon)
+    harm = _crosses(whole, margin, 1, early, horizon, defaults.BOUNDARY_EXPONENT)
     for number, since in enumerate(_since_rises(closed)):
         used = closed.valid & since
         raw, information, scale = _score(d, covariance, used)
@@ -278,11 +290,14 @@ def _average_path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: 
 
     margin = log1p(metric.promote_margin)
     beta = metric.promote_beta
-    promote = _crosses(whole, margin, -1, beta * defaults.PROMOTE_BOUNDARY_SHARE, horizon)
-    raw, information, scale = whole
+    counting = _score(d, covariance, closed.valid & closed.counts_for_promotion)
+    early = beta * defaults.PROMOTE_BOUNDARY_SHARE
+    exponent = defaults.PROMOTE_BOUNDARY_EXPONENT
+    promote = _crosses(counting, margin, -1, early, for_promotion, exponent)
+    raw, information, scale = counting
     score = -(raw - margin * information) / scale
-    evidence = log_mixture(score, information, defaults.MIXTURE_TIGHTNESS / horizon)
-    promote |= evidence >= -log(beta * (1 - defaults.PROMOTE_BOUNDARY_SHARE))
+    evidence = log_mixture(score, information, defaults.MIXTURE_TIGHTNESS / for_promotion)
+    promote |= evidence >= -log(beta - early)
     held = _held(rollouts, closed, values, models)
     return Path(harm & ~held, promote & ~held)
 
@@ -294,19 +309,16 @@ def _held(rollouts: Rollouts, closed: Closed, values: Floats, models: list[Covar
     held = np.zeros(closed.valid.shape, dtype=bool)
     if n.shape[2] < 2:
         return held
+    served = n > 0
+    changes = (served[:, 1:] != served[:, :-1]).any(axis=2)
     for run, model in enumerate(models):
         count = int(closed.valid[run].sum())
-        first = 0
-        while first < count:
-            seen = n[run, first] > 0
-            last = first + 1
-            while last < count and np.array_equal(n[run, last] > 0, seen):
-                last += 1
-            part = slice(first, last)
+        edges = [0, *(np.flatnonzero(changes[run, : max(count - 1, 0)]) + 1), count]
+        for first, last in pairwise(edges):
+            seen, part = served[run, first], slice(first, last)
             held[run, part] = scatters(
                 n[run, part][:, seen], total[run, part][:, seen], closed.middle_s[run, part], model
             )
-            first = last
     return held
 
 
@@ -354,14 +366,19 @@ def _score(d: Floats, covariance: Floats, used: Bools) -> tuple[Floats, Floats, 
 
 
 def _crosses(
-    score: tuple[Floats, Floats, Floats], margin: float, sign: int, alpha: float, horizon: Floats
+    score: tuple[Floats, Floats, Floats],
+    margin: float,
+    sign: int,
+    alpha: float,
+    horizon: Floats,
+    exponent: float,
 ) -> Bools:
     raw, information, scale = score
     share = information / horizon
-    constant = boundary_constant(alpha, defaults.BOUNDARY_EXPONENT, defaults.BOUNDARY_START)
+    constant = boundary_constant(alpha, exponent, defaults.BOUNDARY_START)
     inside = (share >= defaults.BOUNDARY_START) & (share <= 1)
     safe = np.maximum(share, 1e-12)
-    height = np.where(inside, constant * safe ** (defaults.BOUNDARY_EXPONENT - 0.5), np.inf)
+    height = np.where(inside, constant * safe ** (exponent - 0.5), np.inf)
     z = sign * (raw - margin * information) / scale / np.sqrt(np.maximum(information, 1e-12))
     return np.asarray(z >= height)
 
@@ -369,14 +386,16 @@ def _crosses(
 def _horizons(
     rollouts: Rollouts, closed: Closed, models: list[Covariance], spec: JudgeSpec
 ) -> Floats:
+    """Return the horizons of harm and of promotion, runs x 2."""
     n = closed.sums(rollouts.n)
-    horizons = np.ones(len(n))
+    horizons = np.ones((len(n), 2))
     split = rollouts.world.stable_pods
     length_s = closed.onehot.sum(axis=1) * SLICE_S
-    for run, model in enumerate(models):
+
+    def firsts_of(run: int, used: Bools) -> list[PairedBlock]:
         firsts = []
         for of_stratum in (~closed.probe[run], closed.probe[run]):
-            places = np.flatnonzero(closed.valid[run] & of_stratum)
+            places = np.flatnonzero(used & of_stratum)
             if places.size:
                 at = places[0]
                 firsts.append(
@@ -388,8 +407,15 @@ def _horizons(
                         candidate=_side(n[run, at, split:]),
                     )
                 )
+        return firsts
+
+    for run, model in enumerate(models):
+        firsts = firsts_of(run, closed.valid[run])
         if firsts:
-            horizons[run] = planned_information(firsts, model, spec)
+            horizons[run] = harm_horizon(firsts, model, spec)
+        counting = firsts_of(run, closed.valid[run] & closed.counts_for_promotion[run])
+        if counting:
+            horizons[run, 1] = promotion_horizon(counting, model, spec)
     return horizons
 
 
@@ -426,9 +452,10 @@ def _count_path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: Ju
     expected = metric.promote_ceiling / metric.promote_margin
     counts = _clipped(n, bad, split, expected, 1.0, "stable")
     ratio = ratio_wagers(counts, metric.promote_margin, defaults.PROMOTE_RATIOS)
-    by_ratio = _log_mean_sum(_tempered(ratio, shape, dispersion, metric.promote_beta), closed.valid)
+    counting = closed.valid & closed.counts_for_promotion
+    by_ratio = _log_mean_sum(_tempered(ratio, shape, dispersion, metric.promote_beta), counting)
     level = level_wagers(counts, metric.promote_ceiling, defaults.PROMOTE_RATIOS)
-    by_level = _log_mean_sum(_tempered(level, shape, dispersion, metric.promote_beta), closed.valid)
+    by_level = _log_mean_sum(_tempered(level, shape, dispersion, metric.promote_beta), counting)
     weight = defaults.CEILING_WEIGHT
     both = np.logaddexp(log(weight) + by_level, log(1 - weight) + by_ratio)
     return Path(harm, both >= -log(metric.promote_beta))

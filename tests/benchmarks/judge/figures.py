@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 from tests.benchmarks.judge import fast
-from tests.benchmarks.judge.peers import Minutes, Peer, minutes_of, tuned
+from tests.benchmarks.judge.peers import KAYENTA, Minutes, Peer, minutes_of, tuned
 from tests.benchmarks.judge.traffic import DEFAULT, SLICE_S, SLICES, Cell, Rollouts, simulate
 
 Floats = NDArray[np.float64]
@@ -33,6 +33,10 @@ class PeerTally:
     @property
     def harmed(self) -> int:
         return len(self.at_min)
+
+    @property
+    def promoted(self) -> int:
+        return self.runs - self.harmed
 
 
 @dataclass
@@ -102,7 +106,9 @@ def measure(
             tally.by_metric[name] = tally.by_metric.get(name, 0) + int(np.isfinite(at).sum())
         power = fast.oracle(rollouts, END_S, ttft.harm_alpha)
         tally.oracle = (tally.oracle * tally.runs + power * size) / (tally.runs + size)
-        if peers and (peer_runs is None or tally.runs < peer_runs):
+        # Where the tail is given as a share, latencies, which the peers compare, do not show it.
+        readable = cell.world.late_share is None
+        if peers and readable and (peer_runs is None or tally.runs < peer_runs):
             _ask_peers(tally, rollouts, peers)
         tally.runs += size
     return tally
@@ -234,6 +240,16 @@ def _bounds_of(tally: Tally) -> list[Bound]:
     ):  # fmt: skip
         if name.startswith(start) and truth == "bad":
             rows.append((f"{name}: {text}", seen, _said(holds)))
+    kayenta = [tally.peers[name] for name in KAYENTA if name in tally.peers]
+    if name.startswith("2 % of requests") and kayenta:
+        least = min(kayenta, key=lambda peer: peer.promoted / peer.runs)
+        rows.append(
+            (
+                f"{name}: promoted less often than by Kayenta",
+                f"{_both(tally.promoted, runs)} and {_both(least.promoted, least.runs)}",
+                _said(tally.promoted * least.runs < least.promoted * runs),
+            )
+        )
     if name in ("no change; default", "no change; surge True"):
         holds = tally.promoted >= 0.97 * runs
         rows.append((f"promoted >= 97 %: {name}", _both(tally.promoted, runs), _said(holds)))

@@ -12,6 +12,14 @@ from tests.benchmarks.judge.figures import PeerTally, Tally
 from tests.benchmarks.judge.traffic import Cell
 
 from trainyard.canonical import canonical_json
+from trainyard.rollout import judge
+
+
+def code_digest() -> str:
+    """Return a digest of what figures are made by: the judge, the traffic, the peers."""
+    folders = (Path(judge.__file__).parent, Path(__file__).parent)
+    files = sorted(path for folder in folders for path in folder.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class Kept:
 
     folder: Path | None
     of: str
-    """What the figures depend on beside their cell: traffic, specification, plan, runs, seed."""
+    """What figures depend on beside their cell: traffic, specification, plan, runs, seed, code."""
 
     def read(self, cell: Cell) -> Tally | None:
         """Return a cell's figures if they were measured with the same of everything."""

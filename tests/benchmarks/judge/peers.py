@@ -199,12 +199,14 @@ def _exceeds(failed: Bools, limit: float) -> Floats:
 _LIMITS = tuple(float(limit) for limit in range(30))
 _INCREASES = (1.0, 1.02, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0)
 
+KAYENTA = ("kayenta 5 min", "kayenta 1 min")
+
 PEERS: tuple[Peer, ...] = (
     Peer("argo static", argo_static, 3),
     Peer("argo ratio", argo_ratio, 3, _LIMITS),
     Peer("flagger", flagger, 5, _LIMITS[1:]),
-    Peer("kayenta 5 min", partial(kayenta, interval=5), 1.0, _INCREASES),
-    Peer("kayenta 1 min", partial(kayenta, interval=1), 1.0, _INCREASES),
+    Peer(KAYENTA[0], partial(kayenta, interval=5), 1.0, _INCREASES),
+    Peer(KAYENTA[1], partial(kayenta, interval=1), 1.0, _INCREASES),
 )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from scipy.special import ndtr
 from scipy.stats import norm
 
 Floats = NDArray[np.float64]
@@ -66,11 +67,14 @@ class World:
     minute_sd: float
     minute_rho: float
     candidate_noise: float
+    load_slope: float
     surge: bool
     mix: bool
     burst: int
     error_share: float
     candidate_errors: float | None
+    late_share: float | None
+    candidate_late: float | None
     ttft: float
     tpot: float
     slow_share: float
@@ -163,19 +167,25 @@ def cells() -> list[Cell]:
     made: list[Cell] = []
     for truth in ("good", "harm_margin", "promote_margin"):
         for name, change in changes[truth].items():
-            for label, world in _worlds(noise=name in PARAMETERS["noise_changes"]):
+            for label, world in _worlds(name):
                 made.append(Cell(f"{name}; {label}", truth, replace(world, **change)))
     for name, change in changes["bad"].items():
         made.append(Cell(f"{name}; default", "bad", replace(DEFAULT, **change)))
     return made
 
 
-def _worlds(*, noise: bool) -> Iterator[tuple[str, World]]:
+def _worlds(change_name: str) -> Iterator[tuple[str, World]]:
+    """Yield the worlds that a change is crossed with, and their names."""
+    if change_name in PARAMETERS["alone"]:
+        yield "default", DEFAULT
+        return
     for change in PARAMETERS["families"]["traffic"]:
         label = ", ".join(f"{k} {v}" for k, v in change.items()) or "default"
         yield label, replace(DEFAULT, **change)
-    fields = PARAMETERS["families"]["noise"] if noise else {}
-    for values in itertools.product(*fields.values()) if noise else ():
+    if change_name not in PARAMETERS["noise_changes"]:
+        return
+    fields = PARAMETERS["families"]["noise"]
+    for values in itertools.product(*fields.values()):
         change = dict(zip(fields, values, strict=True))
         yield ", ".join(f"{k} {v}" for k, v in change.items()), replace(DEFAULT, **change)
 
@@ -205,6 +215,8 @@ def _batch(world: World, runs: int, rng: np.random.Generator) -> Rollouts:
         is_candidate, np.arange(world.pods) - world.stable_pods, np.arange(world.pods)
     )
     share = share * (number < np.where(is_candidate, served, remaining))
+    alike = 1 / (served[-1] + remaining[-1])
+    level *= 1 - world.load_slope * (1 - share / alike)
     rate = world.rate * np.where(surging, 2.0, 1.0)[:, None] * SLICE_S
     arrived = rng.poisson(np.broadcast_to(rate * share, (runs, SLICES, world.pods)))
     counted, n = arrived, arrived * ~(PROBED & bool(world.probes))[:, None]
@@ -222,12 +234,15 @@ def _batch(world: World, runs: int, rng: np.random.Generator) -> Rollouts:
     tpot = rng.gamma(n / TPOT_CV2) * TPOT_CV2 * TPOT_S * level
     tpot *= np.where(is_candidate, world.tpot, 1.0)
 
-    candidate_errors = world.error_share if world.candidate_errors is None else None
-    candidate_errors = candidate_errors or world.candidate_errors
-    wrong = np.where(is_candidate, candidate_errors, world.error_share)
-    errors = rng.binomial(counted, np.minimum(wrong * load, 1.0))
+    def bad(n: Ints, share: float, own: float | None) -> Ints:
+        shares = np.where(is_candidate, share if own is None else own, share)
+        return np.asarray(rng.binomial(n, np.minimum(shares * load, 1.0)))
+
+    errors = bad(counted, world.error_share, world.candidate_errors)
     if world.burst:
         errors = np.minimum(counted, errors + world.burst * (rng.random(n.shape) < 0.5 / SLICES))
+    if world.late_share is not None:
+        late = bad(n, world.late_share, world.candidate_late)
     return Rollouts(
         world=world,
         arrived=arrived,
@@ -303,7 +318,11 @@ def _history(world: World, lasting: Floats, rng: np.random.Generator) -> History
         errors = np.minimum(
             counts, errors + world.burst * (rng.random(errors.shape) < 0.5 / SLICES)
         )
-    late = norm.sf(np.log(TAIL_S / (TTFT_S * level * load)) / SIGMA)
+    late = (
+        ndtr(-np.log(TAIL_S / (TTFT_S * level * load)) / SIGMA)
+        if world.late_share is None
+        else np.minimum(world.late_share * load, 1.0)
+    )
     return History(
         length_s=SLICE_S * each,
         n=n,

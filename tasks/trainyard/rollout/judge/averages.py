@@ -9,7 +9,8 @@ With V = L L', z = L^-1 d and x = L^-1 1 are what generalised least squares sees
 The score S_k = sum x z has information I_k = sum x^2 and, when the true difference is at most the
 margin m, S_k - m I_k is a Brownian motion in I with drift <= 0: for every sequence of looks, and
 for every rule that chooses weights from the past. `boundary` says when it has gone too far.
-Promotion is the same with the other sign and its own margin.
+Promotion is the same with the other sign and its own margin, over the blocks that count for it
+(`counts_for_promotion`).
 
 One safety net: where the residuals spread more than the covariance says, S is divided by their
 standard deviation. It can only make the judge slower.
@@ -27,12 +28,20 @@ from scipy.linalg import cholesky, solve_triangular
 
 from trainyard.documents.evidence import Covariance, JudgeSpec, MetricSpec, Track
 from trainyard.rollout.judge import defaults
-from trainyard.rollout.judge.blocks import PairedBlock, log_start_weight, restarts
+from trainyard.rollout.judge.blocks import (
+    PairedBlock,
+    counts_for_promotion,
+    log_start_weight,
+    restarts,
+)
 from trainyard.rollout.judge.boundary import boundary_constant, log_mixture
 from trainyard.rollout.judge.guards import pods_scatter
 from trainyard.rollout.judge.paths import EvidencePath, Floats, further
 
 _TRACKS: tuple[Track, Track] = ("stable", "candidate")
+
+_NO_INFORMATION = 1e-300
+"""Divided by where no block counts yet: the score is 0 there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +70,29 @@ def average_path(
     model = metric.covariance or spec.covariance
     d = log_differences(blocks, model)
     covariance = covariance_of(blocks, model)
-    horizon = planned_information(_first_of_each(blocks), model, spec)
+    horizon = harm_horizon(_first_of_each(blocks), model, spec)
     whole = score(d, covariance)
 
     harm_margin = log1p(metric.harm_margin)
-    harm_alpha = metric.harm_alpha
-    late_alpha = harm_alpha * (1 - defaults.HARM_BOUNDARY_SHARE)
+    early_alpha = metric.harm_alpha * defaults.HARM_BOUNDARY_SHARE
+    late_alpha = metric.harm_alpha - early_alpha
     harm = further(
-        _boundary(whole, harm_margin, 1, harm_alpha * defaults.HARM_BOUNDARY_SHARE, horizon),
+        _boundary(whole, harm_margin, 1, early_alpha, horizon, defaults.BOUNDARY_EXPONENT),
         _harm_mixture(blocks, d, covariance, harm_margin, late_alpha, horizon),
     )
 
     promote_margin = log1p(metric.promote_margin)
-    beta = metric.promote_beta
-    late_beta = beta * (1 - defaults.PROMOTE_BOUNDARY_SHARE)
+    early_beta = metric.promote_beta * defaults.PROMOTE_BOUNDARY_SHARE
+    late_beta = metric.promote_beta - early_beta
+    used = counts_for_promotion(blocks, metric.name, spec)
+    counting = score(d, covariance, used)
+    firsts = _first_of_each([block for block, counts in zip(blocks, used, strict=True) if counts])
+    if firsts:
+        horizon = promotion_horizon(firsts, model, spec)
+    exponent = defaults.PROMOTE_BOUNDARY_EXPONENT
     promote = further(
-        _boundary(whole, promote_margin, -1, beta * defaults.PROMOTE_BOUNDARY_SHARE, horizon),
-        _mixture(whole, promote_margin, -1, -log(late_beta), horizon),
+        _boundary(counting, promote_margin, -1, early_beta, horizon, exponent),
+        _mixture(counting, promote_margin, -1, -log(late_beta), horizon),
     )
     return EvidencePath(
         *harm,
@@ -111,8 +126,31 @@ def covariance_of(blocks: Sequence[PairedBlock], model: Covariance) -> Floats:
     return _covariance(np.asarray(pods, dtype=np.float64), middle_s, sampling, model)
 
 
-def planned_information(firsts: Sequence[PairedBlock], model: Covariance, spec: JudgeSpec) -> float:
-    """Return Imax: the information that the whole of `max_duration_s` would yield.
+def harm_horizon(firsts: Sequence[PairedBlock], model: Covariance, spec: JudgeSpec) -> float:
+    """Return Imax for harm, from the first block of each stratum."""
+    planned = planned_information(firsts, model, spec, spec.max_duration_s)
+    return defaults.HORIZON_RESERVE * planned
+
+
+def promotion_horizon(firsts: Sequence[PairedBlock], model: Covariance, spec: JudgeSpec) -> float:
+    """Return Imax for promotion: of what is left of `max_duration_s` from the first block that
+    counts for it.
+
+    Args:
+        firsts: the first block of each stratum that counts for promotion; at least one.
+        model: the metric's covariance.
+        spec: the duration, and the last step.
+    """
+    left_s = spec.max_duration_s - min(block.start_s for block in firsts)
+    least_s = defaults.LEAST_PROMOTION_SHARE * spec.max_duration_s
+    planned = planned_information(firsts, model, spec, max(left_s, least_s))
+    return defaults.PROMOTE_HORIZON_RESERVE * planned
+
+
+def planned_information(
+    firsts: Sequence[PairedBlock], model: Covariance, spec: JudgeSpec, duration_s: float
+) -> float:
+    """Return the information that `duration_s` would yield.
 
     The plan takes the rate of requests of the first closed block of each stratum, the last weight
     throughout, and the pods of the last step (`last_pods`) or else those of the first block. All of
@@ -129,9 +167,9 @@ def planned_information(firsts: Sequence[PairedBlock], model: Covariance, spec: 
     length_s = max(
         spec.block_s,
         spec.min_requests_per_block / smaller,
-        spec.max_duration_s / defaults.MAX_PLANNED_BLOCKS,
+        duration_s / defaults.MAX_PLANNED_BLOCKS,
     )
-    count = max(1, ceil(spec.max_duration_s / length_s))
+    count = max(1, ceil(duration_s / length_s))
     if spec.last_pods is not None:
         pods = sum(1 / max(1, count_of_pods) for count_of_pods in spec.last_pods)
     else:
@@ -143,8 +181,7 @@ def planned_information(firsts: Sequence[PairedBlock], model: Covariance, spec: 
         np.full(count, sampling),
         model,
     )
-    information = float(score(np.zeros(count), covariance).information[-1])
-    return defaults.HORIZON_RESERVE * information
+    return float(score(np.zeros(count), covariance).information[-1])
 
 
 def _first_of_each(blocks: Sequence[PairedBlock]) -> list[PairedBlock]:
@@ -154,15 +191,26 @@ def _first_of_each(blocks: Sequence[PairedBlock]) -> list[PairedBlock]:
     return list(found.values())
 
 
-def score(d: Floats, covariance: Floats) -> Score:
-    """Return the score statistics of differences `d` with their covariance."""
-    lower = cholesky(covariance, lower=True)
-    both = solve_triangular(lower, np.column_stack([d, np.ones_like(d)]), lower=True)
+def score(d: Floats, covariance: Floats, used: NDArray[np.bool_] | None = None) -> Score:
+    """Return the score statistics of differences `d` with their covariance.
+
+    Args:
+        d: one a block.
+        covariance: blocks x blocks.
+        used: the blocks that count; the others change nothing. None: all do.
+    """
+    if used is None:
+        used = np.ones(len(d), dtype=bool)
+    # A block that is not used is one of its own, of which nothing is known.
+    lower = cholesky(np.where(np.outer(used, used), covariance, np.eye(len(d))), lower=True)
+    seen = np.column_stack([np.where(used, d, 0.0), used.astype(np.float64)])
+    both = solve_triangular(lower, seen, lower=True)
     z, x = both[:, 0], both[:, 1]
     raw = np.cumsum(x * z)
     information = np.cumsum(x**2)
-    residual = np.maximum(np.cumsum(z**2) - raw**2 / information, 0.0)
-    freedom = np.maximum(np.arange(len(d)), 1)
+    fitted = raw**2 / np.maximum(information, _NO_INFORMATION)
+    residual = np.maximum(np.cumsum(z**2) - fitted, 0.0)
+    freedom = np.maximum(np.cumsum(used) - 1, 1)
     scale = np.sqrt(np.maximum(residual / freedom, 1.0))
     return Score(raw=raw, information=information, scale=scale)
 
@@ -192,14 +240,15 @@ def _covariance(pods: Floats, middle_s: Floats, sampling: Floats, model: Covaria
 
 
 def _boundary(
-    of: Score, margin: float, sign: int, alpha: float, horizon: float
+    of: Score, margin: float, sign: int, alpha: float, horizon: float, exponent: float
 ) -> tuple[Floats, Floats]:
     """Return z and its boundary; the boundary is infinite outside the horizon."""
-    share = of.information / horizon
-    constant = boundary_constant(alpha, defaults.BOUNDARY_EXPONENT, defaults.BOUNDARY_START)
+    information = np.maximum(of.information, _NO_INFORMATION)
+    share = information / horizon
+    constant = boundary_constant(alpha, exponent, defaults.BOUNDARY_START)
     inside: NDArray[np.bool_] = (share >= defaults.BOUNDARY_START) & (share <= 1)
-    height = constant * share ** (defaults.BOUNDARY_EXPONENT - 0.5)
-    z = sign * of.against(margin) / np.sqrt(of.information)
+    height = constant * share ** (exponent - 0.5)
+    z = sign * of.against(margin) / np.sqrt(information)
     return z, np.where(inside, height, np.inf)
 
 

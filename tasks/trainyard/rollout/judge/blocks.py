@@ -15,10 +15,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from math import log
+from math import inf, log
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trainyard.documents.evidence import QUALITY, Block, JudgeSpec, MetricSpec, Track
-from trainyard.rollout.judge.defaults import MAX_SHARE_OF_AGE
+from trainyard.rollout.judge.defaults import LEAST_LOAD, MAX_SHARE_OF_AGE
 
 _LENGTH_TOLERANCE = 0.9
 """Slices are cut by clocks; one that is a little short still counts as a whole one."""
@@ -64,6 +67,16 @@ class PairedBlock:
     @property
     def middle_s(self) -> float:
         return (self.start_s + self.end_s) / 2
+
+    @property
+    def load_ratio(self) -> float:
+        """Return the load of a candidate's server over that of a stable one, as weighted.
+
+        Servers are those with requests in the block.
+        """
+        candidate = self.weight / max(1, len(self.candidate.pods))
+        stable = (100 - self.weight) / max(1, len(self.stable.pods))
+        return candidate / stable if stable > 0 else inf
 
     def side(self, track: Track) -> Side:
         return self.stable if track == "stable" else self.candidate
@@ -158,6 +171,25 @@ def restarts(blocks: Sequence[PairedBlock]) -> tuple[int, ...]:
     """
     rises = (i for i in range(1, len(blocks)) if blocks[i].weight > blocks[i - 1].weight)
     return (0, *rises) if blocks else ()
+
+
+def counts_for_promotion(
+    blocks: Sequence[PairedBlock], metric: str, spec: JudgeSpec
+) -> NDArray[np.bool_]:
+    """Tell of each block whether loads were equal, or those of the last step.
+
+    A server that gets less traffic answers sooner, so what a candidate shows in the quiet steps may
+    find harm but never proves that it is good enough. Where its servers are as many as its weight
+    asks for, all steps load them alike. Which blocks count depends on weights and on numbers of
+    servers only. What answers say does not depend on load: all blocks of `quality` count.
+    """
+    return np.array(
+        [
+            metric == QUALITY or block.weight >= spec.last_weight or block.load_ratio >= LEAST_LOAD
+            for block in blocks
+        ],
+        dtype=bool,
+    )
 
 
 def log_start_weight(number: int) -> float:

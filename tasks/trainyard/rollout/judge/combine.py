@@ -16,7 +16,13 @@ from trainyard.documents.evidence import (
     Verdict,
 )
 from trainyard.rollout.judge.averages import average_path
-from trainyard.rollout.judge.blocks import PairedBlock, Side, closed_blocks, without_repeats
+from trainyard.rollout.judge.blocks import (
+    PairedBlock,
+    Side,
+    closed_blocks,
+    counts_for_promotion,
+    without_repeats,
+)
 from trainyard.rollout.judge.counts import count_path
 from trainyard.rollout.judge.drift import find_drift, now_drifting, without_drift
 from trainyard.rollout.judge.guards import share_is_off, stable_is_sick
@@ -85,7 +91,7 @@ def path_of(blocks: Sequence[PairedBlock], metric: MetricSpec, spec: JudgeSpec) 
     """Return the evidence on one metric after each of its closed blocks."""
     if metric.kind == "mean":
         return average_path(blocks, metric, spec)
-    return count_path(blocks, metric)
+    return count_path(blocks, metric, spec)
 
 
 def metric_verdict(
@@ -118,6 +124,8 @@ def metric_verdict(
             outcome = "NON_INFERIOR"
     elif path.is_held():
         note = _SCATTERED
+    elif not counts_for_promotion(blocks, metric.name, spec).any():
+        note = f"evidence for promotion counts from {spec.last_weight} % of the traffic on"
     return MetricVerdict(
         metric=metric.name,
         outcome=outcome,
@@ -163,8 +171,9 @@ def since_weight_changed(blocks: Sequence[PairedBlock]) -> Sequence[PairedBlock]
 def contradicts_promotion(now: Values, metric: MetricSpec) -> bool:
     """Tell whether the candidate looks bad at the newest weight, whatever all blocks together say.
 
-    Evidence from quiet steps must not promote a candidate that is slow under its full load. This is
-    an estimate, not a test; it can only hold a promotion back.
+    Where loads were equal at all steps, earlier ones count for promotion too; they must not promote
+    a candidate that has become slow since. This is an estimate, not a test; it can only hold a
+    promotion back.
     """
     if metric.kind == "mean":
         return now.candidate > (1 + metric.harm_margin) * now.stable

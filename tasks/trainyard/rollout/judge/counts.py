@@ -33,11 +33,17 @@ from dataclasses import dataclass
 from math import ceil, log
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from trainyard.documents.evidence import MetricSpec, Track
+from trainyard.documents.evidence import JudgeSpec, MetricSpec, Track
 from trainyard.rollout.judge import defaults
-from trainyard.rollout.judge.blocks import PairedBlock, log_start_weight, restarts
+from trainyard.rollout.judge.blocks import (
+    PairedBlock,
+    counts_for_promotion,
+    log_start_weight,
+    restarts,
+)
 from trainyard.rollout.judge.paths import EvidencePath, Floats
 
 _LARGEST_SHARE = 0.95
@@ -54,7 +60,7 @@ class Counts:
     candidate_bad: Floats
 
 
-def count_path(blocks: Sequence[PairedBlock], metric: MetricSpec) -> EvidencePath:
+def count_path(blocks: Sequence[PairedBlock], metric: MetricSpec, spec: JudgeSpec) -> EvidencePath:
     """Return the evidence on one metric of kind `count` after each closed block."""
     if not blocks:
         nothing = np.zeros(0)
@@ -63,7 +69,7 @@ def count_path(blocks: Sequence[PairedBlock], metric: MetricSpec) -> EvidencePat
     return EvidencePath(
         harm=harm_evidence(blocks, metric),
         harm_threshold=np.full(n, -log(metric.harm_alpha)),
-        promote=promote_evidence(blocks, metric),
+        promote=promote_evidence(blocks, metric, counts_for_promotion(blocks, metric.name, spec)),
         promote_threshold=np.full(n, -log(metric.promote_beta)),
     )
 
@@ -84,16 +90,26 @@ def harm_evidence(blocks: Sequence[PairedBlock], metric: MetricSpec) -> Floats:
     return np.asarray(np.minimum.reduce([_over_starts(stake, starts) for stake in stakes]))
 
 
-def promote_evidence(blocks: Sequence[PairedBlock], metric: MetricSpec) -> Floats:
-    """Return the log e-value, after each block, against "at least the ceiling and the ratio"."""
+def promote_evidence(
+    blocks: Sequence[PairedBlock], metric: MetricSpec, counting: NDArray[np.bool_]
+) -> Floats:
+    """Return the log e-value, after each block, against "at least the ceiling and the ratio".
+
+    Args:
+        blocks: all closed blocks; what is a burst is learned from all.
+        metric: its margins.
+        counting: on which of them anything is wagered.
+    """
     expected = metric.promote_ceiling / metric.promote_margin
     counts = _clipped(blocks, "stable", least=expected, ratio_to_stable=1.0)
     ratio = ratio_wagers(counts, metric.promote_margin, defaults.PROMOTE_RATIOS)
-    by_ratio = _log_mean(np.cumsum(_tempered(ratio, metric, metric.promote_beta), axis=0))
+    stakes = _tempered(ratio, metric, metric.promote_beta)
+    by_ratio = _log_mean(np.cumsum(stakes * counting[:, None], axis=0))
     if metric.promote_ceiling == 0:
         return by_ratio
     level = level_wagers(counts, metric.promote_ceiling, defaults.PROMOTE_RATIOS)
-    by_level = _log_mean(np.cumsum(_tempered(level, metric, metric.promote_beta), axis=0))
+    stakes = _tempered(level, metric, metric.promote_beta)
+    by_level = _log_mean(np.cumsum(stakes * counting[:, None], axis=0))
     weight = defaults.CEILING_WEIGHT
     return np.asarray(np.logaddexp(log(weight) + by_level, log(1 - weight) + by_ratio))
 

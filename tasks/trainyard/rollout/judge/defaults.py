@@ -9,12 +9,23 @@ BOUNDARY_EXPONENT = 0.4
 """D of the boundary C (I / Imax)^(D - 1/2): nearly flat, so early harm is seen early and a wrong
 guess of Imax costs little."""
 
+PROMOTE_BOUNDARY_EXPONENT = 0.3
+"""As `BOUNDARY_EXPONENT`, for promotion: it waits for the blocks of the last step anyway, and where
+traffic is little it needs all of them, so most of the error is kept for the end."""
+
 BOUNDARY_START = 0.02
 """Share of Imax before which the boundary is not used."""
 
 HORIZON_RESERVE = 1.25
 """Imax over the information that the plan yields. The boundary ends at Imax, and a little too late
 is cheaper than too early."""
+
+PROMOTE_HORIZON_RESERVE = 1.1
+"""As `HORIZON_RESERVE`, for promotion, for which time beyond the plan is of less use."""
+
+LEAST_PROMOTION_SHARE = 1 / 4
+"""Promotion is planned for at least this share of the whole duration, also where the last step
+begins late."""
 
 MAX_PLANNED_BLOCKS = 400
 """A plan of more blocks is computed with longer ones; its information is nearly the same."""
@@ -23,7 +34,7 @@ HARM_BOUNDARY_SHARE = 2 / 3
 """Share of a metric's harm budget that the boundary gets; the mixture, which never ends, gets the
 rest."""
 
-PROMOTE_BOUNDARY_SHARE = 0.9
+PROMOTE_BOUNDARY_SHARE = 0.95
 """As `HARM_BOUNDARY_SHARE`, for promotion, which is mostly decided inside the horizon."""
 
 MIXTURE_TIGHTNESS = 17.0
@@ -37,13 +48,17 @@ MAX_SHARE_OF_AGE = 1 / 200
 """A block is at least this share of the age of the rollout, so that the number of blocks (and the
 judge's work) grows with the log of time once a rollout is long."""
 
+LEAST_LOAD = 0.8
+"""Load of a candidate's server over that of a stable one from which blocks of a step before the
+last one count for promotion."""
+
 HARM_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 """Alternatives of the harm tests on counts: so many times the boundary of the null."""
 
-PROMOTE_RATIOS = (1 / 30, 1 / 10, 1 / 5, 1 / 3, 1 / 2)
+PROMOTE_RATIOS = (1 / 5, 1 / 3)
 """Alternatives of the promotion tests on counts, as `HARM_RATIOS`."""
 
-CEILING_WEIGHT = 0.7
+CEILING_WEIGHT = 0.9
 """Weight of "below the ceiling" in promotion by counts; "below the ratio" has the rest."""
 
 CLIP_EVENTS = 2

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 import numpy as np
@@ -136,11 +137,10 @@ def autocovariance(bins: Bins) -> tuple[Floats, Floats, float]:
     # A deviation from the mean of P values has (1 - 1/P) of a value's variance.
     deviation *= np.sqrt(pods / np.maximum(pods - 1, 1))
     lags = min(_MOST_LAG, max(1, len(y) // 3))
-    covariance, pairs = np.zeros(lags), np.zeros(lags)
-    for h in range(lags):
-        both = seen[h:] & seen[: len(seen) - h]
-        pairs[h] = both.sum()
-        covariance[h] = (deviation[h:] * deviation[: len(seen) - h]).sum() / max(pairs[h], 1)
+    there, size = seen.astype(np.float64), len(seen)
+    pairs = np.array([np.vdot(there[h:], there[: size - h]) for h in range(lags)])
+    products = [np.vdot(deviation[h:], deviation[: size - h]) for h in range(lags)]
+    covariance = np.array(products) / np.maximum(pairs, 1)
     inverse = float((1 / bins.requests[seen]).mean()) if seen.any() else 1.0
     return covariance, pairs, inverse
 
@@ -175,8 +175,9 @@ def fit(
     assert best is not None
     _, rho, (lasting, passing, sampling) = best
     freedom = max(1, pods - 1)
-    if lasting * freedom > default.sb2 * chi2.ppf(_POD_SURPRISE, freedom):
-        lasting *= min(_MOST_FACTOR, (t.ppf(_POD_QUANTILE, freedom) / _NORMAL_QUANTILE) ** 2)
+    surprise, factor = _few_pods(freedom)
+    if lasting * freedom > default.sb2 * surprise:
+        lasting *= factor
     return default.model_copy(
         update={
             "sb2": float(lasting),
@@ -185,6 +186,15 @@ def fit(
             "se2": max(float(sampling / mean_inverse_n), _LEAST_SHARE_OF_DEFAULT * default.se2),
         }
     )
+
+
+@lru_cache(maxsize=64)
+def _few_pods(freedom: int) -> tuple[float, float]:
+    """Return the chi-square beyond which few pods differ by more than accident, and the factor on
+    the variance between them that so few may hide.
+    """
+    factor = float((t.ppf(_POD_QUANTILE, freedom) / _NORMAL_QUANTILE) ** 2)
+    return float(chi2.ppf(_POD_SURPRISE, freedom)), min(_MOST_FACTOR, factor)
 
 
 def dispersion_of(bins: Bins, *, least_share: float) -> float:

@@ -29,6 +29,7 @@ def make_log() -> MakeLog:
         rate: float = 16.0,
         slice_s: float = 30.0,
         pods: int = 3,
+        candidate_pods: int | None = None,
         ttft: float = 1.0,
         tpot: float = 1.0,
         errors: float = 0.0,
@@ -49,8 +50,9 @@ def make_log() -> MakeLog:
             )
             for track, share in sides:
                 slow = track == "candidate"
-                for pod in range(pods):
-                    n = round(rate * slice_s * share / pods)
+                servers = candidate_pods if slow and candidate_pods is not None else pods
+                for pod in range(servers):
+                    n = round(rate * slice_s * share / servers)
                     ripple = 1 + 0.03 * ((7 * i + 3 * pod + slow) % 5 - 2) / 2
                     means = {
                         "ttft": 0.2 * ripple * (ttft if slow else 1),

@@ -121,8 +121,9 @@ def history_rows(benchmark: Any, rollouts: Any, run: int) -> list[Block]:
         {"rate": 2.0, "replicas": 2, "slow_share": 0.1, "history_h": 0.0},
         {"rate": 4.0, "replicas": 2, "probes": 2.0, "history_h": 0.0},
         {"rate": 8.0, "burst": 30, "candidate_errors": 0.03, "history_h": 0.0},
+        {"rate": 8.0, "load_slope": 0.4, "late_share": 0.01, "history_h": 0.0},
     ],
-    ids=["slow", "errors", "good", "late", "probes", "bursts"],
+    ids=["slow", "errors", "good", "late", "probes", "bursts", "load"],
 )
 def test_the_benchmark_decides_as_looks_one_by_one_do(
     benchmark: Any, change: dict[str, Any]
@@ -148,12 +149,24 @@ def test_the_benchmark_decides_as_looks_one_by_one_do(
         ({}, (0.0, 0.02), (0.9, 1.0)),
         ({"ttft": 1.10, "minute_rho": 0.95, "pod_sd": 0.2, "minute_sd": 0.2}, (0.0, 0.03), (0, 1)),
         ({"ttft": 1.15}, (0.0, 0.2), (0.0, 0.1)),
+        ({"ttft": 1.15, "load_slope": 0.4}, (0.0, 0.2), (0.0, 0.1)),
+        ({"late_share": 0.005, "candidate_late": 0.03}, (0.5, 1.0), (0.0, 0.1)),
         ({"ttft": 1.5}, (0.98, 1.0), (0.0, 0.0)),
         ({"candidate_errors": 0.05}, (0.98, 1.0), (0.0, 0.0)),
         ({"slow_share": 0.05}, (0.95, 1.0), (0.0, 0.02)),
         ({"burst": 20}, (0.0, 0.02), (0, 1)),
     ],
-    ids=["no change", "noise at the margin", "promotion margin", "slow", "errors", "late", "burst"],
+    ids=[
+        "no change",
+        "noise at the margin",
+        "promotion margin",
+        "promotion margin under load",
+        "tail at its promotion margin",
+        "slow",
+        "errors",
+        "late",
+        "burst",
+    ],
 )
 def test_the_short_form_keeps_to_the_bounds(
     benchmark: Any, change: dict[str, Any], harmed: Any, promoted: Any

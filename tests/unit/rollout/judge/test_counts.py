@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from trainyard.documents.evidence import MetricSpec
+from trainyard.documents.evidence import JudgeSpec, MetricSpec
 from trainyard.rollout.judge.blocks import PairedBlock
 from trainyard.rollout.judge.counts import (
     Counts,
@@ -28,6 +28,9 @@ ERRORS = MetricSpec(
     promote_ceiling=0.008,
     harm_alpha=0.003,
 )
+
+
+SPEC = JudgeSpec(metrics=(ERRORS,), max_duration_s=1800)
 
 
 def drawn(p_stable: float, p_candidate: float, runs: int, seed: int) -> Counts:
@@ -92,7 +95,7 @@ def test_false_harm_stays_inside_its_budget(
     for _ in range(300):
         stable = [(90, int(k)) for k in rng.binomial(90, p_stable, 20)]
         candidate = [(30, int(k)) for k in rng.binomial(30, p_candidate, 20)]
-        false += count_path(pair(loose, stable, candidate), loose).first_harm() is not None
+        false += count_path(pair(loose, stable, candidate), loose, SPEC).first_harm() is not None
     assert false / 300 <= 0.05
 
 
@@ -103,17 +106,17 @@ def test_false_promotion_stays_inside_its_budget(pair: Pair) -> None:
         stable = [(90, int(k)) for k in rng.binomial(90, 0.01 / 3, 30)]
         candidate = [(30, int(k)) for k in rng.binomial(30, 0.01, 30)]
         blocks = pair(ERRORS, stable, candidate)
-        false += bool(count_path(blocks, ERRORS).is_non_inferior().any())
+        false += bool(count_path(blocks, ERRORS, SPEC).is_non_inferior().any())
     assert false / 300 <= 0.05 + 2 * np.sqrt(0.05 / 300)
 
 
 def test_errors_of_the_candidate_are_harm(pair: Pair) -> None:
     blocks = pair(ERRORS, [(200, 0)] * 10, [(40, 4)] * 10)
-    assert count_path(blocks, ERRORS).first_harm() == 3
+    assert count_path(blocks, ERRORS, SPEC).first_harm() == 3
 
 
 def test_no_bad_event_anywhere_is_good_evidence_and_no_nan(pair: Pair) -> None:
-    path = count_path(pair(ERRORS, [(200, 0)] * 20, [(40, 0)] * 20), ERRORS)
+    path = count_path(pair(ERRORS, [(200, 0)] * 20, [(40, 0)] * 20), ERRORS, SPEC)
     assert np.isfinite(path.harm).all()
     assert np.isfinite(path.promote).all()
     assert path.first_harm() is None
@@ -123,21 +126,22 @@ def test_no_bad_event_anywhere_is_good_evidence_and_no_nan(pair: Pair) -> None:
 
 
 def test_every_request_bad_is_no_nan_either(pair: Pair) -> None:
-    path = count_path(pair(ERRORS, [(40, 40)] * 5, [(40, 40)] * 5), ERRORS)
+    path = count_path(pair(ERRORS, [(40, 40)] * 5, [(40, 40)] * 5), ERRORS, SPEC)
     assert np.isfinite(path.harm).all()
     assert np.isfinite(path.promote).all()
     assert path.first_harm() is None
 
 
 def test_a_sick_stable_release_does_not_make_its_equal_harmful(pair: Pair) -> None:
-    path = count_path(pair(ERRORS, [(180, 9)] * 40, [(20, 1)] * 40), ERRORS)
+    path = count_path(pair(ERRORS, [(180, 9)] * 40, [(20, 1)] * 40), ERRORS, SPEC)
     assert path.first_harm() is None
 
 
 def test_a_burst_counts_as_little_as_two_events(pair: Pair) -> None:
     quiet = [(40, 0)] * 9
     burst, two = (
-        count_path(pair(ERRORS, [(160, 0)] * 10, [*quiet, (40, bad)]), ERRORS) for bad in (30, 2)
+        count_path(pair(ERRORS, [(160, 0)] * 10, [*quiet, (40, bad)]), ERRORS, SPEC)
+        for bad in (30, 2)
     )
     assert burst.harm[-1] == pytest.approx(two.harm[-1])
     assert burst.first_harm() is None
@@ -146,30 +150,30 @@ def test_a_burst_counts_as_little_as_two_events(pair: Pair) -> None:
 
 def test_a_burst_on_stable_does_not_promote(pair: Pair) -> None:
     candidate = [(40, 1)] * 10
-    path = count_path(pair(ERRORS, [*[(160, 0)] * 9, (160, 100)], candidate), ERRORS)
+    path = count_path(pair(ERRORS, [*[(160, 0)] * 9, (160, 100)], candidate), ERRORS, SPEC)
     assert not path.is_non_inferior().any()
 
 
 def test_many_requests_raise_the_clip(pair: Pair) -> None:
     """5 % errors stay visible where a block has hundreds of requests."""
-    path = count_path(pair(ERRORS, [(750, 1)] * 10, [(750, 37)] * 10), ERRORS)
+    path = count_path(pair(ERRORS, [(750, 1)] * 10, [(750, 37)] * 10), ERRORS, SPEC)
     assert path.first_harm() is not None
 
 
 def test_harm_needs_the_ratio_and_the_floor(pair: Pair) -> None:
     below_floor = pair(ERRORS, [(5000, 0)] * 30, [(1000, 2)] * 30)
-    assert count_path(below_floor, ERRORS).first_harm() is None
+    assert count_path(below_floor, ERRORS, SPEC).first_harm() is None
     below_ratio = pair(ERRORS, [(500, 15)] * 30, [(100, 4)] * 30)
-    assert count_path(below_ratio, ERRORS).first_harm() is None
+    assert count_path(below_ratio, ERRORS, SPEC).first_harm() is None
     without_floor = ERRORS.model_copy(update={"harm_floor": 0.0})
-    assert count_path(below_floor, without_floor).first_harm() is not None
+    assert count_path(below_floor, without_floor, SPEC).first_harm() is not None
 
 
 def test_the_ratio_promotes_where_stable_is_above_the_ceiling(pair: Pair) -> None:
     blocks = pair(ERRORS, [(200, 4)] * 60, [(200, 4)] * 60)
-    assert count_path(blocks, ERRORS).is_non_inferior()[-1]
+    assert count_path(blocks, ERRORS, SPEC).is_non_inferior()[-1]
     only_ratio = ERRORS.model_copy(update={"promote_ceiling": 0.0})
-    assert promote_evidence(blocks, only_ratio)[-1] > 3
+    assert promote_evidence(blocks, only_ratio, np.ones(60, dtype=bool))[-1] > 3
 
 
 def test_dispersion_divides_the_evidence_of_events(pair: Pair) -> None:
@@ -182,9 +186,9 @@ def test_a_fault_that_shows_only_under_load_is_found_soon(pair: Pair) -> None:
     stable, candidate = [(120, 0)] * 36, [(120, 0)] * 30 + [(120, 6)] * 6
     raised = pair(ERRORS, stable, candidate, weights=[10] * 30 + [50] * 6)
     level = pair(ERRORS, stable, candidate, weights=[50] * 36)
-    found = count_path(raised, ERRORS).first_harm()
+    found = count_path(raised, ERRORS, SPEC).first_harm()
     assert found is not None
-    late = count_path(level, ERRORS).first_harm()
+    late = count_path(level, ERRORS, SPEC).first_harm()
     assert late is None or found < late
 
 

@@ -157,19 +157,43 @@ def test_a_metric_that_is_missing_is_never_passed(
 
 def test_promotion_needs_blocks_at_the_last_weight(make_log: MakeLog, spec: JudgeSpec) -> None:
     patient = spec.model_copy(update={"max_duration_s": 7200.0})
-    quiet = judge(make_log(weights=(25,) * 200), patient)
+
+    def alike(*weights: int) -> Verdict:
+        """Return the verdict where all servers are loaded alike at 25 %, so those blocks count."""
+        return judge(make_log(weights=weights, candidate_pods=1), patient)
+
+    quiet = alike(*(25,) * 200)
     assert {one.outcome for one in quiet.metrics} == {"NON_INFERIOR"}
     assert quiet.outcome == "UNDECIDED"
     assert "only 0 of 2 blocks at 50 %" in quiet.reason
-    assert judge(make_log(weights=(25,) * 200 + (50,)), patient).outcome == "UNDECIDED"
-    assert judge(make_log(weights=(25,) * 200 + (50,) * 2), patient).outcome == "NON_INFERIOR"
+    assert alike(*(25,) * 200, 50).outcome == "UNDECIDED"
+    assert alike(*(25,) * 200, 50, 50).outcome == "NON_INFERIOR"
 
 
-def test_quiet_steps_promote_nothing_slow_under_load(make_log: MakeLog, spec: JudgeSpec) -> None:
-    quiet = make_log(weights=(25,) * 100)
-    loaded = [
-        row for row in make_log(weights=(25,) * 100 + (50,) * 3, ttft=1.3) if row.t > 100 * 30
-    ]
+def test_what_is_seen_under_less_load_never_promotes(make_log: MakeLog, spec: JudgeSpec) -> None:
+    patient = spec.model_copy(update={"max_duration_s": 7200.0})
+    quiet = judge(make_log(weights=(25,) * 40), patient)
+    assert {one.outcome for one in quiet.metrics} == {"UNDECIDED"}
+    assert {one.promote_evidence for one in quiet.metrics} == {0.0}
+    assert "counts from 50 % of the traffic on" in quiet.reason
+    later = judge(make_log(weights=(25,) * 40 + (50,) * 40), patient)
+    alone = judge(make_log(weights=(50,) * 40), patient)
+    assert later.outcome == "NON_INFERIOR"
+    assert [one.promote_evidence for one in later.metrics] == pytest.approx(
+        [one.promote_evidence for one in alone.metrics], rel=0.05
+    )
+
+
+def test_less_load_finds_harm(make_log: MakeLog, spec: JudgeSpec) -> None:
+    assert judge(make_log(weights=(25,) * 40, ttft=1.5), spec).outcome == "HARM"
+
+
+def test_earlier_steps_promote_nothing_that_has_become_slow(
+    make_log: MakeLog, spec: JudgeSpec
+) -> None:
+    quiet = make_log(weights=(25,) * 100, candidate_pods=1)
+    later = make_log(weights=(25,) * 100 + (50,) * 3, candidate_pods=1, ttft=1.3)
+    loaded = [row for row in later if row.t > 100 * 30]
     verdict = judge([*quiet, *loaded], spec.model_copy(update={"max_duration_s": 3600.0}))
     assert verdict.outcome != "NON_INFERIOR"
     ttft = by_metric(verdict)["ttft"]
