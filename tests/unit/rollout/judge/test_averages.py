@@ -12,6 +12,7 @@ from trainyard.rollout.judge.averages import (
     covariance_of,
     log_differences,
     planned_information,
+    promotion_horizon,
     score,
 )
 from trainyard.rollout.judge.blocks import PairedBlock
@@ -149,16 +150,36 @@ def test_a_fault_that_shows_only_under_load_does_not_have_to_outweigh_the_quiet_
 def test_the_horizon_counts_blocks_at_the_last_weight(pair: Pair) -> None:
     first = pair(TTFT, [(216, 20.0)], [(24, 2.0)], weights=[10])[0]
     model = SPEC.covariance
-    short, long = (
-        planned_information([first], model, SPEC.model_copy(update={"max_duration_s": seconds}))
-        for seconds in (300, 3600)
-    )
+    short, long = (planned_information([first], model, SPEC, seconds) for seconds in (300, 3600))
     assert 0 < short < long
     flat = score(
         np.zeros(10),
         covariance_of(pair(TTFT, [(120, 10.0)] * 10, [(120, 10.0)] * 10), model),
     )
-    assert short == pytest.approx(1.25 * flat.information[-1])
+    assert short == pytest.approx(flat.information[-1])
+
+
+def test_promotion_is_planned_for_what_is_left_of_the_rollout(pair: Pair) -> None:
+    blocks = pair(TTFT, [(120, 10.0)] * 60, [(120, 10.0)] * 60)
+    model = SPEC.covariance
+
+    spec = SPEC.model_copy(update={"max_duration_s": 1800.0})
+    for start, left_s in ((0, 1800), (16, 1320), (59, 450)):
+        whole = planned_information([blocks[0]], model, spec, left_s)
+        assert promotion_horizon([blocks[start]], model, spec) == pytest.approx(1.1 * whole)
+
+
+def test_blocks_that_do_not_count_change_nothing() -> None:
+    rng = np.random.default_rng(3)
+    covariance = 0.04 * (0.5 * np.ones((6, 6)) + 0.5 * np.eye(6))
+    used = np.array([False, True, True, False, True, True])
+    found = score(rng.normal(0, 0.2, 6), covariance, used)
+    rng = np.random.default_rng(3)
+    alone = score(rng.normal(0, 0.2, 6)[used], covariance[np.ix_(used, used)])
+    for name in ("raw", "information", "scale"):
+        assert getattr(found, name)[used] == pytest.approx(getattr(alone, name))
+    assert found.information[0] == 0
+    assert found.raw[3] == found.raw[2]
 
 
 def test_a_metric_may_have_its_own_covariance(pair: Pair) -> None:

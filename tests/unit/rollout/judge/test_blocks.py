@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 
 from trainyard.documents.evidence import Block, JudgeSpec, MetricSpec
-from trainyard.rollout.judge.blocks import closed_blocks, restarts, without_repeats
+from trainyard.rollout.judge.blocks import (
+    closed_blocks,
+    counts_for_promotion,
+    restarts,
+    without_repeats,
+)
 
 TTFT = MetricSpec(name="ttft", kind="mean", harm_margin=0.1, promote_margin=0.15, harm_alpha=0.01)
 SPEC = JudgeSpec(metrics=(TTFT,), max_duration_s=600, block_s=5)
@@ -147,3 +152,27 @@ def test_strata_close_blocks_of_their_own() -> None:
 def test_the_same_slice_of_two_strata_is_no_repeat() -> None:
     rows = both(5, 40, 10) + both(5, 40, 10, stratum="probe")
     assert len(without_repeats([*rows, *rows])) == 4
+
+
+@pytest.mark.parametrize(
+    ("weight", "stable_pods", "metric", "counts"),
+    [
+        (10, 1, "ttft", False),
+        (50, 1, "ttft", True),
+        (90, 1, "ttft", True),
+        (25, 3, "ttft", True),
+        (25, 2, "ttft", False),
+        (10, 1, "quality", True),
+    ],
+    ids=["idle", "last step", "after it", "loads alike", "nearly idle", "answers"],
+)
+def test_promotion_counts_what_was_seen_under_equal_loads(
+    weight: int, stable_pods: int, metric: str, counts: bool
+) -> None:
+    rows = [row(5.0, "candidate", 40, weight_candidate=weight)]
+    rows += [
+        row(5.0, "stable", 40, weight_candidate=weight, pod=f"stable-{pod}")
+        for pod in range(stable_pods)
+    ]
+    blocks = closed_blocks(without_repeats(rows), TTFT, SPEC)
+    assert counts_for_promotion(blocks, metric, SPEC).tolist() == [counts]
