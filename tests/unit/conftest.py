@@ -1,12 +1,15 @@
-"""What all unit tests share: Great Expectations is asked about the same figures once."""
+"""What all unit tests share: what takes long and comes to the same each time is made once."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
+import typer.main
+import typer.testing
 
 from trainyard.gates import verdict as verdicts
 from trainyard.gates.expectations import Evaluation, Expectation, evaluate
@@ -30,4 +33,12 @@ def remembered_evaluations() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verdicts, "evaluate", remembered)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_line_made_once() -> Iterator[None]:
+    """Let typer's runner keep the commands that it makes of an app anew for every call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
         yield
