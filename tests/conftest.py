@@ -21,6 +21,10 @@ os.environ.pop("COLUMNS", None)
 for name in ("HF_TOKEN", "HF_ENDPOINT"):
     os.environ.pop(name, None)
 
+# NumPy reads it once, when it is first imported. A judge's matrices are small: a second thread
+# saves little on a free machine, and on a busy one threads that wait for each other use it up.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Airflow reads its home once, when it is first imported, and writes into it.
 _airflow_home = tempfile.mkdtemp(prefix="trainyard-tests-airflow-")
 atexit.register(shutil.rmtree, _airflow_home, ignore_errors=True)

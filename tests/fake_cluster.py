@@ -182,13 +182,13 @@ class FakeCluster(KubernetesEmulator):
         started = threading.Event()
         thread = threading.Thread(target=lambda: asyncio.run(fake._serve(started)), daemon=True)
         thread.start()
-        assert started.wait(10), "the fake does not start"
+        assert started.wait(120), "the fake does not start"
         try:
             yield fake
         finally:
             assert fake._loop is not None
             fake._loop.call_soon_threadsafe(fake._ended.set)
-            thread.join(10)
+            thread.join(120)
         assert not fake.defects, fake.defects
 
     async def _serve(self, started: threading.Event) -> None:
@@ -210,7 +210,7 @@ class FakeCluster(KubernetesEmulator):
 
     # --- for tests --------------------------------------------------------------------------------
 
-    def client(self, *, token: str = "", timeout_s: float = 5.0) -> Cluster:
+    def client(self, *, token: str = "", timeout_s: float = 120.0) -> Cluster:
         """Return a client of ours."""
         from kubernetes.client import ApiClient, Configuration
 
@@ -687,13 +687,16 @@ class FakeCluster(KubernetesEmulator):
         )
         try:
             await response.prepare(raw)
-            while (left := deadline - asyncio.get_running_loop().time()) > 0:
+            while True:
                 changed.clear()
                 with self._guard:
                     lines, version = self._news(request, kind, version)
                 for line in lines:
                     await response.write(json.dumps(line).encode() + b"\n")
                 if lines and lines[-1]["type"] == "ERROR":
+                    break
+                # After the news: what was there before the watch is told, however late it is.
+                if (left := deadline - asyncio.get_running_loop().time()) <= 0:
                     break
                 with suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), left)

@@ -4,7 +4,8 @@
                               [--start-s 0.5] [--exit-code 3] [--first-s 0.01]
 
 A request's JSON says how to answer: `tokens`, `delay_s` between them, `stream`, and `fault`: `500`,
-`cut` (breaks off after the first token).
+`cut` (breaks off after the first token). With `told`, each token of a stream but the first waits
+until somebody posts to `/go-on`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class FakeEngine:
     served: int = 0
     aborted: int = 0
     healthy: bool = True
+    go_ons: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    """Tokens that may be made of streams that wait to be told."""
 
     def app(self) -> Starlette:
         """Return the application."""
@@ -78,6 +81,7 @@ class FakeEngine:
             routes=[
                 Route("/health", self.health),
                 Route("/sick", self.sick, methods=["POST"]),
+                Route("/go-on", self.go_on, methods=["POST"]),
                 Route("/metrics", self.metrics),
                 Route("/v1/told", self.told),
                 Route("/v1/echo/{rest:path}", self.echo, methods=["GET", "POST", "PUT"]),
@@ -90,6 +94,10 @@ class FakeEngine:
 
     async def sick(self, request: Request) -> Response:
         self.healthy = False
+        return Response()
+
+    async def go_on(self, request: Request) -> Response:
+        self.go_ons.release()
         return Response()
 
     async def metrics(self, request: Request) -> Response:
@@ -132,20 +140,21 @@ class FakeEngine:
     async def tokens(self, asked: dict[str, Any]) -> AsyncIterator[bytes]:
         self.running += 1
         finished = False
-        began = first = time.monotonic()
-        tokens = asked.get("tokens", 1)
+        tokens, delay_s = asked.get("tokens", 1), asked.get("delay_s", 0.0)
         try:
             await asyncio.sleep(self.first_s)
-            first = time.monotonic()
-            self.ttft.observe(first - began)
+            # What it meant to take: a busy machine is nothing that a judge is to see here.
+            self.ttft.observe(self.first_s)
             for number in range(tokens):
-                if number:
-                    await asyncio.sleep(asked.get("delay_s", 0.0))
-                yield f"data: {json.dumps({'token': number, 'at': time.time()})}\n\n".encode()
+                if number and asked.get("told"):
+                    await self.go_ons.acquire()
+                elif number:
+                    await asyncio.sleep(delay_s)
+                yield f"data: {json.dumps({'token': number})}\n\n".encode()
                 if asked.get("fault") == "cut":
                     raise RuntimeError("asked to break off")
             if tokens > 1:
-                self.tpot.observe((time.monotonic() - first) / (tokens - 1))
+                self.tpot.observe(delay_s)
             yield b"data: [DONE]\n\n"
             finished = True
         finally:

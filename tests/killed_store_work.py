@@ -41,9 +41,9 @@ REPOSITORY = Path(__file__).parents[1]
 SHORT = pytest.mark.timeout(1200)
 SOAK = [pytest.mark.soak, pytest.mark.timeout(3600)]
 KILLS = [
-    pytest.param("folder", 20, marks=SHORT),
+    pytest.param("folder", 8, marks=SHORT),
     # A round over HTTP takes ten times as long.
-    pytest.param("s3", 4, marks=SHORT),
+    pytest.param("s3", 2, marks=SHORT),
     pytest.param("folder", 200, marks=SOAK),
     pytest.param("s3", 200, marks=SOAK),
 ]
@@ -125,8 +125,9 @@ class Rounds:
         home = self.folder / "copy"
         shutil.rmtree(home, ignore_errors=True)
         shutil.copytree(self.template, home, ignore=shutil.ignore_patterns("store"))
+        root = Settings(home=home).store_root
         for entry in yard.store.list(""):
-            path = Settings(home=home).store_root / entry.key
+            path = root / entry.key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(yard.store.read(entry.key).data)
         return Yard(home)

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import yaml
-from tests.serving_world import eventually
+from tests.serving_world import PATIENCE_S, eventually
 
 from trainyard.serving.records import choose_port
 
@@ -34,9 +34,7 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return the result of an instant query: dicts with `metric` and `value`."""
-        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": expression})
-        answer.raise_for_status()
-        found: list[dict[str, Any]] = answer.json()["data"]["result"]
+        found: list[dict[str, Any]] = self._get("query", query=expression)["result"]
         return found
 
     def value(self, expression: str) -> float | None:
@@ -47,14 +45,20 @@ class Prometheus:
 
     def alerts(self) -> dict[str, list[dict[str, Any]]]:
         """Return the state of every alerting rule, by name."""
-        groups = httpx.get(f"{self.url}/api/v1/rules").json()["data"]["groups"]
+        groups = self._get("rules")["groups"]
         return {rule["name"]: rule["alerts"] for group in groups for rule in group["rules"]}
 
     def targets(self) -> dict[str, list[str]]:
         """Return the health of the targets, by job."""
         found: dict[str, list[str]] = {}
-        for each in httpx.get(f"{self.url}/api/v1/targets").json()["data"]["activeTargets"]:
+        for each in self._get("targets")["activeTargets"]:
             found.setdefault(each["labels"]["job"], []).append(each["health"])
+        return found
+
+    def _get(self, what: str, **asked: str) -> dict[str, Any]:
+        answer = httpx.get(f"{self.url}/api/v1/{what}", params=asked, timeout=PATIENCE_S)
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()["data"]
         return found
 
 
@@ -120,4 +124,4 @@ def prometheus(folder: Path, ports: Mapping[int, int], every: str = "1s") -> Ite
         yield running
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE_S)

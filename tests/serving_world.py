@@ -55,6 +55,8 @@ NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 MODEL = "adder"
 ENVIRONMENT = "staging"
 FAKE_VLLM = Path(__file__).with_name("fake_vllm.py")
+PATIENCE_S = 120.0
+"""Seconds to wait for what must happen, and for an answer: a machine may be busy."""
 
 T = TypeVar("T")
 
@@ -245,7 +247,7 @@ def start_fake(
         port=port,
         log_path=paths.server_log(ENVIRONMENT, name),
     )
-    process.wait_healthy(30)
+    process.wait_healthy(PATIENCE_S)
     record = observed(release_id, index, process=process, model=model)
     write_record(paths.observed(ENVIRONMENT, name), record)
     return FakeServer(process, record)
@@ -279,7 +281,7 @@ def observed(
     return ObservedServer(**{**values, **changes})
 
 
-def eventually(what: Callable[[], T | None], *, timeout_s: float = 30.0, why: str = "") -> T:
+def eventually(what: Callable[[], T | None], *, timeout_s: float = PATIENCE_S, why: str = "") -> T:
     """Return what `what` returns once that is true; fails after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:

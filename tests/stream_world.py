@@ -18,7 +18,14 @@ from typing import Any
 
 import httpx
 from tests.integration.serving.conftest import Yard
-from tests.serving_world import ENVIRONMENT, MODEL, FakeLane, eventually, make_release
+from tests.serving_world import (
+    ENVIRONMENT,
+    MODEL,
+    PATIENCE_S,
+    FakeLane,
+    eventually,
+    make_release,
+)
 
 from trainyard.documents.channel import Channel
 from trainyard.documents.release import Release
@@ -117,7 +124,7 @@ class StreamYard:
             run_id=run_id or f"run-{release.revision}",
         )
 
-    def drive(self, tick: Tick, *, until: Any = None, limit_s: float = 240.0) -> DriveResult:
+    def drive(self, tick: Tick, *, until: Any = None, limit_s: float = 600.0) -> DriveResult:
         """Tick until the rollout is over, or something is true of its channel."""
         end = time.monotonic() + limit_s
         while True:
@@ -133,7 +140,10 @@ class StreamYard:
         tick = self.promote(release)
         self.drive(tick, until=lambda c: c.stable is not None)
         self.url = f"{self.yard.start_proxy()}/{ENVIRONMENT}/{MODEL}/v1/completions"
-        eventually(lambda: httpx.post(self.url, json={}).status_code == 200, why="a route")
+        eventually(
+            lambda: httpx.post(self.url, json={}, timeout=PATIENCE_S).status_code == 200,
+            why="a route",
+        )
         assert self.drive(tick).outcome == "promoted"
         return release
 
@@ -159,7 +169,7 @@ async def _ask_all(
 ) -> None:
     tasks: set[asyncio.Task[None]] = set()
     limits = httpx.Limits(max_connections=64)
-    async with httpx.AsyncClient(timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S, limits=limits) as client:
         asked = 0
         begun = time.monotonic()
         while not stop.is_set() or asked < at_least:
@@ -213,7 +223,7 @@ def stream_yard(folder: Path, **settings: Any) -> Iterator[StreamYard]:
         yield StreamYard(yard, open_rollout(yard.settings))
     finally:
         stop.set()
-        agent.join(timeout=30)
+        agent.join(timeout=PATIENCE_S)
         yard.end()
         stop_all_servers(yard.settings)
         means.http.close()

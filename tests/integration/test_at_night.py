@@ -17,7 +17,7 @@ from trainyard.documents.release import Release
 from trainyard.rollout import by_hand
 from trainyard.settings import get_settings
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

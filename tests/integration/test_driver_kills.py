@@ -21,7 +21,7 @@ from tests.stream_world import StreamYard, stream_yard
 from trainyard.documents.release import Release
 from trainyard.releases import list_attestations
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
+pytestmark = pytest.mark.integration
 
 EVENTS = 250
 """A driver lives for so many changes of a file at most, before the last one, which lives on."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,13 +14,14 @@ from pathlib import Path
 import httpx
 import pytest
 import requests
-from tests.serving_world import MODEL, make_release
+from tests.serving_world import MODEL, PATIENCE_S, make_release
 
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.documents.release import Release
 from trainyard.errors import BadInput, CorruptFile, Transient
 from trainyard.export import Registry, _explained, _Remote, export_release
 from trainyard.releases import read_pinned
+from trainyard.serving.records import choose_port
 from trainyard.settings import Settings
 from trainyard.signing.envelope import open_envelope
 from trainyard.signing.keys import trusted_keys
@@ -48,9 +48,7 @@ class RunningRegistry:
 def start_registry(folder: Path, auth: str = "") -> tuple[RunningRegistry, subprocess.Popen[bytes]]:
     program = shutil.which("docker-registry")
     assert program, "Debian's package docker-registry is not installed: see .ci/system-packages"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = choose_port()
     root = folder / "registry"
     config = folder / "registry.yml"
     config.write_text(
@@ -60,7 +58,7 @@ def start_registry(folder: Path, auth: str = "") -> tuple[RunningRegistry, subpr
     with (folder / "registry.log").open("wb") as log:
         process = subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log)
     registry = RunningRegistry(f"127.0.0.1:{port}", root)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             httpx.get(f"http://{registry.host}/v2/")
@@ -160,7 +158,8 @@ def test_the_digest_is_that_of_the_registry(
     done = export_release(store, release, registry, settings)
 
     url = f"http://{registry.host}/v2/{registry.repository}/manifests/{done.digest}"
-    answer = httpx.get(url, headers={"Accept": "application/vnd.oci.image.manifest.v1+json"})
+    accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+    answer = httpx.get(url, headers=accept, timeout=PATIENCE_S)
     assert answer.headers["Docker-Content-Digest"] == done.digest
     assert answer.json()["artifactType"] == "application/vnd.trainyard.release.v1"
     layers = answer.json()["layers"]
@@ -202,7 +201,7 @@ def test_a_push_that_was_cut_goes_on_where_it_stopped(
     with pytest.raises(KeyboardInterrupt):
         export_release(store, release, registry, settings, say=die)
     url = f"http://{registry.host}/v2/{registry.repository}/manifests/{release.release_id}"
-    assert httpx.get(url).status_code == 404
+    assert httpx.get(url, timeout=PATIENCE_S).status_code == 404
 
     assert export_release(store, release, registry, settings).pushed == 2
     assert list(settings.work_root.iterdir()) == []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from trainyard.rollout.readers.prometheus import PrometheusReader
 from trainyard.rollout.sight import unseen
 from trainyard.rollout.slices import blocks_from_snapshots
 from trainyard.serving.protocol import ServerStatus
+from trainyard.serving.records import choose_port
 from trainyard.spec.metrics import MetricsSource
 
 pytestmark = [
@@ -122,7 +122,7 @@ class Yard:
     def reader(self, *, skew_s: float = 0.0) -> PrometheusReader:
         """Return a reader whose clock is off by so much."""
         source = MetricsSource(
-            source="prometheus", url=self.url, freshness_s=FRESHNESS_S, timeout_s=5.0
+            source="prometheus", url=self.url, freshness_s=FRESHNESS_S, timeout_s=30.0
         )
         return PrometheusReader(
             source,
@@ -146,12 +146,6 @@ class Yard:
                 return found
             time.sleep(0.2)
         raise AssertionError(f"not {counts}, but {found}")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def past(now_s: int) -> str:
@@ -202,7 +196,7 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     pages = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = Thread(target=pages.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    port = free_port()
+    port = choose_port()
     process = start(folder, port, pages.server_port)
     try:
         yard = Yard(f"http://127.0.0.1:{port}", servers, process)
@@ -238,7 +232,7 @@ def start(folder: Path, port: int, pages_port: int) -> subprocess.Popen[bytes]:
         ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(text), str(folder / "data")],
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=240,
     )
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(

@@ -122,7 +122,7 @@ deaths = st.lists(
 than the lease, also where a driver dies before its first renewal."""
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(deaths=deaths, bad=st.booleans())
 def test_deaths_change_nothing_but_the_time(
     deaths: list[tuple[int, bool, float]], bad: bool
@@ -192,7 +192,7 @@ def test_a_death_at_every_single_change(after: bool) -> None:
     assert change > 100
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     trouble=st.lists(
         st.tuples(
@@ -405,7 +405,7 @@ def test_a_withdrawn_release_may_be_promoted_again() -> None:
 # --- settling -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     ticks=st.integers(0, 150),
     deaths=st.lists(st.tuples(st.integers(1, 20), st.booleans()), max_size=3),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.stream_world import StreamYard, stream_yard
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
+pytestmark = pytest.mark.integration
 
 
 def roll_out(world: StreamYard, rollouts: int, *, at_least: int, rate: float) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -32,9 +35,16 @@ def named_commands() -> list[tuple[str, str, str]]:
     )
 
 
+@cache
+def commands_there_are() -> Mapping[str, Any]:
+    """Return the commands by name; to make them takes a while."""
+    found: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return found
+
+
 @pytest.mark.parametrize(("command", "word", "place"), named_commands())
 def test_a_named_command_exists(command: str, word: str, place: str) -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = commands_there_are()
     assert command in commands, f"{place} names `trainyard {command}`"
     below = getattr(commands[command], "commands", None)
     if below is not None and word:

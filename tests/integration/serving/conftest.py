@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.serving_world import FakeServer, environment_of, eventually, start_fake
+from tests.serving_world import PATIENCE_S, FakeServer, environment_of, eventually, start_fake
 
 from trainyard.serving.local_router import LocalRouter
 from trainyard.serving.protocol import RouteStatus
@@ -70,7 +70,7 @@ class Yard:
         """Signal the proxy and return its exit code."""
         assert self.proxy is not None
         self.proxy.send_signal(number)
-        return self.proxy.wait(timeout=20)
+        return self.proxy.wait(timeout=PATIENCE_S)
 
     def serve(self, release_id: str, index: int = 0, *, model: str) -> FakeServer:
         """Start a server of a release."""

@@ -44,9 +44,7 @@ def host_of(fake: FakeCluster, settings: Settings = SETTINGS, **changes: Any) ->
     environment = Environment(
         platform="kubernetes", target="cpu", kubernetes=place("cpu", **changes)
     )
-    return KubernetesHost(
-        settings, {ENVIRONMENT: environment}, connect=lambda *_: fake.client(timeout_s=2.0)
-    )
+    return KubernetesHost(settings, {ENVIRONMENT: environment}, connect=lambda *_: fake.client())
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tests.integration.serving.conftest import Yard
 from tests.serving_world import (
     ENVIRONMENT,
     MODEL,
+    PATIENCE_S,
     FakeLane,
     eventually,
     make_channel,
@@ -25,7 +26,7 @@ from trainyard.serving.lease import FileLease
 from trainyard.serving.local_host import LocalHost
 from trainyard.serving.records import ServingPaths, observed_servers
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def running(yard: Yard) -> Iterator[Yard]:
     agent.start()
     yield yard
     stop.set()
-    agent.join(timeout=30)
+    agent.join(timeout=PATIENCE_S)
     stop_all_servers(yard.settings)
     means.http.close()
 
@@ -48,7 +49,7 @@ def states(host: LocalHost) -> list[str]:
 
 def listens(url: str) -> bool:
     try:
-        httpx.get(f"{url}/health")
+        httpx.get(f"{url}/health", timeout=PATIENCE_S)
     except httpx.ConnectError:
         return False
     except httpx.TransportError:
@@ -70,14 +71,17 @@ def test_clients_see_nothing_of_a_crash_or_a_removal(running: Yard) -> None:
     channel = make_channel(stable=old.release_id, candidate=new.release_id, weight=50)
     put_channel(running.store, channel)
     url = f"{running.start_proxy()}/{ENVIRONMENT}/{MODEL}/v1/completions"
-    eventually(lambda: httpx.post(url, json={}).status_code == 200, why="the route exists")
+    eventually(
+        lambda: httpx.post(url, json={}, timeout=PATIENCE_S).status_code == 200,
+        why="the route exists",
+    )
 
     def ask(times: int) -> set[str]:
         answers = [client.post(url, json={"tokens": 1}) for _ in range(times)]
         assert {answer.status_code for answer in answers} == {200}
         return {answer.headers["x-trainyard-release"] for answer in answers}
 
-    with httpx.Client() as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         assert ask(10) == {old.release_id, new.release_id}
 
         victim = next(

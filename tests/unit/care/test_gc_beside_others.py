@@ -96,7 +96,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Yard:
 def test_nothing_published_or_promoted_ever_dangles(empty: Yard) -> None:
     yard = empty
     # A bucket is slower: what takes one folder a moment takes the fake of S3 seconds.
-    rounds = 5 if yard.place else 15
+    rounds = 3 if yard.place else 15
     counts: Counter[str] = Counter()
     over = threading.Event()
     names = [f"p{number}" for number in range(PUBLISHERS)]
@@ -123,7 +123,7 @@ def test_a_collection_killed_anywhere_leaves_nothing_dangling_and_the_next_one_f
     place: str, rounds: int, template: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     fake = request.getfixturevalue("s3_place") if place == "s3" else {}
-    reports = run(Job("collect", str(tmp_path), rounds, 7, str(template), fake))
+    reports = run(Job("collect", str(tmp_path), rounds, 1, str(template), fake))
 
     assert len(reports) == rounds
     assert [each for each in reports if each["wrong"] or not each["finished"]] == []

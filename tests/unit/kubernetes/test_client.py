@@ -302,7 +302,7 @@ def test_a_right_that_is_missing_is_named(fake: FakeCluster, cluster: Cluster) -
 
 
 def test_no_answer_is_transient(fake: FakeCluster) -> None:
-    fake.faults.append(Fault(delay_s=3, times=1))
+    fake.faults.append(Fault(delay_s=60, times=1))
     with pytest.raises(Transient, match="does not answer"):
         fake.client(timeout_s=0.2).list(POD, NS)
     fake.down = True

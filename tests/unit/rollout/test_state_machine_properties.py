@@ -473,4 +473,4 @@ class Rollouts(RuleBasedStateMachine):
 
 
 TestRollouts = Rollouts.TestCase
-TestRollouts.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestRollouts.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)

@@ -548,7 +548,7 @@ def test_a_flipped_byte_in_a_manifest_is_found_before_serving(
     release = only_release(yard)
     stored = yard.store.read(key).data
 
-    for place in range(len(stored)):
+    for place in range(0, len(stored), 7):
         flipped = bytearray(stored)
         flipped[place] ^= 1
         yard.store.put(key, bytes(flipped))

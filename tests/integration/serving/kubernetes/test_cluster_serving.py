@@ -23,6 +23,7 @@ from tests.serving_world import (
     MODEL,
     NEW,
     OLD,
+    PATIENCE_S,
     FakeServer,
     eventually,
     make_channel,
@@ -43,7 +44,7 @@ from trainyard.serving.records import choose_port
 from trainyard.settings import Settings
 from trainyard.store.folder import FolderStore
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.integration
 
 PLACE = place(data_plane="proxy")
 ENVIRONMENTS = {
@@ -130,11 +131,11 @@ class Yard:
             status = self.router.status(ENVIRONMENT, MODEL)
             return status if status and status.weights == {OLD: old, NEW: new} else None
 
-        return eventually(found, timeout_s=60, why=f"{old}/{new}: {weights_of(self.fake)}")
+        return eventually(found, why=f"{old}/{new}: {weights_of(self.fake)}")
 
     def ask(self, number: int) -> Counter[str]:
         """Ask for answers; return how many each release gave."""
-        with httpx.Client(timeout=30) as client:
+        with httpx.Client(timeout=PATIENCE_S) as client:
             answers = [
                 client.post(f"{self.url}/completions", json={"tokens": 1}) for _ in range(number)
             ]
@@ -234,7 +235,7 @@ def test_a_canary_and_its_rollback(yard: Yard) -> None:
     assert yard.followed(100, 0).traffic[NEW].arrivals == arrived
     for name in ("proxy", "guard-1"):
         yard.processes[name].send_signal(signal.SIGTERM)
-        code = yard.processes[name].wait(timeout=60)
+        code = yard.processes[name].wait(timeout=PATIENCE_S)
         assert code in (0, -signal.SIGTERM), yard.log(name)
 
 
@@ -243,8 +244,8 @@ def test_traffic_comes_back_without_driver_store_and_leader(yard: Yard) -> None:
     yard.lease.renew(ENVIRONMENT, MODEL, holder="run#1", duration_s=600)
     yard.wish(30)
     yard.followed(70, 30)
-    eventually(lambda: "guards" in yard.log("guard-2"), timeout_s=60)
-    eventually(lambda: yard.fake.open_watches >= 8, timeout_s=60, why="both guards and the proxy")
+    eventually(lambda: "guards" in yard.log("guard-2"))
+    eventually(lambda: yard.fake.open_watches >= 8, why="both guards and the proxy")
 
     # Airflow goes, then the store, then the guard that leads.
     yard.lease.renew(ENVIRONMENT, MODEL, holder="run#1", duration_s=3)
@@ -262,5 +263,5 @@ def test_traffic_comes_back_without_driver_store_and_leader(yard: Yard) -> None:
     # The store is back, and learns of it.
     store.unlink()
     (yard.home / "store-that-is-away").rename(store)
-    events = eventually(lambda: guard_events(yard.store, MODEL, ENVIRONMENT, 1), timeout_s=60)
+    events = eventually(lambda: guard_events(yard.store, MODEL, ENVIRONMENT, 1))
     assert [event.event for event in events] == ["lease_expired"]
