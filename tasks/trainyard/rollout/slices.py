@@ -12,10 +12,10 @@ A slice is the time between two consecutive snapshots. It counts only where its 
 
 Latencies count only while a server of the candidate gets at most `LOAD_PARITY` times as many
 requests as one of stable's: a busier server is slower, whatever it serves. A candidate that gets
-fewer is compared all the same: that can hide harm for a while, not invent it, and the judge takes no
-evidence for promotion from it (`judge.blocks.counts_for_promotion`). How answers end
-does not depend on load, so `truncated` and `empty` count at any. `aborted` does not: a server that
-counts clients who went away counts more of them where they wait longer.
+fewer is compared all the same: that can hide harm for a while, not invent it, and the judge takes
+no evidence for promotion from it (`judge.blocks.counts_for_promotion`). How answers end does not
+depend on load, so `truncated` and `empty` count at any. `aborted` does not: a server that counts
+clients who went away counts more of them where they wait longer.
 
 Servers do not tell probes from users' requests, so users' latencies count in slices without a probe
 only (see `rollout.probes.windows`): none was sent since the figures of the slice's beginning, and
