@@ -65,6 +65,9 @@ def base_environment() -> dict[str, str]:
     """Return the caller's variables that every component gets."""
     env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     env["PYTHONUNBUFFERED"] = "1"
+    # The judge's matrices are small. On busy processors OpenBLAS's threads wait for each other, and
+    # take several times as long as one.
+    env["OPENBLAS_NUM_THREADS"] = "1"
     return env
 
 
