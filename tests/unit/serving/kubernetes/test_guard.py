@@ -19,7 +19,7 @@ from trainyard.kubernetes.client import Object
 from trainyard.kubernetes.kinds import HTTP_ROUTE, POD
 from trainyard.serving.guard import Wish
 from trainyard.serving.guard_events import GuardEvent, guard_events
-from trainyard.serving.kubernetes.arrivals import Counts, DataPlaneSight
+from trainyard.serving.kubernetes.arrivals import Counts, DataPlaneSight, traffic_of
 from trainyard.serving.kubernetes.guard import ClusterGuard, newest_wish
 from trainyard.serving.kubernetes.guard_feed import StoreFeed, Wishes
 from trainyard.serving.kubernetes.guard_metrics import GuardMetrics, serve_pages
@@ -413,7 +413,7 @@ def test_first_answers_that_all_fail_blow_the_fuse(world: World) -> None:
     world.until(world.has(90, 10))
     for errors in (0, 12):
         counts = {NEW: Counts(total=errors, error=errors)}
-        traffic = {NEW: counts[NEW].traffic}
+        traffic = {NEW: traffic_of({f"{NEW}-0": counts[NEW]})}
         world.data_plane.sight = DataPlaneSight("e", traffic, counts=counts)
         guard.traffic.look()
         guard.tick()
