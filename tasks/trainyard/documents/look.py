@@ -182,7 +182,8 @@ class History(Document):
     """`metrics`: the source of the counters remembered them. `looks`: of the rollout before, in
     which this release became stable. `none`: nobody did."""
     snapshots: tuple[Snapshot, ...] = ()
-    """Oldest first; counters of its servers only."""
+    """Oldest first; its own servers only, and of the router's counters those of this release. They
+    are known from looks; snapshots from `metrics`, and those of older versions, have no `route`."""
 
 
 class Comparison(Frozen):

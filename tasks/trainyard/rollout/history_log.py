@@ -4,7 +4,9 @@ Where it comes from, the better first:
 
 * the source of the metrics, if it has a memory (Prometheus);
 * the looks of the rollout in which the release became stable. Nothing is restarted by a promotion,
-  so its servers are often the same ones.
+  so its servers are often the same ones. Looks hold the router's counters as well, so they alone
+  tell how failed requests gather on some servers: what a Prometheus has of a router are sums of a
+  release (our proxy), or figures of addresses, whose servers of then nobody knows (Envoy).
 
 A recorder that scrapes all the time, for environments without a Prometheus, was left out: it would
 be a process more on every machine, and it pays only where a release has at least two servers, whose
@@ -19,7 +21,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from trainyard.documents.channel import Rollout
-from trainyard.documents.look import History, PodCounters, ProbeReading, Snapshot
+from trainyard.documents.look import History, PodCounters, RouteCounters, Snapshot
 from trainyard.errors import NotFound
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.metrics import MetricReader
@@ -109,18 +111,18 @@ class HistoryLog:
         if told is None:
             return None
         if told:
-            return "metrics", tuple(_alone(at, pods, None) for at, pods in told)
+            return "metrics", tuple(_idle(at, pods) for at, pods in told)
         if rollout.number < 2:
             return "none", ()
         looks = LookLog(self._store).read(model, environment, rollout.number - 1)
         since = now - timedelta(seconds=LONGEST_MEMORY_S)
-        kept = [
-            (look.snapshot.at, pods, look.snapshot.probes)
+        alone = (
+            _alone(look.snapshot, rollout.reference_id)
             for look in looks
             if since < look.snapshot.at < rollout.started_at
-            and (pods := _pods_of(look.snapshot, rollout.reference_id))
-        ]
-        return ("looks" if kept else "none"), tuple(_alone(*one) for one in kept)
+        )
+        kept = tuple(snapshot for snapshot in alone if snapshot.pods)
+        return ("looks" if kept else "none"), kept
 
 
 def history_key(model: str, environment: str, number: int) -> str:
@@ -128,9 +130,28 @@ def history_key(model: str, environment: str, number: int) -> str:
     return f"{rollout_prefix(model, environment, number)}/history.json"
 
 
-def _pods_of(snapshot: Snapshot, release_id: str) -> tuple[PodCounters, ...]:
-    return tuple(pod for pod in snapshot.pods if pod.release_id == release_id)
+def _alone(snapshot: Snapshot, release_id: str) -> Snapshot:
+    """Return what a look saw of one release."""
+    return Snapshot(
+        at=snapshot.at,
+        phase="idle",
+        step_index=0,
+        pods=tuple(pod for pod in snapshot.pods if pod.release_id == release_id),
+        route=_route_of(snapshot.route, release_id),
+        probes=snapshot.probes,
+    )
 
 
-def _alone(at: datetime, pods: tuple[PodCounters, ...], probes: ProbeReading | None) -> Snapshot:
-    return Snapshot(at=at, phase="idle", step_index=0, pods=pods, route=None, probes=probes)
+def _route_of(route: RouteCounters | None, release_id: str) -> RouteCounters | None:
+    """Return the router's counters of one release; None if it did not know the release."""
+    if route is None or release_id not in route.releases:
+        return None
+    return RouteCounters(
+        epoch=route.epoch,
+        weights={name: share for name, share in route.weights.items() if name == release_id},
+        releases={release_id: route.releases[release_id]},
+    )
+
+
+def _idle(at: datetime, pods: tuple[PodCounters, ...]) -> Snapshot:
+    return Snapshot(at=at, phase="idle", step_index=0, pods=pods, route=None)

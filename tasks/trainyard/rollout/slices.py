@@ -8,7 +8,7 @@ A slice is the time between two consecutive snapshots. It counts only where its 
   newer than the ones before; counters that stand still while the router sends the server requests
   are a source that has frozen;
 * both ends lie in the candidate's exposure, or both before it: the latter are rows of stable alone
-  with weight 0, from which the judge learns stable's noise.
+  with weight 0, from which the judge learns stable's noise. Weights may change there.
 
 Latencies count only while a server of the candidate gets at most `LOAD_PARITY` times as many
 requests as one of stable's: a busier server is slower, whatever it serves. A candidate that gets
@@ -258,7 +258,7 @@ def _history(
     ]
     blocks = _server_blocks(slice_, pairs, edge, by_events)
     blocks += _ending_blocks(slice_, pairs, alike=True)
-    route = _comparable(before.route, after.route)
+    route = _of_one_start(before.route, after.route)
     return blocks + (_errors_of_history(slice_, *route) if route is not None else [])
 
 
@@ -402,10 +402,20 @@ class _Slice:
 def _comparable(
     before: RouteCounters | None, after: RouteCounters | None
 ) -> tuple[RouteCounters, RouteCounters] | None:
+    route = _of_one_start(before, after)
+    if route is None:
+        return None
+    weights = [{name: share for name, share in r.weights.items() if share} for r in route]
+    return route if weights[0] == weights[1] else None
+
+
+def _of_one_start(
+    before: RouteCounters | None, after: RouteCounters | None
+) -> tuple[RouteCounters, RouteCounters] | None:
+    """Return the router's counters, if it was asked at both ends and not restarted in between."""
     if before is None or after is None or before.epoch != after.epoch:
         return None
-    weights = [{name: share for name, share in r.weights.items() if share} for r in (before, after)]
-    return (before, after) if weights[0] == weights[1] else None
+    return before, after
 
 
 Pair = tuple[PodCounters, PodCounters]

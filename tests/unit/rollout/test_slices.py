@@ -126,6 +126,23 @@ def test_what_stable_did_alone_before_exposure_is_history() -> None:
     assert {row.metric for row in rows} == {"ttft", "ttft_tail", "errors"}
 
 
+def test_errors_of_history_need_one_start_of_the_router_and_no_gap_but_no_equal_weights() -> None:
+    def shot(seconds: float, weight: int, ended: int, epoch: str = "1") -> Snapshot:
+        return snapshot(seconds, (), route(weight, epoch=epoch, old=(ended, 1, 0)))
+
+    steps = [shot(-1500, 90, 100), shot(-1470, 50, 130), shot(-1440, 0, 170)]
+    restarted = [shot(-1410, 0, 500, "2"), shot(-1380, 0, 550, "2")]
+    unasked = [Snapshot(at=at(-1350), phase="idle", step_index=0, pods=(), route=None)]
+    after_gap = [shot(-1320, 0, 570, "2"), shot(-700, 0, 900, "2"), shot(-100, 0, 960, "2")]
+    found = blocks(*steps, *restarted, *unasked, *after_gap)
+    assert [(row.metric, row.t, row.requests) for row in found] == [
+        ("errors", -1470, 30),
+        ("errors", -1440, 40),
+        ("errors", -1380, 50),
+        ("errors", -100, 60),
+    ]
+
+
 def test_an_edge_that_was_fixed_after_exposure_says_nothing_about_history() -> None:
     counts = ((-30, 0), (0, 50), (30, 500), (60, 900))
     shots = [snapshot(s, both(*[histogram(n, 0.1 * n, **{"0_5": n})] * 2)) for s, n in counts]
