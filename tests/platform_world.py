@@ -195,7 +195,7 @@ class Platform:
         """End the clients after what they have in flight, and return what they saw."""
         assert self.traffic is not None
         self.traffic.send_signal(signal.SIGTERM)
-        assert self.traffic.wait(timeout=90) == 0
+        assert self.traffic.wait(timeout=600) == 0
         self.traffic = None
         return self.clients
 

@@ -78,7 +78,7 @@ class Yard:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         return Ended(done.returncode, done.stdout + done.stderr)
@@ -433,7 +433,7 @@ def run_limited(yard: Yard, limit: int, *arguments: str) -> Ended:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     return Ended(done.returncode, done.stdout + done.stderr)
@@ -556,4 +556,4 @@ def test_a_second_one_of_a_home_is_refused(yard: Yard, name: str) -> None:
         assert first.poll() is None
     finally:
         first.terminate()
-        first.wait(timeout=60)
+        first.wait(timeout=600)

@@ -284,7 +284,7 @@ def test_a_restore_that_is_killed_is_completed_by_the_next(tmp_path: Path) -> No
         check=True,
         stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     store = FolderStore(tmp_path / "store")
     files = put_files(store)
@@ -330,7 +330,7 @@ def test_two_restores_of_one_folder_take_turns(tmp_path: Path) -> None:
         for process in processes:
             assert process.stdin is not None
             process.stdin.close()
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        assert [process.wait(timeout=600) for process in processes] == [0, 0]
     finally:
         for process in processes:
             if process.poll() is None:

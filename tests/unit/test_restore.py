@@ -440,7 +440,7 @@ def command(world: World, release: Release, name: str, *options: str) -> subproc
 def test_four_pods_start_at_once(world: World) -> None:
     release = world.publish("v1", BIG)
     processes = [command(world, release, str(number), "--json") for number in range(4)]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, outputs
     for number, output in enumerate(outputs):
         result = json.loads(output.splitlines()[-1])
@@ -472,7 +472,7 @@ def kill_and_restore(world: World, release: Release, delay_s: float) -> None:
 def test_a_restore_that_is_killed_leaves_nothing_wrong(world: World) -> None:
     release = world.publish("v1", BIG)
     started = time.monotonic()
-    assert command(world, release, "whole").communicate(timeout=120)[0]
+    assert command(world, release, "whole").communicate(timeout=600)[0]
     whole_s = time.monotonic() - started
     shutil.rmtree(world.root / "cache")
     for share in (0.6, 0.75, 0.9):
@@ -485,7 +485,7 @@ def test_a_restore_that_is_killed_leaves_nothing_wrong(world: World) -> None:
 def test_a_restore_that_is_killed_at_whatever_moment_leaves_nothing_wrong(world: World) -> None:
     release = world.publish("v1", BIG)
     started = time.monotonic()
-    assert command(world, release, "whole").communicate(timeout=120)[0]
+    assert command(world, release, "whole").communicate(timeout=600)[0]
     whole_s = time.monotonic() - started
     moments = random.Random(1)
     for number in range(200):

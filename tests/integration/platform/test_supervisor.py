@@ -113,7 +113,7 @@ def test_it_stops_everything(home: Path, start: Callable[[], subprocess.Popen[by
     wait_for(lambda: pid_of(paths, "other"), "the start")
     members = session_members(leader)
     supervisor.send_signal(signal.SIGTERM)
-    assert supervisor.wait(timeout=60) == 0
+    assert supervisor.wait(timeout=600) == 0
     assert not any(process.is_running() for process in members)
     assert {record["pid"] for record in read_components(paths).values()} == {None}
 
@@ -121,7 +121,7 @@ def test_it_stops_everything(home: Path, start: Callable[[], subprocess.Popen[by
 def test_only_one_runs_a_home(home: Path, start: Callable[[], subprocess.Popen[bytes]]) -> None:
     start()
     wait_for(lambda: pid_of(PlatformPaths(home), "other"), "the start")
-    assert start().wait(timeout=60) == 75
+    assert start().wait(timeout=600) == 75
 
 
 def test_a_successor_ends_what_a_killed_supervisor_left(

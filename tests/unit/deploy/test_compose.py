@@ -158,7 +158,7 @@ def test_an_agent_that_ends_is_started_again_and_the_container_stays(tmp_path: P
             why="the second agent",
         )
         running.terminate()
-        assert running.wait(timeout=30) == 0
+        assert running.wait(timeout=600) == 0
         assert running.stderr is not None
         assert b"The agent ended with 3" in running.stderr.read()
     assert agents.read_text().splitlines() == ["-m trainyard agent"] * 2 + ["told"]

@@ -133,7 +133,7 @@ def shell(command: str, tmp_path: Path, *, site: Path | None = None, **env: str)
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
 
 

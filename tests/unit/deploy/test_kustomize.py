@@ -67,7 +67,7 @@ def kubectl(where: Path) -> list[Any]:
     if shutil.which("kubectl") is None:
         pytest.skip("There is no kubectl here to compare with.")
     done = subprocess.run(
-        ["kubectl", "kustomize", str(where)], capture_output=True, text=True, timeout=60
+        ["kubectl", "kustomize", str(where)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))

@@ -29,7 +29,7 @@ def test_a_named_pin_lasts() -> None:
 def test_a_pin_ends_with_its_process() -> None:
     assert not pin(process=Holder.me("serve")).is_orphaned()
     done = subprocess.run(
-        [sys.executable, "-c", PRINT_HOLDER], check=True, stdout=subprocess.PIPE, timeout=60
+        [sys.executable, "-c", PRINT_HOLDER], check=True, stdout=subprocess.PIPE, timeout=600
     )
     assert pin(process=Holder.model_validate_json(done.stdout)).is_orphaned()
 

@@ -359,7 +359,7 @@ class TestSurroundings:
         thread.start()
         eventually(lambda: (yard.home / "heard.json").exists(), why="the step runs")
         step.on_kill()
-        thread.join(timeout=30)
+        thread.join(timeout=600)
         assert not thread.is_alive()
         assert "exit code -15" in str(errors[0])
 
@@ -395,7 +395,7 @@ class TestSurroundings:
             task.kill()
             task.wait()
         eventually(lambda: (yard.home / "stdin-closed").exists(), why="its input closes")
-        psutil.wait_procs([step], timeout=30)
+        psutil.wait_procs([step], timeout=600)
         assert not step.is_running()
 
 

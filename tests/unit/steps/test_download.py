@@ -406,7 +406,7 @@ def run_and_kill(home: Path, at: int) -> subprocess.CompletedProcess[str]:
         env=env,
         stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -491,7 +491,7 @@ class Process:
 
     def end(self) -> tuple[int, str]:
         """Wait for its end (with its standard input open) and return exit code and output."""
-        code = self.popen.wait(timeout=60)
+        code = self.popen.wait(timeout=600)
         assert self.popen.stdout is not None
         return code, self.popen.stdout.read()
 
@@ -523,7 +523,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Process]]:
 
 
 def gone(child: psutil.Process) -> bool:
-    return not psutil.wait_procs([child], timeout=60)[1]
+    return not psutil.wait_procs([child], timeout=600)[1]
 
 
 class TestProcesses:
@@ -580,5 +580,5 @@ class TestProcesses:
         assert process.popen.stdout is not None
         process.popen.stdout.readline()
         process.popen.stdout.close()
-        assert process.popen.wait(timeout=60) == 0
+        assert process.popen.wait(timeout=600) == 0
         assert process.status.state == "done"

@@ -42,7 +42,7 @@ class WatchedStore(FolderStore):
 
     def wait_for(self, count: int) -> None:
         with self.another:
-            assert self.another.wait_for(lambda: len(self.written) >= count, timeout=60)
+            assert self.another.wait_for(lambda: len(self.written) >= count, timeout=600)
 
 
 @pytest.fixture

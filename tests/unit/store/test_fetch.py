@@ -304,7 +304,7 @@ def test_processes_share_the_work(world: World, tmp_path: Path) -> None:
     try:
         for process in processes:
             go(process)
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -135,7 +135,7 @@ def race(script: str, *args: object, with_names: bool = False) -> list[str]:
             assert process.stdin is not None
             process.stdin.close()
             process.stdin = None
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
