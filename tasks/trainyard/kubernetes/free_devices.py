@@ -99,7 +99,7 @@ def count_free(
     names = {node["metadata"]["name"] for node in nodes}
     stable_servers = 0
     for pod in pods:
-        where = (pod.get("spec") or {}).get("nodeName")
+        where = str((pod.get("spec") or {}).get("nodeName", ""))
         count = requested(pod)
         if where not in names or not count or (pod.get("status") or {}).get("phase") in _ENDED:
             continue
