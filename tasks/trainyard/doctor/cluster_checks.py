@@ -9,6 +9,7 @@ from typing import Any
 from trainyard.doctor.report import Check, fail, ok, warn
 from trainyard.errors import TrainyardError
 from trainyard.kubernetes.client import Cluster, Object
+from trainyard.kubernetes.free_devices import INSTANCE_LABEL, allocatable, is_usable
 from trainyard.kubernetes.kinds import (
     AUTOSCALER,
     DEPLOYMENT,
@@ -33,9 +34,6 @@ from trainyard.spec.environments import Environment
 from trainyard.spec.kubernetes import KubernetesServing
 from trainyard.spec.model import Target
 
-DEVICE = "aws.amazon.com/neuron"
-"""Whole Neuron devices, as the device plugin counts them."""
-INSTANCE_LABEL = "node.kubernetes.io/instance-type"
 DRIVER_LABEL = f"{PREFIX}/neuron-driver"
 """Label of nodes with the version of their driver, where somebody sets it: no Neuron component
 does."""
@@ -338,9 +336,4 @@ def _label(node: Object, name: str) -> str:
 
 
 def _allocatable(node: Object) -> int:
-    value = ((node.get("status") or {}).get("allocatable") or {}).get(DEVICE, 0)
-    ready = any(
-        condition.get("type") == "Ready" and condition.get("status") == "True"
-        for condition in (node.get("status") or {}).get("conditions") or []
-    )
-    return int(value) if ready and not (node.get("spec") or {}).get("unschedulable") else 0
+    return allocatable(node) if is_usable(node) else 0

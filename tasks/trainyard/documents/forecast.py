@@ -33,6 +33,27 @@ class StepForecast(Frozen):
     """Requests that the candidate gets in them; None where the traffic is not known."""
 
 
+class DevicesForecast(Frozen):
+    """The accelerators of the cluster that an environment is in, as they were when it was asked."""
+
+    instance: str
+    """Type of the nodes that count."""
+    per_server: int = Field(ge=1)
+    """Devices that one server takes."""
+    unknown: str = ""
+    """Why nobody could tell the rest, which is then 0; empty: it is known."""
+    nodes: int = 0
+    """Nodes of that type which would take a server now."""
+    total: int = 0
+    """Devices that they can allocate."""
+    free: int = 0
+    """Of them, how many no pod has asked for."""
+    room: int = 0
+    """Servers that fit into what is free, each on one node."""
+    stable_servers: int = 0
+    """Servers of the stable release that have devices there already."""
+
+
 class RolloutForecast(Frozen):
     """One environment that was asked for."""
 
@@ -52,6 +73,9 @@ class RolloutForecast(Frozen):
     """Most servers of the model that run at the same time."""
     servers_free: int
     """Servers that the environment has room for beside those of other models."""
+    devices: DevicesForecast | None = None
+    """None: it needs none, its servers are not in a cluster, or an older version made the
+    forecast."""
     devices_unseen: bool = False
     """It serves on Neuron devices, whose errors its source of metrics does not see."""
     traffic: Traffic | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from trainyard.documents.channel import Channel, RolloutPlan, Track
-from trainyard.documents.forecast import RolloutForecast, Traffic
+from trainyard.documents.forecast import DevicesForecast, RolloutForecast, Traffic
 from trainyard.documents.look import Look
 from trainyard.errors import TrainyardError
 from trainyard.rollout.channel_store import channel_keys, read_channel
@@ -42,6 +42,7 @@ def forecast(
     *,
     drain_timeout_s: float,
     on_neuron: bool = False,
+    devices: DevicesForecast | None = None,
 ) -> RolloutForecast:
     """Return what promoting a release of `model` will take, as far as that can be told.
 
@@ -53,6 +54,7 @@ def forecast(
         spec: the release's rollout.
         drain_timeout_s: as of the rollout.
         on_neuron: does it serve on Neuron devices?
+        devices: what its cluster has of them; None: it needs none, or has no cluster.
 
     Raises:
         BadInput: the rollout makes no sense, or does not fit there.
@@ -81,6 +83,7 @@ def forecast(
         max_duration_s=plan.max_duration_s,
         servers_needed=_servers_needed(plan),
         servers_free=max(0, environment.devices - _servers_of_others(store, model, name)),
+        devices=devices,
         devices_unseen=on_neuron and environment.metrics.source == "scrape",
         traffic=traffic,
         promoted_share=found.promoted_share if found else None,
@@ -106,6 +109,7 @@ def sentences(one: RolloutForecast) -> Iterator[str]:
     if not one.steps:
         why = "nothing serves there yet" if one.kind == "bootstrap" else "stable stops first"
         yield f"{one.environment}: without comparison ({why}), {rest}"
+        yield from _devices_lines(one)
         return
     steps = ", ".join(
         f"{step.weight} % for {step.hold_s:g} s"
@@ -113,6 +117,7 @@ def sentences(one: RolloutForecast) -> Iterator[str]:
         for step in one.steps
     )
     yield f"{one.environment}: {steps} at least, {rest}"
+    yield from _devices_lines(one)
     if one.traffic is None or one.promoted_share is None:
         yield (
             f"{one.environment}: its traffic is not known, so nobody can say how long a verdict "
@@ -120,6 +125,25 @@ def sentences(one: RolloutForecast) -> Iterator[str]:
         )
         return
     yield f"{one.environment}: {_verdict(one, one.traffic, one.promoted_share)}"
+
+
+def _devices_lines(one: RolloutForecast) -> Iterator[str]:
+    devices = one.devices
+    if devices is None:
+        return
+    needs = (
+        f"{one.environment}: it needs {one.servers_needed * devices.per_server} devices of "
+        f"{devices.instance} at most ({devices.per_server} a server)"
+    )
+    if devices.unknown:
+        yield f"{needs}; how many are free is not known: {devices.unknown}"
+        return
+    held = devices.stable_servers * devices.per_server
+    own = f", of which the stable release has {held} already" if held else ""
+    yield (
+        f"{needs}{own}; {devices.free} of {devices.total} are free on the {devices.nodes} nodes "
+        f"that are there now, room for {devices.room} servers more."
+    )
 
 
 def _verdict(one: RolloutForecast, traffic: Traffic, promoted_share: float) -> str:
@@ -161,6 +185,16 @@ def warnings(one: RolloutForecast, spec: RolloutSpec) -> Iterator[str]:
             f"It has room for {one.servers_free} servers beside those of other models, and the "
             f"rollout needs {one.servers_needed}. Free some, or raise `devices` there."
         )
+    devices = one.devices
+    if devices is not None and not devices.unknown:
+        more = one.servers_needed - devices.stable_servers
+        if more > devices.room:
+            yield (
+                f"The {devices.nodes} nodes of {devices.instance} that are there now have "
+                f"room for {devices.room} servers more, and the rollout needs {more}. It waits "
+                "for devices unless an autoscaler adds nodes (Karpenter, for example): free "
+                "some, or add nodes."
+            )
 
 
 def _remedy(one: RolloutForecast) -> str:

@@ -49,6 +49,7 @@ from trainyard.spec.metrics import DEVICES_UNSEEN
 from trainyard.spec.model import LOGIT_LANE, ModelSpec, Target
 from trainyard.steps import forecasting
 from trainyard.steps.context import StepContext, StepResult
+from trainyard.steps.device_forecast import devices_forecast
 from trainyard.steps.harness import harness_problems
 from trainyard.steps.place import pod_problems
 from trainyard.steps.planning import (
@@ -563,7 +564,8 @@ def _with_forecasts(made: Plan, environments: Environments | None, context: Step
     if environments is None:
         return made
     rollout = made.spec.rollout
-    on_neuron = {each.target.name for each in made.targets if each.target.neuron is not None}
+    targets = [each.target for each in made.targets]
+    on_neuron = {each.name for each in targets if each.neuron is not None}
     found = tuple(
         forecasting.forecast(
             context.store,
@@ -573,6 +575,9 @@ def _with_forecasts(made: Plan, environments: Environments | None, context: Step
             rollout,
             drain_timeout_s=context.settings.drain_timeout_s,
             on_neuron=environments.environments[name].target in on_neuron,
+            devices=devices_forecast(
+                context, made.spec.model, name, environments.environments[name], targets
+            ),
         )
         for name in dict.fromkeys(made.request.environments)
     )

@@ -110,7 +110,11 @@ def test_no_right_is_a_wildcard_or_gives_rights(name: str) -> None:
         assert each.verb not in {"bind", "escalate", "impersonate", "deletecollection"}
         assert each.resource not in {"pods/exec", "pods/attach", "pods/portforward"}
     whole_cluster = {each for each in rights_of(name) if not each.namespace}
-    assert {each.resource for each in whole_cluster} == {"nodes"}
+    assert {each.resource for each in whole_cluster} == {"nodes", "pods"}
+    # Who plans counts the devices that pods hold, whoever they belong to.
+    assert {(each.account, each.verb) for each in whole_cluster if each.resource == "pods"} == {
+        (WORKER, "list")
+    }
     assert {each.verb for each in whole_cluster} <= READS
 
 

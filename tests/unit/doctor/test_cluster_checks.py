@@ -15,16 +15,16 @@ from tests.unit.proof_files import IMAGE, proof
 from trainyard.deploy.manifests import AIRFLOW_NAMESPACE, load_overlay
 from trainyard.deploy.rbac import rights
 from trainyard.doctor.cluster_checks import (
-    DEVICE,
     DRIVER_LABEL,
     HEALTH,
-    INSTANCE_LABEL,
     NEEDS,
     Served,
     cluster_checks,
 )
 from trainyard.doctor.report import Check
+from trainyard.kubernetes.free_devices import INSTANCE_LABEL
 from trainyard.kubernetes.kinds import GATEWAY, HTTP_ROUTE, NODE
+from trainyard.kubernetes.step_pod import NEURON
 from trainyard.proofs import Proofs
 from trainyard.spec.environments import Environment
 from trainyard.spec.kubernetes import KubernetesServing
@@ -98,7 +98,7 @@ def node(fake: FakeCluster, name: str, *, devices: int = 16, **more: Any) -> Non
             "kind": "Node",
             "metadata": {"name": name, "labels": labels},
             "spec": more.get("spec", {}),
-            "status": {"allocatable": {DEVICE: str(devices)}, "conditions": conditions},
+            "status": {"allocatable": {NEURON: str(devices)}, "conditions": conditions},
         },
     )
 

@@ -12,7 +12,7 @@ from tests.rollout_world import MODEL, QUICK_ROLLOUT
 from tests.unit.rollout.machine import NOW, make_plan, requested, used_channel
 
 from trainyard.documents.channel import Channel, RolloutPlan
-from trainyard.documents.forecast import RolloutForecast
+from trainyard.documents.forecast import DevicesForecast, RolloutForecast
 from trainyard.documents.look import Look, ReleaseCounters, RouteCounters, Snapshot
 from trainyard.presets.known import presets
 from trainyard.rollout.forecast import Rehearsal
@@ -237,3 +237,40 @@ def test_devices_whose_errors_nobody_sees_are_told(store: FolderStore, on_neuron
     )
     assert told(plain) == ([DEVICES_UNSEEN] if on_neuron else [])
     assert told(seeing) == []
+
+
+def with_devices(store: FolderStore, **known: int | str) -> tuple[str, list[str]]:
+    """Return what is said, and warned of, with these devices of 16 a server."""
+    write_channel(store, used_channel())
+    devices = DevicesForecast.model_validate(
+        {"instance": "trn2.48xlarge", "per_server": 16, **known}
+    )
+    found = forecast(
+        store, MODEL, NAME, Environment(target="cpu"), SPEC, drain_timeout_s=30.0, devices=devices
+    )
+    assert not [*problems(found, SPEC)]
+    return "\n".join(sentences(found)), [*warnings(found, SPEC)]
+
+
+def test_free_devices_are_told_beside_those_that_are_needed(store: FolderStore) -> None:
+    text, warned = with_devices(store, nodes=3, total=48, free=16, room=1, stable_servers=1)
+    assert (
+        "it needs 32 devices of trn2.48xlarge at most (16 a server), of which the stable release "
+        "has 16 already; 16 of 48 are free on the 3 nodes that are there now, room for 1 servers "
+        "more."
+    ) in text
+    assert not warned
+
+
+def test_too_few_free_devices_are_a_warning_and_refuse_nothing(store: FolderStore) -> None:
+    text, (told,) = with_devices(store, nodes=2, total=32, free=16, room=0, stable_servers=1)
+    assert "16 of 32 are free on the 2 nodes" in text
+    assert "room for 0 servers more, and the rollout needs 1" in told
+    assert "unless an autoscaler adds nodes" in told
+
+
+def test_devices_that_nobody_could_count_are_not_called_none(store: FolderStore) -> None:
+    text, warned = with_devices(store, unknown="Node: the cluster does not answer.")
+    assert "how many are free is not known: Node: the cluster does not answer." in text
+    assert "0 of 0" not in text
+    assert not warned
