@@ -4,9 +4,9 @@
 
 Simulated rollouts of one plan (4, 4 and 22 minutes at 10, 25 and 50 %), judged by one
 specification; the clock starts with the candidate's first request. Traffic and cells are in
-`parameters.yaml`, fixed before the judge was tuned; its digest is printed. The single look
-is a test that knows the true covariances and looks once, at the end. A bound is open where so many
-runs cannot tell. 5,000 runs of all cells take about 90 minutes on 2 free cores, 300 about 8 minutes;
+`parameters.yaml`, fixed before the judge was tuned; its digest is printed. The single look is a
+test that knows the true covariances and looks once, at the end. A bound is open where so many runs
+cannot tell. 5,000 runs of all cells take about 90 minutes on 2 free cores, 300 about 8 minutes;
 `--cell` takes those whose names contain a text (and may be given more than once). With `--keep`,
 what was measured before with the same traffic, specification, code, runs and seed is not measured
 again.

@@ -242,7 +242,8 @@ def _batch(world: World, runs: int, rng: np.random.Generator) -> Rollouts:
     if world.burst:
         errors = np.minimum(counted, errors + world.burst * (rng.random(n.shape) < 0.5 / SLICES))
     if world.late_share is not None:
-        late = bad(n, world.late_share, world.candidate_late)
+        own = world.late_share if world.candidate_late is None else world.candidate_late
+        late = rng.binomial(n, np.where(is_candidate, own, world.late_share))
     return Rollouts(
         world=world,
         arrived=arrived,
@@ -321,7 +322,7 @@ def _history(world: World, lasting: Floats, rng: np.random.Generator) -> History
     late = (
         ndtr(-np.log(TAIL_S / (TTFT_S * level * load)) / SIGMA)
         if world.late_share is None
-        else np.minimum(world.late_share * load, 1.0)
+        else np.full(level.shape, world.late_share)
     )
     return History(
         length_s=SLICE_S * each,
