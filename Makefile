@@ -58,8 +58,12 @@ test: test-packages setup check ## Run the checks, then the unit, integration an
 
 .PHONY: soak
 soak: test-packages setup ## Run the long tests and the benchmarks, and print their figures
-	@$(RUN)/pytest -s -m "soak or benchmark"
-	@for script in $(BENCHMARKS); do echo "== $$script"; $(RUN)/python "$$script"; done
+	@failed=; \
+	$(RUN)/pytest -s -m "soak or benchmark" || failed="pytest"; \
+	for script in $(BENCHMARKS); do \
+	  echo "== $$script"; $(RUN)/python "$$script" || failed="$$failed $$script"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed: $$failed" >&2; exit 1; fi
 
 .PHONY: test-cluster
 test-cluster: setup ## Run the tests against the cluster of TRAINYARD_TEST_KUBECONFIG

@@ -9,7 +9,7 @@ test that knows the true covariances and looks once, at the end. A bound is open
 cannot tell. 5,000 runs of all cells take about 90 minutes on 2 free cores, 300 about 8 minutes;
 `--cell` takes those whose names contain a text (and may be given more than once). With `--keep`,
 what was measured before with the same traffic, specification, code, runs and seed is not measured
-again.
+again. It exits with 1 if a bound fails.
 
 One cell is measured a second time, with a plan of 120 minutes instead of 30: a release with little
 traffic and no probes. JUDGE_BENCHMARK_MINUTES in the environment does that to any.
@@ -28,25 +28,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from tests.benchmarks.judge.fast import SPEC
-from tests.benchmarks.judge.figures import (
-    LITTLE_TRAFFIC,
-    LONG_S,
-    Tally,
-    bounds,
-    drawing,
-    measure,
-    table,
-    tuned_peers,
-)
+from tests.benchmarks.judge.figures import Tally, measure, tuned_peers
 from tests.benchmarks.judge.kept import Kept, code_digest
 from tests.benchmarks.judge.peers import PEERS
+from tests.benchmarks.judge.report import LITTLE_TRAFFIC, LONG_S, bounds, drawing, table
 from tests.benchmarks.judge.traffic import DIGEST, MINUTES, PLAN, cells
 
 from trainyard.canonical import canonical_json
 
 
-def main() -> None:
-    """Print the table and what holds; write `judge.md` and `judge.svg` if a folder is given."""
+def main() -> int:
+    """Print the table and what holds; write `judge.md` and `judge.svg` if a folder is given.
+
+    Returns 1 if a bound fails, 0 if all hold or are open.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--runs", type=int, default=5000, help="rollouts a cell (5000)")
     parser.add_argument("--peer-runs", type=int, default=1000, help="of them, for the peers (1000)")
@@ -60,7 +55,7 @@ def main() -> None:
     chosen = [c for c in cells() if not args.cell or any(part in c.name for part in args.cell)]
     if args.list:
         print("\n".join(cell.name for cell in chosen))
-        return
+        return 0
     spec = hashlib.sha256(canonical_json(SPEC.model_dump(mode="json"))).hexdigest()[:12]
     steps = ", ".join(f"{weight} % for {seconds / 60:g} min" for weight, seconds in PLAN)
     head = (
@@ -87,6 +82,7 @@ def main() -> None:
             tallies.append(known[cell.name])
             print(table(tallies[-1:]).splitlines()[-1], flush=True)
     checked = bounds(tallies)
+    failed = any(said == "FAILS" for _, _, said in checked)
     lines = [f"- {said}: {text}: {seen}" for text, seen, said in checked]
     report = "\n".join([head, "", table(tallies), "", *lines, ""])
     print(report)
@@ -99,8 +95,9 @@ def main() -> None:
         again = [f"--runs={args.runs}", "--peer-runs=0", f"--seed={args.seed}"]
         again += [f"--cell={LITTLE_TRAFFIC}", *([f"--keep={args.keep}"] if args.keep else [])]
         longer = os.environ | {MINUTES: f"{LONG_S / 60:g}"}
-        subprocess.run([sys.executable, __file__, *again], env=longer, check=True)
+        failed |= subprocess.run([sys.executable, __file__, *again], env=longer).returncode != 0
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.benchmarks.judge import fast, figures, peers, traffic
 from tests.benchmarks.judge.figures import PeerTally, Tally
 from tests.benchmarks.judge.traffic import Cell
 
@@ -17,8 +18,8 @@ from trainyard.rollout import judge
 
 def code_digest() -> str:
     """Return a digest of what figures are made by: the judge, the traffic, the peers."""
-    folders = (Path(judge.__file__).parent, Path(__file__).parent)
-    files = sorted(path for folder in folders for path in folder.glob("*.py"))
+    own = [Path(module.__file__ or "") for module in (fast, figures, peers, traffic)]
+    files = [*sorted(Path(judge.__file__).parent.glob("*.py")), *own]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
@@ -36,20 +37,20 @@ class Kept:
         if path is None or not path.exists():
             return None
         said = json.loads(path.read_text(encoding="utf-8"))
-        figures = said["figures"]
-        peers = {name: PeerTally(**tally) for name, tally in figures.pop("peers").items()}
-        return Tally(cell=cell, peers=peers, **figures)
+        seen = said["figures"]
+        by_peer = {name: PeerTally(**tally) for name, tally in seen.pop("peers").items()}
+        return Tally(cell=cell, peers=by_peer, **seen)
 
     def write(self, tally: Tally) -> None:
         """Keep a cell's figures, whole or not at all."""
         path = self._path(tally.cell)
         if path is None:
             return
-        figures = asdict(tally)
-        del figures["cell"]
+        seen = asdict(tally)
+        del seen["cell"]
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".new")
-        said = {"cell": tally.cell.name, "of": self.of, "figures": figures}
+        said = {"cell": tally.cell.name, "of": self.of, "figures": seen}
         fresh.write_text(json.dumps(said, default=float), encoding="utf-8")
         os.replace(fresh, path)
 

@@ -1,0 +1,185 @@
+"""The report of the judge's benchmark: table, bounds, and a drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import numpy as np
+from tests.benchmarks.judge.figures import END_S, PeerTally, Tally, clopper_pearson
+from tests.benchmarks.judge.peers import KAYENTA
+
+LONG_S = 7200.0
+"""Seconds that a release with little traffic and no probes may take."""
+LITTLE_TRAFFIC = "no change; rate 1.0, minute_rho 0.6, pod_sd 0.03, minute_sd 0.1"
+"""One request a second, all else as in the default world."""
+
+
+def table(tallies: Iterable[Tally]) -> str:
+    """Return the table, in Markdown."""
+    tallies = list(tallies)
+    names = list(dict.fromkeys(name for tally in tallies for name in tally.peers))
+    head = [
+        "cell", "truth", "runs", "rolled back %", "95 %", "delay: median, p97",
+        "exposed: median, p97", "promoted %", "95 %", "at", "held %", "single look %",
+        *(f"{name} %" for name in names),
+    ]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for tally in tallies:
+        row = [
+            tally.cell.name,
+            tally.cell.truth.replace("_", " "),
+            str(tally.runs),
+            *_share(tally.harmed, tally.runs),
+            f"{tally.delay(0.5):.1f}, {tally.delay(0.97):.1f}",
+            _quantiles(tally.exposed),
+            *_share(tally.promoted, tally.runs),
+            f"{np.median(tally.promote_min):.1f}" if tally.promote_min else "-",
+            f"{100 * tally.undecided / tally.runs:.1f}",
+            f"{100 * tally.oracle:.0f}",
+            *(_peer(tally.peers.get(name)) for name in names),
+        ]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+Bound = tuple[str, str, str]
+"""What must hold, what was seen, and `holds`, `FAILS`, or `open`: too few runs to say."""
+
+
+def bounds(tallies: Iterable[Tally]) -> list[Bound]:
+    """Return the bounds of the cells that were run."""
+    rows: list[Bound] = []
+    for tally in tallies:
+        rows.extend(_bounds_of(tally))
+    return rows
+
+
+def drawing(tallies: Sequence[Tally]) -> str:
+    """Return an SVG: the share rolled back, a line a cell, with intervals, for all rules."""
+    names = list(dict.fromkeys(name for tally in tallies for name in tally.peers))
+    colours = ["#0b5fa5", "#c0392b", "#e67e22", "#8e44ad", "#16a085", "#7f8c8d", "#b7950b",
+               "#2c3e50", "#d35400", "#27ae60"]  # fmt: skip
+    left, width, line = 330, 560, 22
+    top = 60 + 16 * ((len(names) + 1) // 3 + 1)
+    height = top + line * len(tallies) + 40
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" height="{height}" '
+        'font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        '<text x="10" y="20" font-size="15">Releases rolled back within 30 minutes</text>',
+    ]
+    for number, name in enumerate(["judge", *names]):
+        x, y = 10 + 290 * (number % 3), 40 + 16 * (number // 3)
+        parts.append(f'<circle cx="{x + 5}" cy="{y - 4}" r="4" fill="{_of(colours, number)}"/>')
+        parts.append(f'<text x="{x + 14}" y="{y}">{escape(name)}</text>')
+    for percent in (0, 1, 5, 10, 25, 50, 75, 100):
+        x = left + width * (percent / 100) ** 0.5
+        parts.append(f'<path d="M{x:.1f} {top - 6}V{height - 30}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x:.1f}" y="{height - 14}" text-anchor="middle">{percent} %</text>')
+    for row, tally in enumerate(tallies):
+        y = top + line * row + 8
+        parts.append(f'<text x="10" y="{y + 4}">{escape(tally.cell.name)}</text>')
+        seen = [(tally.harmed, tally.runs)]
+        seen += [(tally.peers[n].harmed, tally.peers[n].runs) for n in names if n in tally.peers]
+        for number, (count, runs) in reversed(list(enumerate(seen))):
+            colour = _of(colours, number)
+            low, high = (left + width * share**0.5 for share in clopper_pearson(count, runs))
+            at = left + width * (count / runs) ** 0.5
+            parts.append(
+                f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="{colour}" stroke-opacity="0.5"/>'
+                f'<circle cx="{at:.1f}" cy="{y}" r="4" fill="{colour}"/>'
+            )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _of(colours: Sequence[str], number: int) -> str:
+    return colours[number % len(colours)]
+
+
+def _bounds_of(tally: Tally) -> list[Bound]:
+    name, runs = tally.cell.name, tally.runs
+    truth = tally.cell.truth
+    rows: list[Bound] = []
+    if truth in ("good", "harm_margin") and tally.cell.world.candidate_noise == 1:
+        rows.append((f"false rollback <= 1 %: {name}", *_at_most(tally.harmed, runs, 0.01)))
+    if truth == "promote_margin":
+        rows.append((f"wrong promotion <= 5 %: {name}", *_at_most(tally.promoted, runs, 0.05)))
+    for start, text, seen, holds in (
+        ("errors to 5 %", "median <= 5, p97 <= 9 min", _delays(tally), _fast(tally, 5, 9)),
+        ("errors to 2 %", "median <= 12, p97 <= 30 min", _delays(tally), _fast(tally, 12, 30)),
+        ("errors to 1 %", "promoted <= 2 %", _both(tally.promoted, runs),
+         tally.promoted <= 0.02 * runs),
+        ("ttft +50 %", "median <= 7, p97 <= 12 min", _delays(tally), _fast(tally, 7, 12)),
+        ("ttft +30 %; ", "median <= 13, p97 <= 30 min", _delays(tally), _fast(tally, 13, 30)),
+        ("ttft +30 %; ", "within 10 points of a single look at 30 min",
+         f"{100 * tally.harmed / runs:.1f} and {100 * tally.oracle:.1f} %",
+         tally.harmed / runs >= tally.oracle - 0.1),
+        ("5 % of requests", "p97 <= 20 min", _delays(tally), _fast(tally, 20, 20)),
+        ("5 % of requests", "promoted <= 1 %", _both(tally.promoted, runs),
+         tally.promoted <= 0.01 * runs),
+    ):  # fmt: skip
+        if name.startswith(start) and truth == "bad":
+            rows.append((f"{name}: {text}", seen, _said(holds)))
+    kayenta = [tally.peers[name] for name in KAYENTA if name in tally.peers]
+    if name.startswith("2 % of requests") and kayenta:
+        least = min(kayenta, key=lambda peer: peer.promoted / peer.runs)
+        rows.append(
+            (
+                f"{name}: promoted less often than by Kayenta",
+                f"{_both(tally.promoted, runs)} and {_both(least.promoted, least.runs)}",
+                _said(tally.promoted * least.runs < least.promoted * runs),
+            )
+        )
+    if name in ("no change; default", "no change; surge True"):
+        holds = tally.promoted >= 0.97 * runs
+        rows.append((f"promoted >= 97 %: {name}", _both(tally.promoted, runs), _said(holds)))
+    if name == "no change; rate 1.0, probes 0.5":
+        holds = tally.promoted >= 0.6 * runs
+        rows.append((f"promoted >= 60 %: {name}", _both(tally.promoted, runs), _said(holds)))
+    if name == LITTLE_TRAFFIC and END_S >= LONG_S:
+        holds = tally.promoted >= 0.85 * runs
+        rows.append((f"promoted >= 85 %: {name}", _both(tally.promoted, runs), _said(holds)))
+    return rows
+
+
+def _said(holds: bool) -> str:
+    return "holds" if holds else "FAILS"
+
+
+def _at_most(count: int, runs: int, bound: float) -> tuple[str, str]:
+    """Return what was seen and whether the interval lies below the bound, above it, or on it."""
+    low, high = clopper_pearson(count, runs)
+    said = "holds" if high <= bound else "FAILS" if low > bound else "open"
+    return _both(count, runs), said
+
+
+def _fast(tally: Tally, median: float, p97: float) -> bool:
+    return tally.delay(0.5) <= median and tally.delay(0.97) <= p97
+
+
+def _delays(tally: Tally) -> str:
+    return f"{tally.delay(0.5):.1f} and {tally.delay(0.97):.1f} min"
+
+
+def _both(count: int, runs: int) -> str:
+    share, interval = _share(count, runs)
+    return f"{share} % ({interval})"
+
+
+def _share(count: int, runs: int) -> tuple[str, str]:
+    low, high = clopper_pearson(count, runs)
+    return f"{100 * count / runs:.2f}", f"{100 * low:.2f}-{100 * high:.2f}"
+
+
+def _quantiles(values: Sequence[int]) -> str:
+    return f"{np.median(values):.0f}, {np.quantile(values, 0.97):.0f}" if values else "-"
+
+
+def _peer(tally: PeerTally | None) -> str:
+    if tally is None:
+        return "-"
+    share = f"{100 * tally.harmed / tally.runs:.1f}"
+    if not tally.harmed:
+        return share
+    return f"{share} @{np.median(tally.at_min):.0f} ({_quantiles(tally.exposed)})"
