@@ -1,4 +1,4 @@
-"""The report of the judge's benchmark: table, bounds, and a drawing."""
+"""The report of the judge's benchmark: table, bounds, page and drawing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 import numpy as np
-from tests.benchmarks.judge.figures import END_S, PeerTally, Tally, clopper_pearson
+from tests.benchmarks.judge.figures import PeerTally, Tally, clopper_pearson
 from tests.benchmarks.judge.peers import KAYENTA
 
-LONG_S = 7200.0
-"""Seconds that a release with little traffic and no probes may take."""
+LONG_MIN = 120
+"""Minutes that a release with little traffic and no probes may take."""
 LITTLE_TRAFFIC = "no change; rate 1.0, minute_rho 0.6, pod_sd 0.03, minute_sd 0.1"
 """One request a second, all else as in the default world."""
 
@@ -19,44 +19,77 @@ def table(tallies: Iterable[Tally]) -> str:
     """Return the table, in Markdown."""
     tallies = list(tallies)
     names = list(dict.fromkeys(name for tally in tallies for name in tally.peers))
-    head = [
-        "cell", "truth", "runs", "rolled back %", "95 %", "delay: median, p97",
-        "exposed: median, p97", "promoted %", "95 %", "at", "held %", "single look %",
-        *(f"{name} %" for name in names),
-    ]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for tally in tallies:
-        row = [
+    rows = [
+        [
             tally.cell.name,
             tally.cell.truth.replace("_", " "),
             str(tally.runs),
-            *_share(tally.harmed, tally.runs),
-            f"{tally.delay(0.5):.1f}, {tally.delay(0.97):.1f}",
-            _quantiles(tally.exposed),
-            *_share(tally.promoted, tally.runs),
-            f"{np.median(tally.promote_min):.1f}" if tally.promote_min else "-",
-            f"{100 * tally.undecided / tally.runs:.1f}",
-            f"{100 * tally.oracle:.0f}",
+            *_figures(tally),
             *(_peer(tally.peers.get(name)) for name in names),
         ]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+        for tally in tallies
+    ]
+    return _markdown(["cell", "truth", "runs", *_COLUMNS, *(f"{name} %" for name in names)], rows)
 
 
 Bound = tuple[str, str, str]
 """What must hold, what was seen, and `holds`, `FAILS`, or `open`: too few runs to say."""
 
 
-def bounds(tallies: Iterable[Tally]) -> list[Bound]:
-    """Return the bounds of the cells that were run."""
-    rows: list[Bound] = []
-    for tally in tallies:
-        rows.extend(_bounds_of(tally))
+def bounds(tallies: Iterable[Tally], long: Tally | None = None) -> list[Bound]:
+    """Return the bounds of the cells that were run; `long` is one with a plan of `LONG_MIN`."""
+    rows = [row for tally in tallies for row in _bounds_of(tally)]
+    if long is not None:
+        name = f"{long.cell.name}; {LONG_MIN} minutes"
+        rows.append((f"false rollback <= 1 %: {name}", *_at_most(long.harmed, long.runs, 0.01)))
+        rows.append(_at_least(long, 0.85, name))
     return rows
 
 
-def drawing(tallies: Sequence[Tally]) -> str:
-    """Return an SVG: the share rolled back, a line a cell, with intervals, for all rules."""
+def page(tallies: Sequence[Tally], long: Tally | None, head: str) -> str:
+    """Return the page of the documentation that has all figures, in Markdown."""
+    default = [tally for tally in tallies if tally.cell.name.endswith("; default")]
+    other = [tally for tally in tallies if not tally.cell.name.endswith("; default")]
+    said = [said for _, _, said in bounds(tallies, long)]
+    parts = [
+        "# Figures of the judge's benchmark",
+        "Written by `python tests/benchmarks/judge --out FOLDER`; "
+        "[what they mean](judge-benchmark.md).",
+        f"{head[0].upper()}{head[1:]}. {len(tallies)} cells, {len(said)} bounds: "
+        f"{said.count('holds')} hold, {said.count('open')} are open, {said.count('FAILS')} fail.",
+        _worst(tallies),
+        "## At 8 requests a second, 8 pods, default noise",
+        *_by_truth(default),
+        "## In other traffic",
+        *_by_truth(other),
+    ]
+    if long is not None:
+        row = [[long.cell.name, *_figures(long)]]
+        parts += [f"## In {LONG_MIN} minutes", _markdown(["cell", *_COLUMNS], row)]
+    asked = [tally for tally in default if tally.peers]
+    if asked:
+        names = list(dict.fromkeys(name for tally in asked for name in tally.peers))
+        rows = [
+            [
+                _short(tally),
+                f"{100 * tally.harmed / tally.runs:.1f}{_when(tally.harm_min, tally.exposed)}",
+                *(_peer(tally.peers.get(name)) for name in names),
+            ]
+            for tally in asked
+        ]
+        parts += [
+            "## Beside the peers",
+            "Rolled back, % @ median minute (exposed requests: median, p97). "
+            "What is not rolled back they promote.",
+            _markdown(["cell", "judge", *names], rows),
+        ]
+    parts.append("![Shares rolled back, with intervals](images/judge.svg)")
+    return "\n\n".join(parts) + "\n"
+
+
+def drawing(tallies: Iterable[Tally]) -> str:
+    """Return an SVG: the share rolled back, a line a cell of the default traffic, all rules."""
+    tallies = [tally for tally in tallies if tally.cell.name.endswith("; default")]
     names = list(dict.fromkeys(name for tally in tallies for name in tally.peers))
     colours = ["#0b5fa5", "#c0392b", "#e67e22", "#8e44ad", "#16a085", "#7f8c8d", "#b7950b",
                "#2c3e50", "#d35400", "#27ae60"]  # fmt: skip
@@ -79,7 +112,7 @@ def drawing(tallies: Sequence[Tally]) -> str:
         parts.append(f'<text x="{x:.1f}" y="{height - 14}" text-anchor="middle">{percent} %</text>')
     for row, tally in enumerate(tallies):
         y = top + line * row + 8
-        parts.append(f'<text x="10" y="{y + 4}">{escape(tally.cell.name)}</text>')
+        parts.append(f'<text x="10" y="{y + 4}">{escape(_short(tally))}</text>')
         seen = [(tally.harmed, tally.runs)]
         seen += [(tally.peers[n].harmed, tally.peers[n].runs) for n in names if n in tally.peers]
         for number, (count, runs) in reversed(list(enumerate(seen))):
@@ -91,6 +124,72 @@ def drawing(tallies: Sequence[Tally]) -> str:
                 f'<circle cx="{at:.1f}" cy="{y}" r="4" fill="{colour}"/>'
             )
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+_COLUMNS = (
+    "rolled back %", "95 %", "delay, min: median, p97", "exposed: median, p97",
+    "promoted %", "95 %", "at, min", "held %", "single look %",
+)  # fmt: skip
+
+_TRUTHS = {
+    "good": "Releases without a change:",
+    "harm_margin": "Exactly at a margin of harm:",
+    "promote_margin": "Exactly at a margin of promotion:",
+    "bad": "Worse than a margin:",
+}
+
+
+def _figures(tally: Tally) -> list[str]:
+    """Return what `_COLUMNS` name."""
+    delays = [tally.delay(0.5), tally.delay(0.97)]
+    some = [f"{at:.1f}" if np.isfinite(at) else "never" for at in delays]
+    return [
+        *_share(tally.harmed, tally.runs),
+        ", ".join(some) if np.isfinite(delays[0]) else "-",
+        _quantiles(tally.exposed),
+        *_share(tally.promoted, tally.runs),
+        f"{np.median(tally.promote_min):.1f}" if tally.promote_min else "-",
+        f"{100 * tally.undecided / tally.runs:.1f}",
+        f"{100 * tally.oracle:.0f}",
+    ]
+
+
+def _by_truth(tallies: Sequence[Tally]) -> list[str]:
+    parts: list[str] = []
+    for truth, title in _TRUTHS.items():
+        rows = [[_short(one), *_figures(one)] for one in tallies if one.cell.truth == truth]
+        if rows:
+            parts += [title, _markdown(["cell", *_COLUMNS], rows)]
+    return parts
+
+
+def _worst(tallies: Sequence[Tally]) -> str:
+    """Return the highest share of wrong decisions, for each kind of release."""
+    lines = []
+    for truth, decision in (
+        ("good", "rolled back"),
+        ("harm_margin", "rolled back"),
+        ("promote_margin", "promoted"),
+    ):
+        seen = [
+            (one.promoted if decision == "promoted" else one.harmed, one.runs)
+            for one in tallies
+            if one.cell.truth == truth
+        ]
+        if seen:
+            count, runs = max(seen, key=lambda each: each[0] / each[1])
+            title = _TRUTHS[truth].rstrip(":")
+            lines.append(f"- {title}: {decision} in at most {_both(count, runs)}")
+    return "\n".join(lines)
+
+
+def _short(tally: Tally) -> str:
+    return tally.cell.name.removesuffix("; default").replace(" True", "")
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def _of(colours: Sequence[str], number: int) -> str:
@@ -132,14 +231,9 @@ def _bounds_of(tally: Tally) -> list[Bound]:
             )
         )
     if name in ("no change; default", "no change; surge True"):
-        holds = tally.promoted >= 0.97 * runs
-        rows.append((f"promoted >= 97 %: {name}", _both(tally.promoted, runs), _said(holds)))
+        rows.append(_at_least(tally, 0.97, name))
     if name == "no change; rate 1.0, probes 0.5":
-        holds = tally.promoted >= 0.6 * runs
-        rows.append((f"promoted >= 60 %: {name}", _both(tally.promoted, runs), _said(holds)))
-    if name == LITTLE_TRAFFIC and END_S >= LONG_S:
-        holds = tally.promoted >= 0.85 * runs
-        rows.append((f"promoted >= 85 %: {name}", _both(tally.promoted, runs), _said(holds)))
+        rows.append(_at_least(tally, 0.6, name))
     return rows
 
 
@@ -162,6 +256,12 @@ def _delays(tally: Tally) -> str:
     return f"{tally.delay(0.5):.1f} and {tally.delay(0.97):.1f} min"
 
 
+def _at_least(tally: Tally, least: float, name: str) -> Bound:
+    _, high = clopper_pearson(tally.promoted, tally.runs)
+    said = "FAILS" if high < least else "holds" if tally.promoted >= least * tally.runs else "open"
+    return f"promoted >= {100 * least:.0f} %: {name}", _both(tally.promoted, tally.runs), said
+
+
 def _both(count: int, runs: int) -> str:
     share, interval = _share(count, runs)
     return f"{share} % ({interval})"
@@ -179,7 +279,8 @@ def _quantiles(values: Sequence[int]) -> str:
 def _peer(tally: PeerTally | None) -> str:
     if tally is None:
         return "-"
-    share = f"{100 * tally.harmed / tally.runs:.1f}"
-    if not tally.harmed:
-        return share
-    return f"{share} @{np.median(tally.at_min):.0f} ({_quantiles(tally.exposed)})"
+    return f"{100 * tally.harmed / tally.runs:.1f}{_when(tally.at_min, tally.exposed)}"
+
+
+def _when(at_min: Sequence[float], exposed: Sequence[int]) -> str:
+    return f" @{np.median(at_min):.0f} ({_quantiles(exposed)})" if at_min else ""

@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[4]
 def benchmark() -> Iterator[Any]:
     """The modules of `tests/benchmarks/judge`."""
     sys.path.insert(0, str(ROOT))
-    from tests.benchmarks.judge import fast, figures, peers, traffic
+    from tests.benchmarks.judge import fast, figures, peers, report, traffic
 
-    yield SimpleNamespace(fast=fast, traffic=traffic, peers=peers, figures=figures)
+    yield SimpleNamespace(fast=fast, traffic=traffic, peers=peers, figures=figures, report=report)
     sys.path.remove(str(ROOT))
 
 
@@ -189,3 +189,42 @@ def test_an_interval_holds_the_share_and_narrows_with_more_runs(benchmark: Any) 
     assert high == pytest.approx(1 - 0.025 ** (1 / 5000))
     assert benchmark.figures.clopper_pearson(36, 5000)[1] < 0.01
     assert benchmark.figures.clopper_pearson(5, 5)[1] == 1
+
+
+def made_up(benchmark: Any, name: str, truth: str, *, harmed: int = 0, promoted: int = 0) -> Any:
+    """Return 1,000 runs of a cell in which the judge decided that often."""
+    return benchmark.figures.Tally(
+        benchmark.traffic.Cell(name, truth, benchmark.traffic.DEFAULT),
+        runs=1000,
+        harm_min=[10.0] * harmed,
+        exposed=[500] * harmed,
+        promote_min=[14.0] * promoted,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "harmed", "promoted", "said"),
+    [
+        ("no change; default", "good", 0, 990, ["holds", "holds"]),
+        ("no change; default", "good", 8, 965, ["open", "open"]),
+        ("no change; default", "good", 30, 900, ["FAILS", "FAILS"]),
+        ("ttft +15 %; default", "promote_margin", 0, 20, ["holds"]),
+        ("ttft +15 %; default", "promote_margin", 0, 80, ["FAILS"]),
+        ("errors to 5 %; default", "bad", 1000, 0, ["FAILS"]),
+    ],
+)
+def test_a_bound_holds_fails_or_is_open_where_so_many_runs_cannot_tell(
+    benchmark: Any, name: str, truth: str, harmed: int, promoted: int, said: list[str]
+) -> None:
+    tally = made_up(benchmark, name, truth, harmed=harmed, promoted=promoted)
+    assert [each for _, _, each in benchmark.report.bounds([tally])] == said
+
+
+def test_the_page_says_what_fails_and_has_a_row_for_every_cell(benchmark: Any) -> None:
+    good = made_up(benchmark, "no change; default", "good", harmed=30, promoted=900)
+    surge = made_up(benchmark, "no change; surge True", "good", promoted=1000)
+    page = benchmark.report.page([good, surge], surge, "traffic x")
+    assert "2 cells, 6 bounds: 4 hold, 0 are open, 2 fail." in page
+    assert "- Releases without a change: rolled back in at most 3.00 % (2.03-4.26)" in page
+    for row in ("| no change | 3.00 |", "| no change; surge | 0.00 |", "## In 120 minutes"):
+        assert row in page
