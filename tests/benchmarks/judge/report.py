@@ -66,7 +66,7 @@ def page(tallies: Sequence[Tally], long: Tally | None, head: str) -> str:
     if long is not None:
         row = [[long.cell.name, *_figures(long)]]
         parts += [f"## In {LONG_MIN} minutes", _markdown(["cell", *_COLUMNS], row)]
-    asked = [tally for tally in default if tally.peers]
+    asked = [tally for tally in (*default, *other) if tally.peers]
     if asked:
         names = list(dict.fromkeys(name for tally in asked for name in tally.peers))
         rows = [
