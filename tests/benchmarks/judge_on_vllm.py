@@ -333,8 +333,11 @@ def rollout_plan(plan: Plan) -> RolloutPlan:
     return promotion_plan(channel, plan.spec.rollout, environment, drain_timeout_s=10)
 
 
-def main() -> None:
-    """Print what the judge and the peers said of each canary."""
+def main() -> int:
+    """Print what the judge and the peers said of each canary.
+
+    Returns 1 if the judge did not roll back one that was slowed, or did roll back another.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rollouts", type=int, default=5, help="of each kind (5)")
     parser.add_argument("--rate", type=float, default=6.0, help="requests a second (6)")
@@ -342,6 +345,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, action="append", help="only these (both)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    wrong = 0
     with tempfile.TemporaryDirectory() as folder, servers(Path(folder)) as (plan, started):
         pinned = rollout_plan(plan)
         steps = ", ".join(f"{step.weight} % for {step.hold_s:g} s" for step in pinned.steps)
@@ -360,8 +364,10 @@ def main() -> None:
                     )
                 )
                 outcomes.append(outcome)
+                wrong += (outcome.said == "HARM") != (kind == "slowed")
                 print(f"{kind}: {outcome}", flush=True)
             print(summary(kind, outcomes), flush=True)
+    return int(wrong > 0)
 
 
 def summary(kind: str, outcomes: list[Outcome]) -> str:
@@ -383,4 +389,4 @@ def summary(kind: str, outcomes: list[Outcome]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

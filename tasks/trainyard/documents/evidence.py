@@ -97,6 +97,9 @@ class Covariance(_Figures):
     """Variance of one pod's block average that is new in every block, apart from sampling."""
     se2: float = Field(default=0.4, gt=0)
     """Variance of one request's latency over its squared mean. 0.4: 63 %."""
+    most_rps: float | None = Field(default=None, gt=0)
+    """Requests a second of a pod up to which `se2` is known to fall with their number; unset: any.
+    With little traffic, a pod's passing moods and its requests' own noise look alike."""
     inflation: float = Field(default=1.3, ge=1)
     """Factor on the whole covariance, for what its estimate does not know."""
     pod_floor: float = Field(default=0.03, ge=0)

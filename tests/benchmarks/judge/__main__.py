@@ -5,8 +5,8 @@
 Simulated rollouts of one plan (4, 4 and 22 minutes at 10, 25 and 50 %), judged by one
 specification; the clock starts with the candidate's first request. Traffic and cells are in
 `parameters.yaml`, fixed before the judge was tuned; its digest is printed. The single look is a
-test that knows the true covariances and looks once, at the end. A bound is open where so many runs
-cannot tell. 5,000 runs of all cells take about 90 minutes on 2 free cores, 300 about 8 minutes;
+test that knows the truth about noise and looks once, at the end. A bound is open where fewer than
+5,000 runs cannot tell. So many of all cells take about 2 hours on 2 free cores, 300 10 minutes;
 `--cell` takes those whose names contain a text (and may be given more than once). With `--keep`,
 what was measured before with the same traffic, specification, code, runs and seed is not measured
 again. It exits with 1 if a bound fails.
@@ -24,14 +24,15 @@ import hashlib
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from tests.benchmarks.judge.fast import SPEC
-from tests.benchmarks.judge.figures import Tally, measure, tuned_peers
-from tests.benchmarks.judge.kept import Kept, code_digest
+from tests.benchmarks.judge.figures import Tally, measure, measure_peers, tuned_peers
+from tests.benchmarks.judge.kept import Kept, judge_digest, peers_digest
 from tests.benchmarks.judge.peers import PEERS
 from tests.benchmarks.judge.report import LITTLE_TRAFFIC, LONG_MIN, bounds, drawing, page, table
 from tests.benchmarks.judge.traffic import DIGEST, MINUTES, PLAN, Cell, cells
@@ -67,31 +68,17 @@ def main() -> int:
         f"({args.peer_runs} for the peers), seed {args.seed}"
     )
     print(head, flush=True)
-    kept = Kept(args.keep, f"{head}, code {code_digest()}")
-    known = {cell.name: tally for cell in chosen if (tally := kept.read(cell)) is not None}
-    peers = (*PEERS, *tuned_peers(args.peer_runs, args.seed)) if args.peer_runs else ()
-    tallies: list[Tally] = []
-    with ProcessPoolExecutor(args.jobs) as pool:
-        asked = {
-            cell.name: pool.submit(
-                measure, cell, args.runs, seed=args.seed, peers=peers, peer_runs=args.peer_runs
-            )
-            for cell in chosen
-            if cell.name not in known
-        }
-        for cell in chosen:
-            if cell.name in asked:
-                known[cell.name] = asked[cell.name].result()
-                kept.write(known[cell.name])
-            tallies.append(known[cell.name])
-            print(table(tallies[-1:]).splitlines()[-1], flush=True)
+    of = f"{head}, code {judge_digest()}"
+    kept = Kept(args.keep, of)
+    rules = Kept(args.keep, f"peers of {head}, code {peers_digest()}")
+    tallies = _measure_all(args, chosen, kept, rules)
     long = None
     if MINUTES not in os.environ:
-        kept = Kept(args.keep, f"{kept.of}, {LONG_MIN} minutes")
+        kept = Kept(args.keep, f"{of}, {LONG_MIN} minutes")
         for cell in chosen:
             if cell.name == LITTLE_TRAFFIC:
-                long = kept.read(cell) or _measure_long(cell, args.runs, args.seed)
-                kept.write(long)
+                long = kept.tally(cell) or _measure_long(cell, args.runs, args.seed)
+                kept.keep_tally(long)
     checked = bounds(tallies, long)
     print("\n".join([head, "", table(tallies), ""]))
     print("\n".join(f"- {said}: {text}: {seen}" for text, seen, said in checked))
@@ -102,11 +89,43 @@ def main() -> int:
     return int(any(said == "FAILS" for _, _, said in checked))
 
 
+def _measure_all(
+    args: argparse.Namespace, chosen: Sequence[Cell], kept: Kept, rules: Kept
+) -> list[Tally]:
+    tallies: list[Tally] = []
+    peers = (*PEERS, *tuned_peers(args.peer_runs, args.seed)) if args.peer_runs else ()
+    with ProcessPoolExecutor(args.jobs) as pool:
+        known = {cell.name: tally for cell in chosen if (tally := kept.tally(cell)) is not None}
+        asked = {cell.name: seen for cell in chosen if (seen := rules.peers(cell)) is not None}
+        measured = {
+            cell.name: pool.submit(measure, cell, args.runs, seed=args.seed)
+            for cell in chosen
+            if cell.name not in known
+        }
+        measured_peers = {
+            cell.name: pool.submit(measure_peers, cell, args.peer_runs, seed=args.seed, peers=peers)
+            for cell in chosen
+            if cell.name not in asked
+        }
+        for cell in chosen:
+            if cell.name in measured:
+                known[cell.name] = measured[cell.name].result()
+                kept.keep_tally(known[cell.name])
+            tallies.append(known[cell.name])
+            print(table(tallies[-1:]).splitlines()[-1], flush=True)
+        for tally in tallies:
+            if tally.cell.name in measured_peers:
+                asked[tally.cell.name] = measured_peers[tally.cell.name].result()
+                rules.keep_peers(tally.cell, asked[tally.cell.name])
+            tally.peers = asked[tally.cell.name]
+    return tallies
+
+
 def _measure_long(cell: Cell, runs: int, seed: int) -> Tally:
     # The length of the plan is in every array of the simulation: another process has another.
     os.environ[MINUTES] = str(LONG_MIN)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, cell, runs, seed=seed, peers=()).result()
+        return pool.submit(measure, cell, runs, seed=seed).result()
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ of the two run by run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from math import log, log1p
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
+from scipy.stats import binom, norm
 from tests.benchmarks.judge.traffic import (
     SLICE_S,
     SLICES,
+    TPOT_CV2,
     TTFT_CV2,
     WEIGHTS,
     Rollouts,
@@ -30,8 +31,9 @@ from trainyard.rollout.judge.averages import harm_horizon, promotion_horizon
 from trainyard.rollout.judge.blocks import PairedBlock, Side, Sums, log_start_weight
 from trainyard.rollout.judge.boundary import boundary_constant, log_mixture
 from trainyard.rollout.judge.counts import Counts, level_wagers, ratio_wagers
-from trainyard.rollout.judge.guards import scatters
+from trainyard.rollout.judge.guards import first_comparison, scatters
 from trainyard.rollout.judge.history import Bins, autocovariance, dispersion_of, fit
+from trainyard.rollout.judge.noise import effective_requests
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -49,6 +51,7 @@ class Closed:
     """Closed blocks of many runs, padded: runs x blocks (x pods)."""
 
     valid: Bools
+    start_s: Floats
     end_s: Floats
     middle_s: Floats
     weight: Floats
@@ -163,6 +166,7 @@ def close(rollouts: Rollouts, n: Ints, spec: JudgeSpec = SPEC) -> Closed:
     loads = weight / servers[1] / ((100 - weight) / servers[0])
     return Closed(
         valid=valid,
+        start_s=end_s - length_s,
         end_s=end_s,
         middle_s=end_s - length_s / 2,
         weight=weight,
@@ -197,30 +201,68 @@ def _labels(stable: Ints, candidate: Ints, spec: JudgeSpec) -> Ints:
     return label
 
 
-def oracle(rollouts: Rollouts, at_s: float, alpha: float, spec: JudgeSpec = SPEC) -> float:
-    """Return how often a test that knows the world's covariances and looks once, at `at_s`, calls
-    TTFT harm at `alpha`: no valid test that looks repeatedly can do much better on these blocks.
+def oracle(rollouts: Rollouts, at_s: float, spec: JudgeSpec = SPEC) -> float:
+    """Return how often a test that knows the truth about noise and looks once, at `at_s`, calls the
+    release harm, by that metric of its world that shows most: no valid test that looks repeatedly
+    can do much better on these blocks. Errors and late requests are taken to come one by one.
     """
-    (metric,) = (metric for metric in spec.metrics if metric.name == "ttft")
     world = rollouts.world
+    worse = {
+        "ttft": world.ttft > 1 or world.slow_share > 0 or world.slow_pod > 1,
+        "tpot": world.tpot > 1,
+        "errors": (world.candidate_errors or 0.0) > world.error_share,
+        "ttft_tail": (world.candidate_late or 0.0) > (world.late_share or 0.0)
+        or world.slow_share > 0,
+    }
     closed = close(rollouts, rollouts.n, spec)
+    powers = [
+        _average_oracle(rollouts, closed, metric, at_s)
+        if metric.kind == "mean"
+        else _count_oracle(rollouts, closed, metric, at_s)
+        for metric in spec.metrics
+        if worse[metric.name]
+    ]
+    return max(powers, default=0.0)
+
+
+def _average_oracle(rollouts: Rollouts, closed: Closed, metric: MetricSpec, at_s: float) -> float:
+    world, is_ttft = rollouts.world, metric.name == "ttft"
     truth = Covariance(
         sb2=world.pod_sd**2,
         sa2=world.minute_sd**2,
         rho=world.minute_rho,
-        se2=TTFT_CV2,
+        se2=TTFT_CV2 if is_ttft else TPOT_CV2,
         inflation=1.0,
         pod_floor=0.0,
     )
     models = [truth] * len(closed.valid)
-    d, covariance = _differences(rollouts, closed, rollouts.ttft, models)
+    d, covariance = _differences(
+        rollouts, closed, rollouts.ttft if is_ttft else rollouts.tpot, models
+    )
     used = closed.valid & (closed.end_s <= at_s)
     raw, information, _ = _score(d, covariance, used)
     raw, information = raw[:, -1], information[:, -1]
-    from scipy.stats import norm
-
     z = (raw - log1p(metric.harm_margin) * information) / np.sqrt(np.maximum(information, 1e-9))
-    return float((z >= norm.isf(alpha)).mean())
+    return float((z >= norm.isf(metric.harm_alpha)).mean())
+
+
+def _count_oracle(rollouts: Rollouts, closed: Closed, metric: MetricSpec, at_s: float) -> float:
+    used = (closed.valid & (closed.end_s <= at_s))[:, :, None]
+    split = rollouts.world.stable_pods
+    is_errors = metric.name == "errors"
+    n, bad = (
+        (closed.sums(values) * used).sum(axis=1)
+        for values in (
+            rollouts.counted if is_errors else rollouts.n,
+            rollouts.errors if is_errors else rollouts.late,
+        )
+    )
+    n_s, n_c = n[:, :split].sum(axis=1), n[:, split:].sum(axis=1)
+    bad_s, bad_c = bad[:, :split].sum(axis=1), bad[:, split:].sum(axis=1)
+    odds = metric.harm_margin * n_c / np.maximum(n_s, 1)
+    beyond_ratio = binom.sf(bad_c - 1, bad_c + bad_s, odds / (1 + odds)) <= metric.harm_alpha
+    beyond_level = binom.sf(bad_c - 1, n_c, metric.harm_floor) <= metric.harm_alpha
+    return float((beyond_ratio & beyond_level & (bad_c > 0)).mean())
 
 
 def _path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: JudgeSpec) -> Path:
@@ -287,6 +329,7 @@ def _average_path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: 
         evidence = log_mixture(score, information, defaults.MIXTURE_TIGHTNESS / horizon)
         harm |= used & (evidence + log_start_weight(number) >= -log(late))
     harm[:, : defaults.MIN_HARM_BLOCKS - 1] = False
+    harm &= _comparable(rollouts, closed)
 
     margin = log1p(metric.promote_margin)
     beta = metric.promote_beta
@@ -303,23 +346,32 @@ def _average_path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: 
 
 
 def _held(rollouts: Rollouts, closed: Closed, values: Floats, models: list[Covariance]) -> Bools:
-    """Tell where the guard of pod spread holds, runs x blocks (see `pods_scatter`)."""
+    """Tell where the guard of pod spread holds, runs x blocks (see `scatters`)."""
     split = rollouts.world.stable_pods
     n, total = closed.sums(rollouts.n)[:, :, split:], closed.sums(values)[:, :, split:]
     held = np.zeros(closed.valid.shape, dtype=bool)
-    if n.shape[2] < 2:
-        return held
-    served = n > 0
-    changes = (served[:, 1:] != served[:, :-1]).any(axis=2)
     for run, model in enumerate(models):
         count = int(closed.valid[run].sum())
-        edges = [0, *(np.flatnonzero(changes[run, : max(count - 1, 0)]) + 1), count]
-        for first, last in pairwise(edges):
-            seen, part = served[run, first], slice(first, last)
-            held[run, part] = scatters(
-                n[run, part][:, seen], total[run, part][:, seen], closed.middle_s[run, part], model
-            )
+        held[run, :count] = scatters(
+            n[run, :count],
+            total[run, :count],
+            closed.start_s[run, :count],
+            closed.end_s[run, :count],
+            closed.probe[run, :count].astype(np.int64),
+            model,
+        )
     return held
+
+
+def _comparable(rollouts: Rollouts, closed: Closed) -> Bools:
+    """Tell where it is known whether pods are alike, runs x blocks (see `first_comparison`)."""
+    n = closed.sums(rollouts.n)[:, :, rollouts.world.stable_pods :]
+    counts = closed.valid.sum(axis=1)
+    strata = closed.probe.astype(np.int64)
+    firsts = [
+        first_comparison(n[run, :count], strata[run, :count]) for run, count in enumerate(counts)
+    ]
+    return np.asarray(np.arange(n.shape[1]) >= np.array(firsts)[:, None])
 
 
 def _differences(
@@ -341,7 +393,11 @@ def _differences(
         sides.append(log_average + field["se2"] / (2 * requests))
         shares = n[:, :, chosen] / requests[:, :, None]
         pods += shares @ shares.transpose(0, 2, 1)
-        sampling += field["se2"] / requests
+        for run, model in enumerate(models):
+            valid = closed.valid[run]
+            length_s = (closed.end_s - closed.start_s)[run, valid]
+            effective = effective_requests(n[run, valid, chosen], length_s, model)
+            sampling[run, valid] += model.se2 / effective
     lag = np.abs(closed.middle_s[:, :, None] - closed.middle_s[:, None, :]) / models[0].rho_lag_s
     lasting = np.maximum(field["sb2"], field["pod_floor"] ** 2)[:, :, None]
     covariance = pods * (lasting + field["sa2"][:, :, None] * field["rho"][:, :, None] ** lag)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 from tests.benchmarks.judge import fast
 from tests.benchmarks.judge.peers import Minutes, Peer, minutes_of, tuned
-from tests.benchmarks.judge.traffic import DEFAULT, SLICE_S, SLICES, Cell, Rollouts, simulate
+from tests.benchmarks.judge.traffic import DEFAULT, SLICE_S, SLICES, Cell, simulate
 
 Floats = NDArray[np.float64]
 
@@ -47,7 +47,7 @@ class Tally:
     by_metric: dict[str, int] = field(default_factory=dict)
     """Runs in which a metric alone would have been harm."""
     oracle: float = 0.0
-    """Power of a known-covariance test of TTFT with a single look at the end, at the same alpha."""
+    """Power of a single look at the end by a test that knows the truth (`fast.oracle`)."""
     peers: dict[str, PeerTally] = field(default_factory=dict)
 
     @property
@@ -81,12 +81,9 @@ def clopper_pearson(count: int, runs: int, level: float = 0.95) -> tuple[float, 
     return low, high
 
 
-def measure(
-    cell: Cell, runs: int, *, seed: int, peers: Sequence[Peer], peer_runs: int | None = None
-) -> Tally:
-    """Return what the judge, and in the first `peer_runs` runs the peers, did in a cell."""
+def measure(cell: Cell, runs: int, *, seed: int) -> Tally:
+    """Return what the judge did in the runs of a cell."""
     tally = Tally(cell)
-    (ttft,) = (metric for metric in fast.SPEC.metrics if metric.name == "ttft")
     for rollouts in simulate(cell, runs, seed):
         decisions = fast.decide(rollouts)
         size = len(rollouts.n)
@@ -99,14 +96,35 @@ def measure(
                 tally.promote_min.append(decisions.promote_s[run] / 60)
         for name, at in decisions.by_metric.items():
             tally.by_metric[name] = tally.by_metric.get(name, 0) + int(np.isfinite(at).sum())
-        power = fast.oracle(rollouts, END_S, ttft.harm_alpha)
+        power = fast.oracle(rollouts, END_S)
         tally.oracle = (tally.oracle * tally.runs + power * size) / (tally.runs + size)
-        # Where the tail is given as a share, latencies, which the peers compare, do not show it.
-        readable = cell.world.late_share is None
-        if peers and readable and (peer_runs is None or tally.runs < peer_runs):
-            _ask_peers(tally, rollouts, peers)
         tally.runs += size
     return tally
+
+
+def measure_peers(
+    cell: Cell, runs: int, *, seed: int, peers: Sequence[Peer]
+) -> dict[str, PeerTally]:
+    """Return what the peers did in the first runs of a cell, the same ones that the judge saw.
+
+    Where the tail is given as a share, latencies, which the peers compare, do not show it, and
+    nothing is asked.
+    """
+    tallies: dict[str, PeerTally] = {}
+    if not peers or cell.world.late_share is not None:
+        return tallies
+    for rollouts in simulate(cell, runs, seed):
+        minutes = minutes_of(rollouts)
+        exposed = rollouts.exposed
+        last = int(END_S / 60)
+        for peer in peers:
+            at = peer.decide(minutes, peer.setting)
+            mine = tallies.setdefault(peer.name, PeerTally())
+            mine.runs += len(at)
+            for run in np.flatnonzero(at <= last):
+                mine.at_min.append(float(at[run]))
+                mine.exposed.append(int(exposed[run, int(at[run] * 60 / SLICE_S) - 1]))
+    return tallies
 
 
 def tuned_peers(runs: int, seed: int) -> tuple[Peer, ...]:
@@ -114,16 +132,3 @@ def tuned_peers(runs: int, seed: int) -> tuple[Peer, ...]:
     cell = Cell("tuning of the peers", "good", DEFAULT)
     minutes: list[Minutes] = [minutes_of(one) for one in simulate(cell, runs, seed + 1000)]
     return tuned(minutes)
-
-
-def _ask_peers(tally: Tally, rollouts: Rollouts, peers: Sequence[Peer]) -> None:
-    minutes = minutes_of(rollouts)
-    exposed = rollouts.exposed
-    last = int(END_S / 60)
-    for peer in peers:
-        at = peer.decide(minutes, peer.setting)
-        mine = tally.peers.setdefault(peer.name, PeerTally())
-        mine.runs += len(at)
-        for run in np.flatnonzero(at <= last):
-            mine.at_min.append(float(at[run]))
-            mine.exposed.append(int(exposed[run, int(at[run] * 60 / SLICE_S) - 1]))

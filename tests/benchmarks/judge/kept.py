@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from tests.benchmarks.judge import fast, figures, peers, traffic
+from tests.benchmarks.judge import fast, peers, traffic
 from tests.benchmarks.judge.figures import PeerTally, Tally
 from tests.benchmarks.judge.traffic import Cell
 
@@ -16,11 +19,14 @@ from trainyard.canonical import canonical_json
 from trainyard.rollout import judge
 
 
-def code_digest() -> str:
-    """Return a digest of what figures are made by: the judge, the traffic, the peers."""
-    own = [Path(module.__file__ or "") for module in (fast, figures, peers, traffic)]
-    files = [*sorted(Path(judge.__file__).parent.glob("*.py")), *own]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+def judge_digest() -> str:
+    """Return a digest of what the judge's figures are made by."""
+    return _digest([*Path(judge.__file__).parent.glob("*.py"), *map(_file, (fast, traffic))])
+
+
+def peers_digest() -> str:
+    """Return a digest of what the peers' figures are made by."""
+    return _digest(map(_file, (peers, traffic)))
 
 
 @dataclass(frozen=True)
@@ -29,33 +35,57 @@ class Kept:
 
     folder: Path | None
     of: str
-    """What figures depend on beside their cell: traffic, specification, plan, runs, seed, code."""
+    """What figures depend on beside their cell: whose they are, traffic, specification, plan, runs,
+    seed, code."""
 
-    def read(self, cell: Cell) -> Tally | None:
-        """Return a cell's figures if they were measured with the same of everything."""
+    def tally(self, cell: Cell) -> Tally | None:
+        """Return the judge's figures of a cell if they were measured with the same of all."""
+        seen = self._read(cell)
+        return None if seen is None else Tally(cell=cell, **seen)
+
+    def keep_tally(self, tally: Tally) -> None:
+        """Keep the judge's figures of a cell, whole or not at all."""
+        seen = asdict(tally)
+        self._write(tally.cell, {k: v for k, v in seen.items() if k not in ("cell", "peers")})
+
+    def peers(self, cell: Cell) -> dict[str, PeerTally] | None:
+        """Return the peers' figures of a cell if they were measured with the same of all."""
+        seen = self._read(cell)
+        return None if seen is None else {name: PeerTally(**one) for name, one in seen.items()}
+
+    def keep_peers(self, cell: Cell, tallies: dict[str, PeerTally]) -> None:
+        """Keep the peers' figures of a cell, whole or not at all."""
+        self._write(cell, {name: asdict(one) for name, one in tallies.items()})
+
+    def _read(self, cell: Cell) -> dict[str, Any] | None:
         path = self._path(cell)
         if path is None or not path.exists():
             return None
-        said = json.loads(path.read_text(encoding="utf-8"))
-        seen = said["figures"]
-        by_peer = {name: PeerTally(**tally) for name, tally in seen.pop("peers").items()}
-        return Tally(cell=cell, peers=by_peer, **seen)
+        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["figures"]
+        return figures
 
-    def write(self, tally: Tally) -> None:
-        """Keep a cell's figures, whole or not at all."""
-        path = self._path(tally.cell)
+    def _write(self, cell: Cell, figures: dict[str, Any]) -> None:
+        path = self._path(cell)
         if path is None:
             return
-        seen = asdict(tally)
-        del seen["cell"]
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".new")
-        said = {"cell": tally.cell.name, "of": self.of, "figures": seen}
+        said = {"cell": cell.name, "of": self.of, "figures": figures}
         fresh.write_text(json.dumps(said, default=float), encoding="utf-8")
         os.replace(fresh, path)
 
     def _path(self, cell: Cell) -> Path | None:
         if self.folder is None:
             return None
-        name = hashlib.sha256(canonical_json([self.of, cell.name, cell.truth])).hexdigest()[:16]
+        name = hashlib.sha256(
+            canonical_json([self.of, cell.name, cell.truth, asdict(cell.world)])
+        ).hexdigest()[:16]
         return self.folder / f"{name}.json"
+
+
+def _file(module: ModuleType) -> Path:
+    return Path(module.__file__ or "")
+
+
+def _digest(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]

@@ -9,6 +9,8 @@ import numpy as np
 from tests.benchmarks.judge.figures import PeerTally, Tally, clopper_pearson
 from tests.benchmarks.judge.peers import KAYENTA
 
+RUNS = 5000
+"""Rollouts a cell by which a bound is shown or is not."""
 LONG_MIN = 120
 """Minutes that a release with little traffic and no probes may take."""
 LITTLE_TRAFFIC = "no change; rate 1.0, minute_rho 0.6, pod_sd 0.03, minute_sd 0.1"
@@ -204,11 +206,11 @@ def _bounds_of(tally: Tally) -> list[Bound]:
         rows.append((f"false rollback <= 1 %: {name}", *_at_most(tally.harmed, runs, 0.01)))
     if truth == "promote_margin":
         rows.append((f"wrong promotion <= 5 %: {name}", *_at_most(tally.promoted, runs, 0.05)))
+    if name.startswith("errors to 1 %"):
+        rows.append((f"promoted <= 2 %: {name}", *_at_most(tally.promoted, runs, 0.02)))
     for start, text, seen, holds in (
         ("errors to 5 %", "median <= 5, p97 <= 9 min", _delays(tally), _fast(tally, 5, 9)),
         ("errors to 2 %", "median <= 12, p97 <= 30 min", _delays(tally), _fast(tally, 12, 30)),
-        ("errors to 1 %", "promoted <= 2 %", _both(tally.promoted, runs),
-         tally.promoted <= 0.02 * runs),
         ("ttft +50 %", "median <= 7, p97 <= 12 min", _delays(tally), _fast(tally, 7, 12)),
         ("ttft +30 %; ", "median <= 13, p97 <= 30 min", _delays(tally), _fast(tally, 13, 30)),
         ("ttft +30 %; ", "within 10 points of a single look at 30 min",
@@ -242,10 +244,13 @@ def _said(holds: bool) -> str:
 
 
 def _at_most(count: int, runs: int, bound: float) -> tuple[str, str]:
-    """Return what was seen and whether the interval lies below the bound, above it, or on it."""
+    """Return what was seen and whether the upper end of its interval is below a bound.
+
+    With fewer runs than asked for, an interval on both sides of the bound says nothing.
+    """
     low, high = clopper_pearson(count, runs)
-    said = "holds" if high <= bound else "FAILS" if low > bound else "open"
-    return _both(count, runs), said
+    known = runs >= RUNS or low > bound
+    return _both(count, runs), "holds" if high <= bound else "FAILS" if known else "open"
 
 
 def _fast(tally: Tally, median: float, p97: float) -> bool:
@@ -258,7 +263,8 @@ def _delays(tally: Tally) -> str:
 
 def _at_least(tally: Tally, least: float, name: str) -> Bound:
     _, high = clopper_pearson(tally.promoted, tally.runs)
-    said = "FAILS" if high < least else "holds" if tally.promoted >= least * tally.runs else "open"
+    known = tally.runs >= RUNS or high < least
+    said = "holds" if tally.promoted >= least * tally.runs else "FAILS" if known else "open"
     return f"promoted >= {100 * least:.0f} %: {name}", _both(tally.promoted, tally.runs), said
 
 

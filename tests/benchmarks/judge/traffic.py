@@ -80,6 +80,8 @@ class World:
     slow_share: float
     probes: float
     history_h: float
+    history_share: float
+    slow_pod: float
 
     @property
     def stable_pods(self) -> int:
@@ -263,6 +265,7 @@ def _requests(
 ) -> tuple[Floats, Ints, Ints]:
     """Return sums and numbers of late requests a pod and slice, and histograms a minute."""
     slow = np.where(is_candidate, world.ttft, 1.0)
+    slow[world.stable_pods] *= world.slow_pod
     flat = n.ravel()
     total = int(flat.sum())
     x = np.exp(SIGMA * rng.standard_normal(total, dtype=np.float32))
@@ -301,7 +304,7 @@ def _history(world: World, lasting: Floats, rng: np.random.Generator) -> History
         return None
     runs, _, pods = lasting.shape
     slices = int(world.history_h * 3600 / SLICE_S)
-    slice_n = world.rate * SLICE_S / pods
+    slice_n = world.rate * world.history_share * SLICE_S / pods
     each = max(1, int(np.ceil(20 / slice_n)))
     slices -= slices % each
     passing = _ar(runs, slices, pods, world.minute_sd, world.minute_rho, rng)

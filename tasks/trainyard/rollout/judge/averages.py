@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log, log1p
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,8 @@ from trainyard.rollout.judge.blocks import (
     restarts,
 )
 from trainyard.rollout.judge.boundary import boundary_constant, log_mixture
-from trainyard.rollout.judge.guards import pods_scatter
+from trainyard.rollout.judge.guards import first_comparison, scatters
+from trainyard.rollout.judge.noise import effective_requests, known_requests
 from trainyard.rollout.judge.paths import EvidencePath, Floats, further
 
 _TRACKS: tuple[Track, Track] = ("stable", "candidate")
@@ -94,11 +96,20 @@ def average_path(
         _boundary(counting, promote_margin, -1, early_beta, horizon, exponent),
         _mixture(counting, promote_margin, -1, -log(late_beta), horizon),
     )
+    pods = _of_pods(blocks, "candidate", "requests")
+    strata = np.unique([block.stratum for block in blocks], return_inverse=True)[1]
     return EvidencePath(
         *harm,
         *promote,
-        first_harm_block=defaults.MIN_HARM_BLOCKS - 1,
-        held=pods_scatter(blocks, model),
+        first_harm_block=max(defaults.MIN_HARM_BLOCKS - 1, first_comparison(pods, strata)),
+        held=scatters(
+            pods,
+            _of_pods(blocks, "candidate", "total"),
+            np.array([block.start_s for block in blocks]),
+            np.array([block.end_s for block in blocks]),
+            strata,
+            model,
+        ),
     )
 
 
@@ -121,7 +132,11 @@ def covariance_of(blocks: Sequence[PairedBlock], model: Covariance) -> Floats:
     """Return the covariance of the log differences, blocks x blocks (see `Covariance`)."""
     pods = sum(shares @ shares.T for shares in (_shares(blocks, track) for track in _TRACKS))
     middle_s = np.array([block.middle_s for block in blocks], dtype=np.float64)
-    stable, candidate = (_requests(blocks, track) for track in _TRACKS)
+    length_s = np.array([block.length_s for block in blocks])
+    stable, candidate = (
+        effective_requests(_of_pods(blocks, track, "requests"), length_s, model)
+        for track in _TRACKS
+    )
     sampling = np.asarray(model.se2 / stable + model.se2 / candidate, dtype=np.float64)
     return _covariance(np.asarray(pods, dtype=np.float64), middle_s, sampling, model)
 
@@ -171,12 +186,16 @@ def planned_information(
     )
     count = max(1, ceil(duration_s / length_s))
     if spec.last_pods is not None:
-        pods = sum(1 / max(1, count_of_pods) for count_of_pods in spec.last_pods)
+        products = [1 / max(1, count_of_pods) for count_of_pods in spec.last_pods]
     else:
-        pods = sum(float((shares**2).sum()) for shares in (_shares([first], t) for t in _TRACKS))
-    sampling = model.se2 / (rate * length_s) * (1 / share + 1 / (1 - share))
+        products = [float((_shares([first], track) ** 2).sum()) for track in _TRACKS]
+    sampling = 0.0
+    for of_track, product in zip((1 - share, share), products, strict=True):
+        # Requests of a pod, if all its track's pods were alike.
+        n = np.array([rate * of_track * length_s * product])
+        sampling += model.se2 * product / float(known_requests(n, np.array(length_s), model)[0])
     covariance = _covariance(
-        np.full((count, count), pods),
+        np.full((count, count), sum(products)),
         np.arange(count, dtype=np.float64) * length_s,
         np.full(count, sampling),
         model,
@@ -221,14 +240,21 @@ def _requests(blocks: Sequence[PairedBlock], track: Track) -> Floats:
 
 def _shares(blocks: Sequence[PairedBlock], track: Track) -> Floats:
     """Return each pod's share of its track's requests, blocks x pods."""
+    requests = _of_pods(blocks, track, "requests")
+    return np.asarray(requests / requests.sum(axis=1, keepdims=True))
+
+
+def _of_pods(
+    blocks: Sequence[PairedBlock], track: Track, field: Literal["requests", "total"]
+) -> Floats:
+    """Return a sum of each pod that the track ever had, blocks x pods; 0 where it was not there."""
     names = sorted({name for block in blocks for name in block.side(track).pods})
     column = {name: index for index, name in enumerate(names)}
-    shares = np.zeros((len(blocks), len(names)))
+    sums = np.zeros((len(blocks), len(names)))
     for row, block in enumerate(blocks):
-        side = block.side(track)
-        for name, pod in side.pods.items():
-            shares[row, column[name]] = pod.requests / side.all.requests
-    return shares
+        for name, pod in block.side(track).pods.items():
+            sums[row, column[name]] = getattr(pod, field)
+    return sums
 
 
 def _covariance(pods: Floats, middle_s: Floats, sampling: Floats, model: Covariance) -> Floats:

@@ -75,6 +75,12 @@ requests it has. As stakes are split as well, no fewer than three blocks decide.
 LEAST_REQUESTS_OF_POD = 5
 """A block tells about a pod's average only with so many of its requests."""
 
+GONE_BLOCKS = 5
+"""Blocks without a request after which the comparison of pods does not wait for a pod."""
+
+LONGEST_WINDOW = 10
+"""Blocks after which pods are compared although one of them has too few requests to tell."""
+
 SCATTER_LEVEL = 1e-3
 """How rarely pods that are as alike as the (inflated) model says may look too different."""
 

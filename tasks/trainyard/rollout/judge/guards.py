@@ -18,6 +18,7 @@ are made: what is not comparable has no row (see `rollout.slices`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -30,51 +31,136 @@ from trainyard.documents.evidence import Covariance
 from trainyard.rollout.judge import defaults
 from trainyard.rollout.judge.blocks import PairedBlock
 from trainyard.rollout.judge.counts import Counts, level_wagers
+from trainyard.rollout.judge.noise import known_requests
 from trainyard.rollout.judge.paths import Floats
 
 Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 
-def pods_scatter(blocks: Sequence[PairedBlock], model: Covariance) -> Bools:
-    """Tell after which blocks the candidate's pods differ too much among themselves.
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Successive blocks over which pods are compared: `first` to `last`, both in it."""
 
-    Blocks count together as long as the candidate's pods are the same.
+    first: int
+    last: int
+    pods: Bools
+    """Those with enough requests to tell."""
+
+
+def windows(requests: Floats) -> list[Window]:
+    """Return the windows that are over: each ends where every pod that is served can tell.
+
+    Where the candidate gets little traffic, a block has too few requests of each pod. A pod that
+    got none for `GONE_BLOCKS` is not waited for, and no window is longer than `LONGEST_WINDOW`.
+
+    Args:
+        requests: blocks x pods.
     """
-    held: list[bool] = []
-    for names, group in groupby(blocks, key=lambda block: sorted(block.candidate.pods)):
-        run = list(group)
-        pods = [[block.candidate.pods[name] for name in names] for block in run]
-        requests = np.array([[pod.requests for pod in row] for row in pods], dtype=float)
-        totals = np.array([[pod.total for pod in row] for row in pods], dtype=float)
-        middle_s = np.array([block.middle_s for block in run])
-        held.extend(scatters(requests, totals, middle_s, model).tolist())
-    return np.array(held, dtype=bool)
+    found: list[Window] = []
+    pods = requests.shape[1]
+    got, silent, first = np.zeros(pods), np.full(pods, defaults.GONE_BLOCKS), 0
+    for block, row in enumerate(requests):
+        got = got + row
+        silent = np.where(row > 0, 0, silent + 1)
+        tell = got >= defaults.LEAST_REQUESTS_OF_POD
+        waited_for = (got > 0) & ~tell & (silent < defaults.GONE_BLOCKS)
+        if not waited_for.any() or block - first + 1 >= defaults.LONGEST_WINDOW:
+            found.append(Window(first, block, tell))
+            got, first = np.zeros(pods), block + 1
+    return found
 
 
-def scatters(requests: Floats, totals: Floats, middle_s: Floats, model: Covariance) -> Bools:
+def first_comparison(requests: Floats, strata: Ints) -> int:
+    """Return the block before whose end nobody can say whether pods are alike; 0 for one pod.
+
+    Args:
+        requests: blocks x pods.
+        strata: number of each block's stratum.
+    """
+    if (requests.sum(axis=0) > 0).sum() < 2:
+        return 0
+    ends = [len(requests)]
+    for mine in _each_stratum(strata):
+        ends += [int(mine[window.last]) for window in windows(requests[mine])[:1]]
+    return min(ends)
+
+
+def scatters(
+    requests: Floats,
+    totals: Floats,
+    start_s: Floats,
+    end_s: Floats,
+    strata: Ints,
+    model: Covariance,
+) -> Bools:
     """Tell, after each block, whether pods' lasting differences exceed what the model explains.
 
     Each pod's deviation from the mean of the pods is whitened as the differences of the tracks are;
     the squared scores over all pods have a chi-square law if pods are as alike as the model says.
     Requests that are noisier than stable's, which the test of the averages takes into account by
-    itself, are no scatter: the squared scores are divided by how much more successive blocks of a
-    pod differ than the model says, where that is more. Only blocks so far count for each answer.
+    itself, are no scatter: the squared scores are divided by how much more successive windows of a
+    pod differ than the model says, where that is more. Only blocks so far count for each answer,
+    and windows of one stratum count together as long as the same pods tell.
 
     Args:
-        requests: blocks x pods.
+        requests: blocks x pods; 0 where a pod was not there.
         totals: seconds, blocks x pods.
-        middle_s: of each block.
+        start_s: of each block.
+        end_s: of each block.
+        strata: number of each block's stratum.
         model: with its inflation and floor.
     """
-    count, pods = requests.shape
-    usable = (requests >= defaults.LEAST_REQUESTS_OF_POD).all(axis=1) & (totals > 0).all(axis=1)
-    result = np.zeros(count, dtype=bool)
-    if pods < 2 or usable.sum() < defaults.MIN_HARM_BLOCKS:
-        return result
-    y = np.log(totals[usable] / requests[usable])
+    held = np.zeros(len(requests), dtype=bool)
+    for mine in _each_stratum(strata):
+        seen = _scatters(requests[mine], totals[mine], start_s[mine], end_s[mine], model)
+        newest = np.searchsorted(mine, np.arange(len(requests)), side="right")
+        held |= np.concatenate([[False], seen])[newest]
+    return held
+
+
+def _each_stratum(strata: Ints) -> list[Ints]:
+    return [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+
+
+def _scatters(
+    requests: Floats, totals: Floats, start_s: Floats, end_s: Floats, model: Covariance
+) -> Bools:
+    over = windows(requests)
+    answers = [False]
+    for _, group in groupby(over, key=lambda window: window.pods.tobytes()):
+        run = list(group)
+        if run[0].pods.sum() < 2:
+            answers += [False] * len(run)
+            continue
+        n, sums = (
+            np.array([values[w.first : w.last + 1, w.pods].sum(axis=0) for w in run])
+            for values in (requests, totals)
+        )
+        lengths_s = [(end_s - start_s)[w.first : w.last + 1] for w in run]
+        blocks = np.array([len(each) for each in lengths_s])
+        length_s = np.array([each.sum() for each in lengths_s])
+        middle_s = (start_s[[w.first for w in run]] + end_s[[w.last for w in run]]) / 2
+        known = known_requests(n, length_s[:, None], model)
+        white = model.nug / blocks + model.se2 * (1 / known).mean(axis=1)
+        answers += _beyond(np.log(sums / n), white, middle_s, model).tolist()
+    lasts = np.array([window.last for window in over])
+    newest = np.searchsorted(lasts, np.arange(len(requests)), side="right")
+    return np.array(answers, dtype=bool)[newest]
+
+
+def _beyond(y: Floats, white: Floats, middle_s: Floats, model: Covariance) -> Bools:
+    """Return, after each window, whether pods' averages are too far from each other.
+
+    Args:
+        y: logs of averages, windows x pods.
+        white: what is new in every window, windows.
+        middle_s: of each window.
+        model: with its inflation and floor.
+    """
+    pods = y.shape[1]
     deviation = (y - y.mean(axis=1, keepdims=True)) / np.sqrt(1 - 1 / pods)
-    white = model.nug + model.se2 * (1 / requests[usable]).mean(axis=1)
-    gap_s = np.abs(middle_s[usable][:, None] - middle_s[usable][None, :])
+    gap_s = np.abs(middle_s[:, None] - middle_s[None, :])
     passing = model.sa2 * model.rho ** (gap_s / model.rho_lag_s)
     covariance = max(model.sb2, model.pod_floor**2) + passing + np.diag(white)
     lower = cholesky(model.inflation * covariance, lower=True)
@@ -85,17 +171,14 @@ def scatters(requests: Floats, totals: Floats, middle_s: Floats, model: Covarian
     score = np.cumsum(x * both[:, :-1], axis=0)
     information = np.cumsum(x[:, 0] ** 2)
     spread = (score**2).sum(axis=1) / information / _own_noise(deviation, white, passing, model)
-    beyond = spread > chi2.isf(defaults.SCATTER_LEVEL, pods - 1)
-    beyond[: defaults.MIN_HARM_BLOCKS - 1] = False
-    seen = np.cumsum(usable) - 1
-    return np.asarray(np.where(seen >= 0, beyond[np.maximum(seen, 0)], False))
+    return np.asarray(spread > chi2.isf(defaults.SCATTER_LEVEL, pods - 1))
 
 
 def _own_noise(deviation: Floats, white: Floats, passing: Floats, model: Covariance) -> Floats:
-    """Return, after each block, how much noisier successive blocks are than the model; at least 1.
+    """Return, after each window, how much noisier successive ones are than the model; at least 1.
 
     That is half the mean square of successive differences over what it should be, which is the
-    white part and what drifts away between two blocks.
+    white part and what drifts away between two windows.
     """
     steps = (np.diff(deviation, axis=0) ** 2).mean(axis=1) / 2
     expected = (white[1:] + white[:-1]) / 2 + model.sa2 - np.diag(passing, 1)

@@ -7,7 +7,8 @@ counts for it, whatever is seen there.
 
 * Averages: y = log of a pod's average in a bin, minus the mean over the pods (which removes waves
   of load that all of them see). Its autocovariance C(h) is fitted by
-  `sb2 + sa2 rho^h + [h = 0] se2 mean(1/n)`, all parts >= 0, rho from a grid.
+  `sb2 + sa2 rho^h + [h = 0] se2 mean(1/n)`, all parts >= 0, rho from a grid. Where traffic is so
+  little that bins are long, `se2` holds for so little traffic only (`most_rps`, see `noise`).
 * Counts: the dispersion of pods' counts around their common share, over windows as long as a step
   (Pearson's chi-square over its degrees of freedom). Slow pods show in it as well.
 
@@ -56,6 +57,8 @@ _NORMAL_QUANTILE = 2.878
 _MOST_FACTOR = 10.0
 _LEAST_SHARE_OF_DEFAULT = 0.25
 _LEAST_REQUESTS = 5
+_LONG_BIN = 2.0
+"""Times `rho_lag_s`: in longer bins what passes in a pod averages out and looks like `se2`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +177,8 @@ def fit(
             best = residual, rho, parts
     assert best is not None
     _, rho, (lasting, passing, sampling) = best
+    long = length_s > _LONG_BIN * default.rho_lag_s
+    most_rps = 1 / (mean_inverse_n * length_s) if long else None
     freedom = max(1, pods - 1)
     surprise, factor = _few_pods(freedom)
     if lasting * freedom > default.sb2 * surprise:
@@ -184,6 +189,7 @@ def fit(
             "sa2": float(passing),
             "rho": rho,
             "se2": max(float(sampling / mean_inverse_n), _LEAST_SHARE_OF_DEFAULT * default.se2),
+            "most_rps": most_rps,
         }
     )
 

@@ -8,12 +8,19 @@ import pytest
 from trainyard.documents.evidence import Block, Covariance, JudgeSpec
 from trainyard.rollout.judge import judge
 from trainyard.rollout.judge.blocks import closed_blocks, without_repeats
-from trainyard.rollout.judge.guards import scatters, share_is_off, stable_is_sick
+from trainyard.rollout.judge.guards import (
+    first_comparison,
+    scatters,
+    share_is_off,
+    stable_is_sick,
+    windows,
+)
 
 MakeLog = Callable[..., list[Block]]
 
-MIDDLE_S = np.arange(40) * 30.0
+START_S, END_S = np.arange(40) * 30.0, np.arange(1, 41) * 30.0
 N = np.full((40, 8), 30.0)
+ONE = np.zeros(40, dtype=np.int64)
 
 
 def totals(pod_sd: float, *, se2: float = 0.4, seed: int = 1) -> np.ndarray:
@@ -29,32 +36,85 @@ def errors_of(log: list[Block], spec: JudgeSpec):  # type: ignore[no-untyped-def
 
 
 def test_pods_that_are_as_alike_as_stables_hold_nothing() -> None:
-    held = [scatters(N, totals(0.03, seed=seed), MIDDLE_S, Covariance()) for seed in range(100)]
+    held = [
+        scatters(N, totals(0.03, seed=seed), START_S, END_S, ONE, Covariance())
+        for seed in range(100)
+    ]
     assert np.any(held, axis=1).mean() <= 0.02
 
 
 def test_pods_that_differ_far_more_than_stables_hold() -> None:
-    held = [scatters(N, totals(0.4, seed=seed), MIDDLE_S, Covariance())[-1] for seed in range(50)]
+    held = [
+        scatters(N, totals(0.4, seed=seed), START_S, END_S, ONE, Covariance())[-1]
+        for seed in range(50)
+    ]
     assert np.mean(held) >= 0.9
 
 
 def test_noisy_requests_are_no_scatter_of_pods() -> None:
     noisy = [
-        scatters(N, totals(0.03, se2=4.0, seed=seed), MIDDLE_S, Covariance()) for seed in range(100)
+        scatters(N, totals(0.03, se2=4.0, seed=seed), START_S, END_S, ONE, Covariance())
+        for seed in range(100)
     ]
     assert np.mean([each[-1] for each in noisy]) <= 0.05
 
 
 def test_later_blocks_do_not_change_what_was_held_before() -> None:
     sums = totals(0.25)
-    whole = scatters(N, sums, MIDDLE_S, Covariance())
+    whole = scatters(N, sums, START_S, END_S, ONE, Covariance())
     for count in (5, 12, 30):
-        part = scatters(N[:count], sums[:count], MIDDLE_S[:count], Covariance())
+        part = scatters(
+            N[:count], sums[:count], START_S[:count], END_S[:count], ONE[:count], Covariance()
+        )
         assert part.tolist() == whole[:count].tolist()
 
 
 def test_one_pod_cannot_scatter() -> None:
-    assert not scatters(N[:, :1], totals(0.4)[:, :1], MIDDLE_S, Covariance()).any()
+    assert not scatters(N[:, :1], totals(0.4)[:, :1], START_S, END_S, ONE, Covariance()).any()
+
+
+def few_requests(rng: np.random.Generator, *, slow: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return requests and sums of 8 pods with about 3 requests a block; the first is `slow`."""
+    n = rng.poisson(3.0, (40, 8)).astype(float)
+    level = np.where(np.arange(8) == 0, slow, 1.0)
+    sums = np.array([[rng.gamma(2.5 * k, 0.4) if k else 0.0 for k in row] for row in n])
+    return n, sums * level
+
+
+def test_pods_with_few_requests_are_compared_over_several_blocks() -> None:
+    for slow, least, most in ((1.0, 0.0, 0.05), (4.0, 0.95, 1.0)):
+        held = []
+        for seed in range(40):
+            n, sums = few_requests(np.random.default_rng(seed), slow=slow)
+            held.append(scatters(n, sums, START_S, END_S, ONE, Covariance())[10])
+        assert least <= np.mean(held) <= most, slow
+
+
+def test_nobody_can_say_whether_pods_are_alike_before_each_had_some_requests() -> None:
+    n = np.full((40, 8), 2.0)
+    assert first_comparison(n, ONE) == 2
+    assert first_comparison(n[:2], ONE[:2]) == 2
+    assert first_comparison(n[:, :1], ONE) == 0
+    assert first_comparison(N, ONE) == 0
+
+
+def test_a_pod_that_is_gone_or_hardly_asked_is_not_waited_for_forever() -> None:
+    n = np.full((40, 3), 6.0)
+    n[:, 0] = 0
+    n[0, 0] = 2
+    assert [window.last for window in windows(n)[:2]] == [5, 6]
+    n[:, 0] = np.where(np.arange(40) % 4 == 0, 1, 0)
+    first = windows(n)[0]
+    assert (first.last, first.pods.tolist()) == (9, [False, True, True])
+
+
+def test_strata_with_other_latencies_are_no_scatter_of_pods() -> None:
+    strata = np.arange(40) % 2
+    n = np.full((40, 8), 4.0)
+    n[strata == 1, 0] = 12.0
+    sums = n * np.where(strata == 1, 100.0, 1.0)[:, None]
+    assert not scatters(n, sums, START_S, END_S, strata, Covariance()).any()
+    assert scatters(n, sums, START_S, END_S, ONE, Covariance()).any()
 
 
 def slowed(log: list[Block], factor: float, pods: tuple[str, ...]) -> list[Block]:
