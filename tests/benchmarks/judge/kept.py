@@ -35,37 +35,37 @@ class Kept:
 
     folder: Path | None
     of: str
-    """What figures depend on beside their cell: whose they are, traffic, specification, plan, runs,
-    seed, code."""
+    """What figures depend on beside their cell and the number of runs: whose they are, traffic,
+    specification, plan, seed, code."""
 
-    def tally(self, cell: Cell) -> Tally | None:
+    def tally(self, cell: Cell, runs: int) -> Tally | None:
         """Return the judge's figures of a cell if they were measured with the same of all."""
-        seen = self._read(cell)
+        seen = self._read(cell, runs)
         return None if seen is None else Tally(cell=cell, **seen)
 
     def keep_tally(self, tally: Tally) -> None:
         """Keep the judge's figures of a cell, whole or not at all."""
-        seen = asdict(tally)
-        self._write(tally.cell, {k: v for k, v in seen.items() if k not in ("cell", "peers")})
+        seen = {k: v for k, v in asdict(tally).items() if k not in ("cell", "peers")}
+        self._write(tally.cell, tally.runs, seen)
 
-    def peers(self, cell: Cell) -> dict[str, PeerTally] | None:
+    def peers(self, cell: Cell, runs: int) -> dict[str, PeerTally] | None:
         """Return the peers' figures of a cell if they were measured with the same of all."""
-        seen = self._read(cell)
+        seen = self._read(cell, runs)
         return None if seen is None else {name: PeerTally(**one) for name, one in seen.items()}
 
-    def keep_peers(self, cell: Cell, tallies: dict[str, PeerTally]) -> None:
+    def keep_peers(self, cell: Cell, runs: int, tallies: dict[str, PeerTally]) -> None:
         """Keep the peers' figures of a cell, whole or not at all."""
-        self._write(cell, {name: asdict(one) for name, one in tallies.items()})
+        self._write(cell, runs, {name: asdict(one) for name, one in tallies.items()})
 
-    def _read(self, cell: Cell) -> dict[str, Any] | None:
-        path = self._path(cell)
+    def _read(self, cell: Cell, runs: int) -> dict[str, Any] | None:
+        path = self._path(cell, runs)
         if path is None or not path.exists():
             return None
         figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["figures"]
         return figures
 
-    def _write(self, cell: Cell, figures: dict[str, Any]) -> None:
-        path = self._path(cell)
+    def _write(self, cell: Cell, runs: int, figures: dict[str, Any]) -> None:
+        path = self._path(cell, runs)
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,11 +74,11 @@ class Kept:
         fresh.write_text(json.dumps(said, default=float), encoding="utf-8")
         os.replace(fresh, path)
 
-    def _path(self, cell: Cell) -> Path | None:
+    def _path(self, cell: Cell, runs: int) -> Path | None:
         if self.folder is None:
             return None
         name = hashlib.sha256(
-            canonical_json([self.of, cell.name, cell.truth, asdict(cell.world)])
+            canonical_json([self.of, runs, cell.name, cell.truth, asdict(cell.world)])
         ).hexdigest()[:16]
         return self.folder / f"{name}.json"
 

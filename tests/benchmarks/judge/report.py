@@ -9,8 +9,10 @@ import numpy as np
 from tests.benchmarks.judge.figures import PeerTally, Tally, clopper_pearson
 from tests.benchmarks.judge.peers import KAYENTA
 
-RUNS = 5000
-"""Rollouts a cell by which a bound is shown or is not."""
+RUNS = {0.01: 5000, 0.02: 5000, 0.05: 1000}
+"""Rollouts a cell by which a bound on wrong decisions is shown or is not."""
+LEAST_RUNS = 5000
+"""As `RUNS`, for bounds on right decisions."""
 LONG_MIN = 120
 """Minutes that a release with little traffic and no probes may take."""
 LITTLE_TRAFFIC = "no change; rate 1.0, minute_rho 0.6, pod_sd 0.03, minute_sd 0.1"
@@ -249,7 +251,7 @@ def _at_most(count: int, runs: int, bound: float) -> tuple[str, str]:
     With fewer runs than asked for, an interval on both sides of the bound says nothing.
     """
     low, high = clopper_pearson(count, runs)
-    known = runs >= RUNS or low > bound
+    known = runs >= RUNS[bound] or low > bound
     return _both(count, runs), "holds" if high <= bound else "FAILS" if known else "open"
 
 
@@ -263,7 +265,7 @@ def _delays(tally: Tally) -> str:
 
 def _at_least(tally: Tally, least: float, name: str) -> Bound:
     _, high = clopper_pearson(tally.promoted, tally.runs)
-    known = tally.runs >= RUNS or high < least
+    known = tally.runs >= LEAST_RUNS or high < least
     said = "holds" if tally.promoted >= least * tally.runs else "FAILS" if known else "open"
     return f"promoted >= {100 * least:.0f} %: {name}", _both(tally.promoted, tally.runs), said
 
