@@ -17,7 +17,6 @@ from datetime import datetime, timedelta
 from trainyard.documents.channel import Channel, RolloutDriver
 from trainyard.errors import (
     BadInput,
-    Busy,
     NotFound,
     Refused,
     StaleDriver,
@@ -31,6 +30,7 @@ from trainyard.rollout.driver import (
     drive,
     ending_of,
     request_rollback,
+    rollback_goal,
     summary_of,
 )
 from trainyard.rollout.events import (
@@ -40,7 +40,6 @@ from trainyard.rollout.events import (
     PromotionForced,
     ResumeRequested,
 )
-from trainyard.rollout.plan_rollout import rollback_target
 from trainyard.rollout.state_machine import (
     pause_refusal,
     promotion_refusal,
@@ -404,7 +403,7 @@ def roll_back(
         Transient: as `see_through`.
     """
     reason = _reason(reason, "A rollback")
-    target = _target(read_channel(deps.store, model, environment), release_id)
+    target = rollback_goal(read_channel(deps.store, model, environment), release_id)
 
     channel = _end_promotion(deps, model, environment, target, reason, who)
     if channel.in_progress:
@@ -451,48 +450,6 @@ def _drive_own(
     driver = rollout.driver if rollout.driver.run_id == run_id else None
     seeing = _SeeingThrough(deps, channel, run_id, say, driver=driver)
     return seeing.until(deps.now() + timedelta(seconds=timeout_s))
-
-
-def _target(channel: Channel, release_id: str | None) -> str:
-    """Return where a rollback goes.
-
-    Without a name it undoes the last promotion, and nothing else: whoever repeats the command, or
-    was not told that the judge has rolled back already, must not lose a good release by it.
-
-    Raises:
-        NotFound: there is no such release.
-        Busy: a rollback to another release is under way.
-        Refused: no release is named, and what happened last was no promotion.
-    """
-    rollout = channel.rollout
-    if rollout is None or not channel.in_progress:
-        target = rollback_target(channel, release_id)
-        undoes = rollout is None or (
-            rollout.outcome == "promoted" and rollout.plan.kind != "rollback"
-        )
-        if release_id is None and not undoes:
-            raise Refused(
-                f"There is no promotion to undo: {summary_of(channel)} {_stable(channel)} is "
-                "stable.",
-                hint=f"To leave it for the release before, name that one: --to {target}.",
-            )
-        return target
-    if rollout.plan.kind == "rollback":
-        if release_id in (None, rollout.release_id):
-            return rollout.release_id
-        raise Busy(
-            f"A rollback to {rollout.release_id} is under way, driven by {rollout.driver.run_id}.",
-            hint="Wait for its end, or see it to its end by the same command without --to.",
-        )
-    wanted = release_id or rollout.reference_id
-    known = {track.release_id for track in channel.previous} | {rollout.reference_id}
-    if wanted and wanted in known:
-        return wanted
-    raise NotFound(
-        f"{channel.environment} of {channel.model} has no earlier release"
-        + (f" {release_id}." if release_id else " to go back to."),
-        hint="To end the rollout that is under way, abort it.",
-    )
 
 
 def _end_promotion(

@@ -22,7 +22,6 @@ from trainyard.documents.channel import (
     WAITING_LIMIT,
     Channel,
     Outcome,
-    Rollout,
     RolloutDriver,
     RolloutPlan,
 )
@@ -313,6 +312,7 @@ def request_rollback(
 
     Raises:
         NotFound: there is no such earlier release.
+        Refused: no release is named, and what happened last was no promotion.
         Busy: another rollback is under way.
         Conflict: others kept changing the channel.
     """
@@ -330,16 +330,16 @@ def request_rollback(
         if driven and release_id is None:
             # It has undone what there was. What came since was asked for by somebody else.
             return channel
+        target = rollback_goal(channel, release_id)
         if rollout is None or not channel.in_progress:
-            return go_back(channel, rollback_target(channel, release_id))
-        claimed = step(channel, DriverClaimed(run_id), now)[0]
+            return go_back(channel, target)
         if rollout.plan.kind == "rollback":
             raise Busy(
                 f"A rollback to {rollout.release_id} is under way already, driven by "
                 f"{rollout.driver.run_id}.",
                 hint="Wait for its end.",
             )
-        _refuse_rollback_to_nothing(channel, rollout, release_id)
+        claimed = step(channel, DriverClaimed(run_id), now)[0]
         why = f"A rollback was requested. {reason}".strip()
         return step(claimed, AbortRequested(why, requested_by), now)[0]
 
@@ -356,6 +356,50 @@ def request_rollback(
         return _requested(deps, channel, target, plan, run_id, requested_by, reason, now)
 
     return change_channel(deps.store, model, environment, change)
+
+
+def rollback_goal(channel: Channel, release_id: str | None) -> str:
+    """Return where a rollback goes.
+
+    Without a name it undoes the last promotion, and nothing else: whoever repeats the request, or
+    was not told that the judge has rolled back already, must not lose a good release by it.
+
+    Raises:
+        NotFound: there is no such release.
+        Busy: a rollback to another release is under way.
+        Refused: no release is named, and what happened last was no promotion.
+    """
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        target = rollback_target(channel, release_id)
+        undoes = rollout is None or (
+            rollout.outcome == "promoted" and rollout.plan.kind != "rollback"
+        )
+        if release_id is None and not undoes:
+            stable = channel.stable.release_id if channel.stable is not None else "no release"
+            raise Refused(
+                f"There is no promotion to undo: {summary_of(channel)} {stable} is stable.",
+                hint=f"To leave it for the release before, name that one: --to {target} (in "
+                f"Airflow: release).",
+            )
+        return target
+    if rollout.plan.kind == "rollback":
+        if release_id in (None, rollout.release_id):
+            return rollout.release_id
+        raise Busy(
+            f"A rollback to {rollout.release_id} is under way already, driven by "
+            f"{rollout.driver.run_id}.",
+            hint="Wait for its end, or see it to its end by the same command without --to.",
+        )
+    wanted = release_id or rollout.reference_id
+    known = {track.release_id for track in channel.previous} | {rollout.reference_id}
+    if wanted and wanted in known:
+        return wanted
+    raise NotFound(
+        f"{channel.environment} of {channel.model} has no earlier release"
+        + (f" {release_id}." if release_id else " to go back to."),
+        hint="To end the rollout that is under way, abort it.",
+    )
 
 
 def rollback_in_hand(channel: Channel, run_id: str) -> int | None:
@@ -382,17 +426,6 @@ def _driven(channel: Channel, run_id: str) -> frozenset[int]:
     if channel.rollout is not None and channel.rollout.driver.run_id == run_id:
         found.add(channel.rollout.number)
     return frozenset(number for number in found if number is not None)
-
-
-def _refuse_rollback_to_nothing(channel: Channel, rollout: Rollout, release_id: str | None) -> None:
-    known = {track.release_id for track in channel.previous} | {rollout.reference_id}
-    if (release_id or rollout.reference_id) and (release_id or rollout.reference_id) in known:
-        return
-    raise NotFound(
-        f"{channel.environment} of {channel.model} has no earlier release"
-        + (f" {release_id}." if release_id else " to go back to."),
-        hint="To end the rollout that is under way, abort it.",
-    )
 
 
 def _requested(
