@@ -593,3 +593,121 @@ def test_a_rollout_of_an_older_version_has_its_owner_in_the_history(
     abort(world, forsaken(world))
     assert world.run(world.promote(new, run_id=RUN)).outcome == "withdrawn"
     assert serves(world, old)
+
+
+# --- whoever dies at the very end -----------------------------------------------------------------
+
+
+def all_is_done(world: World) -> bool:
+    """Tell whether nothing is left to be done of the last rollout."""
+    stable = world.channel.stable
+    assert stable is not None
+    told = "withdrawn" in " ".join(world.told) or "promoted" in " ".join(world.told)
+    return world.autoscaling == stable.release_id and world.lease_until is None and told
+
+
+def unfinished(begin_one: Callable[[], World], finish: Callable[[World, RolloutDeps], None]) -> Any:
+    """Yield worlds in which `finish` died when the rollout was over and work was left."""
+    for calls in range(1, 200):
+        for after in (False, True):
+            world = begin_one()
+            try:
+                finish(world, mortal(forsaken(world), calls, after=after))
+            except Killed:
+                if not world.channel.in_progress and not all_is_done(world):
+                    yield world
+            else:
+                return
+
+
+def held_at_10() -> World:
+    world, _, new = copy.deepcopy(_stable())
+    world.run(world.promote(new, run_id=RUN), until=at_weight(10))
+    world.advance(40)
+    return world
+
+
+def again_at_once(world: World) -> None:
+    channel = abort(world, forsaken(world), run_id="cli/again")
+    assert channel.rollout is not None
+    assert channel.rollout.outcome == "withdrawn"
+
+
+def the_watch(world: World) -> None:
+    world.advance(130)
+    (found,) = [f for f in watch_all(forsaken(world), lambda f: None) if f.kind != "note"]
+    assert (found.kind, found.is_news) == ("ended", False)
+    assert "work was left" in found.message
+
+
+def its_own_teardown(world: World) -> None:
+    world.advance(130)
+    rollout = world.channel.rollout
+    assert rollout is not None
+    assert settle(world, rollout.release_id).outcome == "withdrawn"
+
+
+@pytest.mark.parametrize("finish", [again_at_once, the_watch, its_own_teardown])
+def test_what_a_command_has_left_that_died_at_the_end_is_done(
+    finish: Callable[[World], None],
+) -> None:
+    count = 0
+    for world in unfinished(held_at_10, lambda w, deps: (abort(w, deps), None)[1]):
+        count += 1
+        finish(world)
+        assert all_is_done(world)
+        generation = world.channel.generation
+        assert [f for f in watch_all(forsaken(world), lambda f: None) if f.kind != "note"] == []
+        assert world.channel.generation == generation
+    assert count >= 2
+
+
+def test_a_promotion_is_attested_whoever_dies_at_the_end() -> None:
+    def before_the_end() -> World:
+        return copy.deepcopy(_almost())
+
+    def promote(world: World, deps: RolloutDeps) -> None:
+        new = world.channel.rollout
+        assert new is not None
+        tick = Rollouts(deps).begin(
+            kind="promote",
+            model=MODEL,
+            environment=ENVIRONMENT,
+            release_id=new.release_id,
+            run_id=RUN,
+        )
+        world.run(tick)
+
+    count = 0
+    for world in unfinished(before_the_end, promote):
+        count += 1
+        the_watch(world)
+        assert all_is_done(world)
+        assert world.channel.stable is not None
+        stable = world.channel.stable.release_id
+        assert len(list_attestations(world.store, MODEL, stable, "promotion")) == 1
+    assert count >= 2
+
+
+@cache
+def _almost() -> World:
+    """Return a world in which a promotion is about to end."""
+    world, _, new = copy.deepcopy(_stable())
+    tick = world.promote(new, run_id=RUN)
+    world.run(tick, until=lambda c: c.rollout is not None and c.rollout.ending == "promoted")
+    return world
+
+
+def test_a_rollback_does_not_wait_for_what_is_left(promoted: tuple[World, str, str]) -> None:
+    world, old, _ = promoted
+    deps = forsaken(world)
+
+    def away(*_: object) -> Any:
+        raise Transient("The lease cannot be read.")
+
+    lease = deps.lease
+    lease.look = away  # type: ignore[method-assign]
+    channel = roll_back(world, deps)
+    assert channel.stable is not None
+    assert channel.stable.release_id == old
+    assert any("is not done: The lease cannot be read." in line for line in world.said)

@@ -27,7 +27,15 @@ from trainyard.documents.channel import (
 )
 from trainyard.documents.measurement import Envelope, Measurement
 from trainyard.documents.release import Release
-from trainyard.errors import Busy, Conflict, NotFound, Refused, StaleDriver, TrainyardError
+from trainyard.errors import (
+    Busy,
+    Conflict,
+    NotFound,
+    Refused,
+    StaleDriver,
+    TrainyardError,
+    Transient,
+)
 from trainyard.rollout.act import act, strays
 from trainyard.rollout.adopted import known_release
 from trainyard.rollout.channel_store import (
@@ -655,11 +663,22 @@ def settle(
         return _without_rollout(channel, run_id, release_id)
     if drives(channel, run_id, number):
         channel = _finish(deps, channel, timeout_s)
+    elif channel.rollout is not None and channel.rollout.number == number:
+        _finish_up_silent(deps, channel)
     settled = _settled(channel, number, run_id)
     channel = change_channel(
         deps.store, model, environment, lambda c: step(c, OutcomeNoted(run_id), deps.now())[0]
     )
     return replace(settled, channel=channel)
+
+
+def _finish_up_silent(deps: RolloutDeps, channel: Channel) -> None:
+    """Do what somebody else has left of a rollout; what cannot be done now, the watch does."""
+    try:
+        if deps.lease.look(channel.environment, channel.model).state == "expired":
+            finish_up(deps, channel.model, channel.environment)
+    except (TrainyardError, OSError) as error:
+        log.warning("%s/%s: %s", channel.model, channel.environment, error)
 
 
 def _finish(deps: RolloutDeps, channel: Channel, timeout_s: float | None) -> Channel:
@@ -677,6 +696,34 @@ def _finish(deps: RolloutDeps, channel: Channel, timeout_s: float | None) -> Cha
         if result.done or (deps.now() - started).total_seconds() >= timeout_s:
             return result.channel
         deps.sleep(result.next_in_s)
+
+
+def finish_up(deps: RolloutDeps, model: str, environment: str) -> bool:
+    """Do what is left of a rollout that is over, if whoever drove it did not come to that.
+
+    The lease tells: a driver releases it when everything is done. All of it may be done again, also
+    at the same time by a driver that lives after all.
+
+    Returns:
+        Was there something to be done?
+
+    Raises:
+        Transient: some of it could not be done yet; call again.
+    """
+    channel = read_channel(deps.store, model, environment)
+    if channel.rollout is None or channel.in_progress:
+        return False
+    lease = deps.lease.look(environment, model)
+    if lease.state == "absent":
+        return False
+    servers = deps.host.servers(environment, model)
+    done = act(deps, channel, commands_for(channel, deps.now()), servers)
+    if done.try_again:
+        problems = " ".join(done.problems) or "The channel has changed meanwhile."
+        raise Transient(f"Rollout {channel.rollout.number} is over, but work is left. {problems}")
+    # It may be in the name of a driver that was replaced before the new one had renewed it.
+    deps.lease.release(environment, model, holder=lease.holder)
+    return True
 
 
 def drives(channel: Channel, run_id: str, number: int | None) -> bool:

@@ -274,21 +274,21 @@ def commands_for(channel: Channel, now: datetime) -> tuple[Command, ...]:
             if rollout.phase == "warming":
                 commands.append(WarmUp(candidate, rollout.plan.warm_up_requests, rollout.warmed))
     commands.extend(RemoveServers(release_id) for release_id in _unwanted(channel, now))
-    if not channel.in_progress:
-        commands.extend(_afterwards(channel, rollout))
-    commands.extend(
+    notices = [
         Notify(rollout.number, entry)
         for entry in channel.history
         if entry.rollout == rollout.number and entry.event in NOTABLE
-    )
-    return tuple(commands)
+    ]
+    if channel.in_progress:
+        return (*commands, *notices)
+    # The lease goes last: while there is one, something may be left to be done.
+    return (*commands, *_afterwards(channel, rollout), *notices, ReleaseLease())
 
 
 def _afterwards(channel: Channel, rollout: Rollout) -> Iterator[Command]:
     """Yield what is left to do about a rollout that is over."""
     if channel.stable is not None:
         yield ResumeAutoscaling(channel.stable.release_id)
-    yield ReleaseLease()
     yield from _attestations(channel, rollout)
 
 

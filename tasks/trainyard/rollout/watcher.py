@@ -21,7 +21,7 @@ from trainyard.rollout.adopted import is_adopted
 from trainyard.rollout.by_hand import see_through
 from trainyard.rollout.channel_store import change_channel, channel_keys
 from trainyard.rollout.deps import RolloutDeps
-from trainyard.rollout.driver import ending_of
+from trainyard.rollout.driver import ending_of, finish_up
 from trainyard.rollout.events import AbortRequested, Notify, ObjectiveMet, ObjectiveMissed
 from trainyard.rollout.questions import CarefulReader
 from trainyard.rollout.state_machine import open_alerts, step
@@ -107,8 +107,18 @@ def watch_channel(deps: RolloutDeps, channel: Channel, roll_back: RollBack) -> t
     """Look at one channel, and do what follows."""
     if channel.in_progress:
         return _look_after(deps, channel)
+    finished = _finish_up(deps, channel)
     if channel.stable is None or channel.rollout is None:
-        return ()
+        return finished
+    return (*finished, *_watch_objectives(deps, channel, roll_back))
+
+
+def _watch_objectives(
+    deps: RolloutDeps, channel: Channel, roll_back: RollBack
+) -> tuple[Finding, ...]:
+    """Look at a channel whose rollout is over, by the objectives of its stable release."""
+    assert channel.stable is not None
+    assert channel.rollout is not None
     slo = _objectives(deps, channel)
     if slo is None:
         unwatched = f"{channel.stable.release_id} is not watched: it has no rollout.slo."
@@ -250,6 +260,25 @@ def _tell(deps: RolloutDeps, channel: Channel) -> None:
 
 
 # --- rollouts without a driver --------------------------------------------------------------------
+
+
+def _finish_up(deps: RolloutDeps, channel: Channel) -> tuple[Finding, ...]:
+    """Do what is left of a rollout that is over, if its driver has died before it was done.
+
+    Whatever fails is tried at the next look, and keeps nobody from watching what serves.
+    """
+    if channel.rollout is None:
+        return ()
+    try:
+        lease = deps.lease.look(channel.environment, channel.model)
+        # One that lives has a driver, who does it.
+        if lease.state != "expired" or not finish_up(deps, channel.model, channel.environment):
+            return ()
+    except (TrainyardError, OSError) as error:
+        log.warning("%s/%s: %s", channel.model, channel.environment, error)
+        return (_finding(channel, "note", f"What its last rollout has left has to wait: {error}"),)
+    message = f"Rollout {channel.rollout.number} was over, but work was left; it is done."
+    return (_finding(channel, "ended", message),)
 
 
 def _look_after(deps: RolloutDeps, channel: Channel) -> tuple[Finding, ...]:
