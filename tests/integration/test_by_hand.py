@@ -266,8 +266,17 @@ def test_an_abort_that_comes_too_late_says_so(yard: tuple[World, str, str]) -> N
     world, _, new = yard
     tick = begin(world, new)
     world.run(tick, until=lambda c: c.rollout is not None and c.rollout.ending == "promoted")
-    with pytest.raises(Refused, match="too late"):
-        abort(world, driven(world, tick))
+    before = world.channel
+    for too_late in (
+        lambda: abort(world, driven(world, tick)),
+        # What neuron_control does, whose run must not succeed.
+        lambda: Rollouts(world.deps()).abort(model=MODEL, environment=ENVIRONMENT, **WHO),
+    ):
+        with pytest.raises(Refused, match="too late") as refused:
+            too_late()
+        assert f"trainyard rollback {MODEL} {ENVIRONMENT}" in refused.value.hint
+    assert world.channel == before
+    assert world.run(tick).outcome == "promoted"
     with pytest.raises(NotFound, match="No rollout"):
         abort(world, forsaken(world))
 

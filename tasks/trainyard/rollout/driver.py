@@ -594,14 +594,23 @@ def abort(
 
     Raises:
         NotFound: no rollout is under way.
+        Refused: its release is promoted already, and only the old servers are going.
     """
     now = deps.now()
 
     def change(channel: Channel) -> Channel:
-        if not channel.in_progress:
+        rollout = channel.rollout
+        if rollout is None or not channel.in_progress:
             raise NotFound(
                 f"No rollout of {model} is under way in {environment}.",
                 hint="To leave a release that is stable already, roll back.",
+            )
+        if rollout.ending == "promoted":
+            raise Refused(
+                f"It is too late to abort rollout {rollout.number}: {rollout.release_id} has all "
+                f"traffic in {environment}, and the old servers are going.",
+                hint=f"To leave it, roll back: `trainyard rollback {model} {environment}`, or "
+                f"neuron_rollback__{environment} in Airflow.",
             )
         return step(channel, AbortRequested(reason, who), now)[0]
 

@@ -201,7 +201,7 @@ class Rollouts:
         return note_requester(self.deps, model, environment, run_id=run_id, who=who)
 
     def abort(self, *, model: str, environment: str, reason: str, who: str = "") -> Channel:
-        """End the rollout under way. Raises NotFound if there is none."""
+        """End the rollout under way. Raises NotFound if there is none, Refused if it is late."""
         return abort(self.deps, model, environment, reason=reason, who=who)
 
     def pause(self, *, model: str, environment: str, reason: str, who: str = "") -> Channel:
