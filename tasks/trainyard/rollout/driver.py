@@ -657,7 +657,8 @@ def settle(
         timeout_s: seconds to wait for servers to go; by default what the plan's limits add up to.
     """
     now = deps.now()
-    number = number_of_run(read_channel(deps.store, model, environment), run_id)
+    before = read_channel(deps.store, model, environment)
+    number = number_of_run(before, run_id)
 
     def change(channel: Channel) -> Channel:
         channel = step(channel, QueueLeft(run_id), now)[0]
@@ -675,6 +676,8 @@ def settle(
     elif channel.rollout is not None and channel.rollout.number == number:
         _finish_up_silent(deps, channel)
     settled = _settled(channel, number, run_id)
+    if settled.outcome == "promoted" and own_rollout(before, run_id) is None:
+        settled = _still_stable(settled, run_id, release_id)
     channel = change_channel(
         deps.store, model, environment, lambda c: step(c, OutcomeNoted(run_id), deps.now())[0]
     )
@@ -790,6 +793,23 @@ def _settled(channel: Channel, number: int, run_id: str) -> Settled:
         taken = f"Rollout {number} of {run_id} was taken over by {rollout.driver.run_id}."
         return Settled(rollout.ending or "withdrawn", f"{taken} {rollout.reason}", channel)
     return Settled(rollout.outcome or rollout.ending, summary_of(channel), channel)
+
+
+def _still_stable(settled: Settled, run_id: str, release_id: str | None) -> Settled:
+    """Tell about a run that was settled before, and comes again: what it promoted then may be gone.
+
+    It was cleared, and refused before it could begin anew. That its rollout went well long ago does
+    not mean that it did now what it was asked for.
+    """
+    stable = settled.channel.stable
+    if release_id is None or (stable is not None and stable.release_id == release_id):
+        return settled
+    now = stable.release_id if stable is not None else "no release"
+    summary = (
+        f"{run_id} has begun no rollout this time. It promoted {release_id} before, but {now} is "
+        f"stable in {settled.channel.environment} now."
+    )
+    return Settled(None, summary, settled.channel)
 
 
 def summary_of_rollout(channel: Channel, number: int) -> str:
