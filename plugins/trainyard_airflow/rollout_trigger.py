@@ -77,7 +77,7 @@ class RolloutTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Tick until the rollout has an outcome, then fire it."""
-        from trainyard.errors import TrainyardError
+        from trainyard.errors import Closed, TrainyardError
 
         said = ""
         try:
@@ -85,6 +85,10 @@ class RolloutTrigger(BaseTrigger):
             while True:
                 try:
                     result = await asyncio.to_thread(drive)
+                except Closed as closed:
+                    # The turn of a request that waited for the channel has come in such a window.
+                    await self._wait_for_window(closed)
+                    continue
                 except TrainyardError as error:
                     if not error.retryable:
                         raise

@@ -110,9 +110,14 @@ class Rollouts:
                 f"No release of {model} was named.", hint="Say which release is to be promoted."
             )
 
+        deps = self.deps
+
         def request() -> Channel:
+            nonlocal deps
+            # It may have waited for hours, and a freeze may have been declared meanwhile.
+            deps = deps.with_newest_rules()
             return start_rollout(
-                self.deps,
+                deps,
                 model,
                 environment,
                 release_id,

@@ -254,6 +254,18 @@ def test_a_window_that_began_since_is_waited_for_if_that_is_wished(
     assert len(rollouts.begun) == 2
 
 
+def test_a_window_that_began_while_it_waited_for_its_turn(play: Callable[..., list[Any]]) -> None:
+    closed = Closed("It is frozen.", until=NOW)
+    wanted = tick(outcome="promoted", summary="Stable.")
+    rollouts = FakeRollouts(tick("It waits for the channel."), closed, wanted)
+    request = json.dumps({"model": "adder", "release": "adder-1", "wait_for_window": True})
+    assert play(rollouts, request=request) == [{"outcome": "promoted", "message": "Stable."}]
+    assert len(rollouts.begun) == 1
+    assert play(FakeRollouts(tick("It waits."), closed, wanted)) == [
+        {"outcome": "refused", "message": "It is frozen."}
+    ]
+
+
 def test_events_of_the_rollout_are_told_with_the_run(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
