@@ -7,7 +7,8 @@ before: traffic first, everything else after. It starts in the triggerer and nee
 **Tasks.** `permit` is there only if the environments file names people who may roll back: it looks
 who asked. `rollback` waits in the triggerer until traffic and servers are back.
 
-**Runbook.** Trigger it with the model; leave the release empty for the one before the present one.
+**Runbook.** Trigger it with the model; leave the release empty to undo the last
+promotion. If the judge or somebody else has undone that already, it is refused: name the release.
 While a promotion is under way, this ends it first. If the old servers are gone they are started
 again from the store, which takes as long as a cached start.
 """

@@ -11,8 +11,9 @@ each (1 h and 5 min at 14.4 times, 6 h and 30 min at 6 times, 3 d and 6 h at onc
 burns and the servers of the release before are still warm (`rollback_window_s` of the environment),
 it starts `neuron_rollback__<environment>`, once for each rollout. Otherwise it raises an alarm:
 this run fails, and the channel's history has it. What cannot be read is neither good nor bad; after
-15 minutes without figures that is an alarm of its own. It also ends rollouts that were decided when
-their driver went away.
+15 minutes without figures that is an alarm of its own. It also ends rollouts whose driver went
+away: at once if they were decided, else after `deploy_timeout_s`; people are told 5 minutes after
+it saw that nobody drives.
 
 **Runbook.** *A run failed:* its log has every figure. Nothing is told twice; the alarm is over when
 the history says so. *It was rolled back:* see the run `watch__…` of the rollback DAG; the release

@@ -149,7 +149,7 @@ def release_param(default: str | None, *, optional: bool) -> Param:
         title="Release",
         description_md="A release id: the model's name and 12 hex digits, as "
         "`trainyard releases MODEL` prints it."
-        + (" Empty: the release before the present one." if optional else ""),
+        + (" Empty: undo the last promotion." if optional else ""),
         section="What",
         **suggested,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 if TYPE_CHECKING:
+    from trainyard.errors import Closed
     from trainyard.wiring import Kind, Tick
 
 LONGEST_WAIT_S = 300.0
@@ -23,6 +25,10 @@ LONGEST_WAIT_S = 300.0
 
 RETRY_AFTER_S = 2.0
 """Pause after a failure that may pass (the store is away for a moment)."""
+
+BEGIN_WITHIN_S = 900.0
+"""Seconds for which a rollout is tried that cannot begin for such a failure: long enough for a
+store that comes back, short enough that people hear of one that does not."""
 
 
 class RolloutTrigger(BaseTrigger):
@@ -71,7 +77,7 @@ class RolloutTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Tick until the rollout has an outcome, then fire it."""
-        from trainyard.errors import TrainyardError
+        from trainyard.errors import Closed, TrainyardError
 
         said = ""
         try:
@@ -79,6 +85,10 @@ class RolloutTrigger(BaseTrigger):
             while True:
                 try:
                     result = await asyncio.to_thread(drive)
+                except Closed as closed:
+                    # The turn of a request that waited for the channel has come in such a window.
+                    await self._wait_for_window(closed)
+                    continue
                 except TrainyardError as error:
                     if not error.retryable:
                         raise
@@ -101,19 +111,43 @@ class RolloutTrigger(BaseTrigger):
         """Take the channel; if the request says so, wait while the environment is closed.
 
         The task before has waited for that, too; this is for a window that began since, for
-        example while people were asked for their approval.
+        example while people were asked for their approval. What fails for the moment is tried
+        again: the task has no retries, and a rollback must not die of one lost request.
         """
-        from trainyard.errors import Closed
+        from trainyard.errors import Busy, Closed, TrainyardError, Transient
 
+        failing_since: float | None = None
         while True:
             try:
                 return await asyncio.to_thread(self._start)
             except Closed as closed:
-                if not json.loads(self.request).get("wait_for_window"):
+                await self._wait_for_window(closed)
+                failing_since = None
+            except TrainyardError as error:
+                failing_since = failing_since if failing_since is not None else time.monotonic()
+                failed_s = time.monotonic() - failing_since
+                if not error.retryable or isinstance(error, Busy):
                     raise
-                self.log.info("%s Waiting until %s.", closed.message, closed.until)
-                left_s = (closed.until - datetime.now(UTC)).total_seconds()
-                await asyncio.sleep(min(max(left_s, RETRY_AFTER_S), LONGEST_WAIT_S))
+                if failed_s >= BEGIN_WITHIN_S:
+                    raise Transient(
+                        f"It could not begin, which was tried for {failed_s:.0f} s: {error}",
+                        hint="Ask again once that works; `trainyard status` shows where it stands.",
+                    ) from error
+                self.log.warning(
+                    "The %s cannot begin yet: %s Trying again, for %.0f s more.",
+                    "rollback" if self.kind == "rollback" else "rollout",
+                    error,
+                    BEGIN_WITHIN_S - failed_s,
+                )
+                await asyncio.sleep(RETRY_AFTER_S)
+
+    async def _wait_for_window(self, closed: Closed) -> None:
+        """Wait until an environment may be open again; raises `closed` if nobody wants to wait."""
+        if not json.loads(self.request).get("wait_for_window"):
+            raise closed
+        self.log.info("%s Waiting until %s.", closed.message, closed.until)
+        left_s = (closed.until - datetime.now(UTC)).total_seconds()
+        await asyncio.sleep(min(max(left_s, RETRY_AFTER_S), LONGEST_WAIT_S))
 
     def _start(self) -> Tick:
         """Take the channel and return the function that makes one tick."""

@@ -75,6 +75,7 @@ def open_rollout(
             load_release=lambda model, release_id: load_release(store, model, release_id, settings),
             guard_events=partial(guard_events, store),
             environments=environments,
+            read_environments=lambda: load_environments(settings.environments).environments,
             drain_timeout_s=settings.drain_timeout_s,
             proven=lambda target: read_proofs(store, settings).of(target) is not None,
             tell=tell or (lambda line: None),

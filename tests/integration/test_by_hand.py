@@ -17,9 +17,12 @@ from trainyard.errors import BadInput, Busy, NotFound, Refused, Transient
 from trainyard.releases import list_attestations
 from trainyard.rollout import by_hand
 from trainyard.rollout.deps import RolloutDeps
+from trainyard.rollout.driver import Settled
 from trainyard.rollout.rollouts import Rollouts, Tick
 from trainyard.rollout.standing import take_standing
+from trainyard.rollout.watcher import watch_all
 from trainyard.serving.guard_events import GuardEvent
+from trainyard.store.layout import channel_key
 
 pytestmark = pytest.mark.integration
 
@@ -263,8 +266,17 @@ def test_an_abort_that_comes_too_late_says_so(yard: tuple[World, str, str]) -> N
     world, _, new = yard
     tick = begin(world, new)
     world.run(tick, until=lambda c: c.rollout is not None and c.rollout.ending == "promoted")
-    with pytest.raises(Refused, match="too late"):
-        abort(world, driven(world, tick))
+    before = world.channel
+    for too_late in (
+        lambda: abort(world, driven(world, tick)),
+        # What neuron_control does, whose run must not succeed.
+        lambda: Rollouts(world.deps()).abort(model=MODEL, environment=ENVIRONMENT, **WHO),
+    ):
+        with pytest.raises(Refused, match="too late") as refused:
+            too_late()
+        assert f"trainyard rollback {MODEL} {ENVIRONMENT}" in refused.value.hint
+    assert world.channel == before
+    assert world.run(tick).outcome == "promoted"
     with pytest.raises(NotFound, match="No rollout"):
         abort(world, forsaken(world))
 
@@ -432,3 +444,279 @@ def test_a_standing_tells_what_there_is_and_what_can_be_done(yard: tuple[World, 
     world.host_mute = world.router_mute = True
     silent = take_standing(world.deps(), world.channel)
     assert (silent.route, silent.servers) == (None, None)
+
+
+# --- whoever comes back after somebody else has ended the rollout ---------------------------------
+
+RUN = "neuron_promote__production/night"
+
+
+def ended_by_a_command(world: World) -> None:
+    abort(world, forsaken(world))
+
+
+def ended_by_a_rollback(world: World) -> None:
+    roll_back(world, forsaken(world))
+
+
+def ended_by_the_watch(world: World) -> None:
+    """neuron_control aborts, the triggerer dies, and neuron_watch ends what is left."""
+    by_hand.abort(world.deps(), MODEL, ENVIRONMENT, **WHO)
+    world.advance(200)
+    (found,) = watch_all(forsaken(world), lambda finding: None)
+    assert found.kind == "ended"
+
+
+def ended_by_another_run(world: World) -> None:
+    world.run(world.roll_back(run_id="neuron_rollback__production/ann"))
+
+
+ENDINGS = [ended_by_a_command, ended_by_a_rollback, ended_by_the_watch, ended_by_another_run]
+
+
+def settle(world: World, release: str) -> Settled:
+    return Rollouts(world.deps()).settle(
+        model=MODEL, environment=ENVIRONMENT, run_id=RUN, release_id=release
+    )
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+def test_a_triggerer_that_comes_back_does_not_promote_again(
+    yard: tuple[World, str, str], end: Callable[[World], None]
+) -> None:
+    world, old, new = yard
+    world.run(world.promote(new, run_id=RUN), until=at_weight(10))
+    world.advance(40)
+    end(world)
+    over = world.channel
+    said = Rollouts(world.deps()).check(
+        model=MODEL, environment=ENVIRONMENT, release_id=new, run_id=RUN
+    )
+    assert "was withdrawn" in said
+    for _ in range(2):
+        result = world.run(world.promote(new, run_id=RUN))
+        assert result.outcome == "withdrawn"
+        assert "It is odd." in result.summary or "A rollback was requested" in result.summary
+    assert world.channel == over
+    assert serves(world, old)
+    assert settle(world, new).outcome == "withdrawn"
+    # Once it has taken note, whoever clears the run means it.
+    assert world.run(world.promote(new, run_id=RUN)).outcome == "promoted"
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+def test_nor_does_it_after_the_channel_has_gone_on(
+    yard: tuple[World, str, str], end: Callable[[World], None]
+) -> None:
+    world, _, new = yard
+    other = world.publish("other", **QUICK)
+    world.run(world.promote(new, run_id=RUN), until=at_weight(10))
+    world.advance(40)
+    end(world)
+    later = world.promote(other, run_id="later")
+    later()
+    assert world.run(world.promote(new, run_id=RUN)).outcome == "withdrawn"
+    assert world.run(later).outcome == "promoted"
+    result = world.run(world.promote(new, run_id=RUN))
+    assert result.outcome == "withdrawn"
+    assert serves(world, other)
+    for _ in range(2):
+        assert settle(world, new).outcome == "withdrawn"
+        assert RUN not in {each.run_id for each in world.channel.unsettled}
+    assert serves(world, other)
+    assert world.run(world.promote(new, run_id=RUN)).outcome == "promoted"
+
+
+def test_a_triggerer_that_comes_back_watches_whoever_ends_its_rollout(
+    yard: tuple[World, str, str],
+) -> None:
+    world, old, new = yard
+    rules = world.environments[ENVIRONMENT]
+    world.environments[ENVIRONMENT] = rules.model_copy(update={"concurrent_requests": "queue"})
+    world.run(world.promote(new, run_id=RUN), until=at_weight(10))
+    back: list[Tick] = []
+
+    def sleep(seconds: float) -> None:
+        world.advance(max(seconds, 0.1))
+        rollout = world.channel.rollout
+        assert rollout is not None
+        if rollout.driver.run_id == "cli/ann" and world.channel.in_progress:
+            back.append(world.promote(new, run_id=RUN))
+            assert not back[-1]().done
+
+    abort(world, world.deps(sleep=sleep))
+    assert back
+    assert world.channel.rollout is not None
+    assert world.channel.rollout.driver.run_id == "cli/ann"
+    assert world.channel.waiting == ()
+    assert back[0]().outcome == "withdrawn"
+    assert serves(world, old)
+
+
+def test_a_rollback_that_comes_back_undoes_nothing_that_came_since(
+    yard: tuple[World, str, str],
+) -> None:
+    world, old, new = yard
+    back = "neuron_rollback__production/ann"
+    world.run(world.promote(new, run_id=RUN), until=at_weight(10))
+    # It begins to end the promotion; then its triggerer dies, and the watch does the rest.
+    world.roll_back(run_id=back)()
+    world.advance(200)
+    watch_all(forsaken(world), lambda finding: None)
+    assert world.run(world.roll_back(run_id=back)).outcome == "promoted"
+    assert serves(world, old)
+    other = world.publish("other", **QUICK)
+    assert world.run(world.promote(other, run_id="later")).outcome == "promoted"
+    assert world.run(world.roll_back(run_id=back)).outcome == "promoted"
+    assert serves(world, other)
+
+
+def test_a_rollback_that_others_ended_is_not_made_twice(promoted: tuple[World, str, str]) -> None:
+    world, _, _ = promoted
+    back = "neuron_rollback__production/ann"
+    world.roll_back(run_id=back)()
+    world.advance(200)
+    watch_all(forsaken(world), lambda finding: None)
+    other = world.publish("other", **QUICK)
+    assert world.run(world.promote(other, run_id="later")).outcome == "promoted"
+    result = world.run(world.roll_back(run_id=back))
+    assert (result.outcome, world.channel.rollout and world.channel.rollout.number) == (
+        "promoted",
+        4,
+    )
+    assert serves(world, other)
+
+
+def test_a_rollout_of_an_older_version_has_its_owner_in_the_history(
+    yard: tuple[World, str, str],
+) -> None:
+    world, old, new = yard
+    world.run(world.promote(new, run_id=RUN), until=at_weight(10))
+    written = world.channel
+    assert written.rollout is not None
+    older = written.rollout.model_copy(update={"owner": ""})
+    write = written.model_copy(update={"rollout": older}).to_bytes()
+    world.store.put(channel_key(MODEL, ENVIRONMENT), write)
+    assert world.channel.owner == RUN
+    world.advance(40)
+    abort(world, forsaken(world))
+    assert world.run(world.promote(new, run_id=RUN)).outcome == "withdrawn"
+    assert serves(world, old)
+
+
+# --- whoever dies at the very end -----------------------------------------------------------------
+
+
+def all_is_done(world: World) -> bool:
+    """Tell whether nothing is left to be done of the last rollout."""
+    stable = world.channel.stable
+    assert stable is not None
+    told = "withdrawn" in " ".join(world.told) or "promoted" in " ".join(world.told)
+    return world.autoscaling == stable.release_id and world.lease_until is None and told
+
+
+def unfinished(begin_one: Callable[[], World], finish: Callable[[World, RolloutDeps], None]) -> Any:
+    """Yield worlds in which `finish` died when the rollout was over and work was left."""
+    for calls in range(1, 200):
+        for after in (False, True):
+            world = begin_one()
+            try:
+                finish(world, mortal(forsaken(world), calls, after=after))
+            except Killed:
+                if not world.channel.in_progress and not all_is_done(world):
+                    yield world
+            else:
+                return
+
+
+def held_at_10() -> World:
+    world, _, new = copy.deepcopy(_stable())
+    world.run(world.promote(new, run_id=RUN), until=at_weight(10))
+    world.advance(40)
+    return world
+
+
+def again_at_once(world: World) -> None:
+    channel = abort(world, forsaken(world), run_id="cli/again")
+    assert channel.rollout is not None
+    assert channel.rollout.outcome == "withdrawn"
+
+
+def the_watch(world: World) -> None:
+    world.advance(130)
+    (found,) = [f for f in watch_all(forsaken(world), lambda f: None) if f.kind != "note"]
+    assert (found.kind, found.is_news) == ("ended", False)
+    assert "work was left" in found.message
+
+
+def its_own_teardown(world: World) -> None:
+    world.advance(130)
+    rollout = world.channel.rollout
+    assert rollout is not None
+    assert settle(world, rollout.release_id).outcome == "withdrawn"
+
+
+@pytest.mark.parametrize("finish", [again_at_once, the_watch, its_own_teardown])
+def test_what_a_command_has_left_that_died_at_the_end_is_done(
+    finish: Callable[[World], None],
+) -> None:
+    count = 0
+    for world in unfinished(held_at_10, lambda w, deps: (abort(w, deps), None)[1]):
+        count += 1
+        finish(world)
+        assert all_is_done(world)
+        generation = world.channel.generation
+        assert [f for f in watch_all(forsaken(world), lambda f: None) if f.kind != "note"] == []
+        assert world.channel.generation == generation
+    assert count >= 2
+
+
+def test_a_promotion_is_attested_whoever_dies_at_the_end() -> None:
+    def before_the_end() -> World:
+        return copy.deepcopy(_almost())
+
+    def promote(world: World, deps: RolloutDeps) -> None:
+        new = world.channel.rollout
+        assert new is not None
+        tick = Rollouts(deps).begin(
+            kind="promote",
+            model=MODEL,
+            environment=ENVIRONMENT,
+            release_id=new.release_id,
+            run_id=RUN,
+        )
+        world.run(tick)
+
+    count = 0
+    for world in unfinished(before_the_end, promote):
+        count += 1
+        the_watch(world)
+        assert all_is_done(world)
+        assert world.channel.stable is not None
+        stable = world.channel.stable.release_id
+        assert len(list_attestations(world.store, MODEL, stable, "promotion")) == 1
+    assert count >= 2
+
+
+@cache
+def _almost() -> World:
+    """Return a world in which a promotion is about to end."""
+    world, _, new = copy.deepcopy(_stable())
+    tick = world.promote(new, run_id=RUN)
+    world.run(tick, until=lambda c: c.rollout is not None and c.rollout.ending == "promoted")
+    return world
+
+
+def test_a_rollback_does_not_wait_for_what_is_left(promoted: tuple[World, str, str]) -> None:
+    world, old, _ = promoted
+    deps = forsaken(world)
+
+    def away(*_: object) -> Any:
+        raise Transient("The lease cannot be read.")
+
+    lease = deps.lease
+    lease.look = away  # type: ignore[method-assign]
+    channel = roll_back(world, deps)
+    assert channel.stable is not None
+    assert channel.stable.release_id == old
+    assert any("is not done: The lease cannot be read." in line for line in world.said)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import cache
 
 import pytest
@@ -10,9 +12,11 @@ from tests.integration.test_rollout_crashes import QUICK, world_with_a_stable_re
 from tests.rollout_world import ENVIRONMENT, MODEL, World
 
 from trainyard.documents.channel import WAITING_LIMIT
-from trainyard.errors import BadInput, Busy, NotFound, Refused
+from trainyard.errors import BadInput, Busy, Closed, NotFound, Refused
 from trainyard.rollout.rollouts import Rollouts, Tick
 from trainyard.rollout.standing import take_standing
+from trainyard.spec.environments import Environment
+from trainyard.spec.windows import FreezeWindow
 
 pytestmark = pytest.mark.integration
 
@@ -188,3 +192,32 @@ def test_a_rollback_does_not_wait(world: World) -> None:
     assert world.channel.weights.candidate == 0
     assert world.run(back).done
     assert stable_of(world) == old
+
+
+def test_a_freeze_that_is_declared_while_it_waits_is_kept(world: World) -> None:
+    b, c = publish(world, "b", "c")
+    first = world.promote(b)
+    rules = dict(world.environments)
+    reads: list[Callable[[], Mapping[str, Environment]]] = [lambda: dict(rules)]
+
+    def half_written() -> Mapping[str, Environment]:
+        raise BadInput("The environments file is half written.")
+
+    second = Rollouts(
+        world.deps(environments=dict(rules), read_environments=lambda: reads[-1]())
+    ).begin(kind="promote", model=MODEL, environment=ENVIRONMENT, release_id=c, run_id="second")
+    assert not second().done
+    assert world.run(first).outcome == "promoted"
+    until = world.now + timedelta(hours=1)
+    freeze = FreezeWindow(start=world.now - timedelta(hours=1), end=until, reason="a holiday")
+    rules[ENVIRONMENT] = rules[ENVIRONMENT].model_copy(update={"freeze": (freeze,)})
+    for read in (reads[0], half_written):
+        reads.append(read)
+        with pytest.raises(Closed, match="a holiday") as closed:
+            second()
+        assert closed.value.until == until
+        assert not world.channel.in_progress
+    rules[ENVIRONMENT] = rules[ENVIRONMENT].model_copy(update={"freeze": ()})
+    reads.append(reads[0])
+    assert world.run(second).outcome == "promoted"
+    assert stable_of(world) == c

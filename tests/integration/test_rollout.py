@@ -474,8 +474,30 @@ def test_a_rollback_that_is_repeated_by_its_run_does_not_go_further_back(world: 
     assert stable_of(world) == release_id("b")
     assert world.run(world.roll_back()).outcome == "promoted"
     assert stable_of(world) == release_id("b")
-    assert world.run(world.roll_back(run_id="another")).outcome == "promoted"
-    assert stable_of(world) == release_id("a")
+
+
+def test_a_rollback_without_a_name_undoes_a_promotion_and_nothing_else(world: World) -> None:
+    a, b = release_id("a"), promote_b(world)
+    c = world.publish("c")
+    assert world.run(world.promote(c, run_id="third")).outcome == "promoted"
+    assert world.run(world.roll_back(run_id="ann")).outcome == "promoted"
+    before = world.channel
+    with pytest.raises(Refused, match="no promotion to undo") as refused:
+        world.roll_back(run_id="bob")
+    assert f"name that one: --to {a} (in Airflow: release)" in refused.value.hint
+    assert world.channel == before
+    assert stable_of(world) == b
+    assert world.run(world.roll_back(a, run_id="cid")).outcome == "promoted"
+    assert stable_of(world) == a
+
+
+def test_nor_does_it_leave_a_release_to_which_the_judge_went_back(world: World) -> None:
+    b = promote_b(world)
+    bad = world.publish("bad", behaviour=Behaviour(error_share=0.3))
+    assert world.run(world.promote(bad, run_id="third")).outcome == "rolled_back"
+    with pytest.raises(Refused, match="no promotion to undo"):
+        world.roll_back(run_id="ann")
+    assert stable_of(world) == b
 
 
 def test_a_first_release_has_nothing_to_go_back_to() -> None:

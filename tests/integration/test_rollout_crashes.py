@@ -463,7 +463,35 @@ def test_settling_leaves_the_rollouts_of_others_alone() -> None:
         model=MODEL, environment=ENVIRONMENT, run_id="first", release_id=old
     )
     assert settled.outcome == "promoted"
-    assert world.channel == before
+    after = world.channel
+    # It only takes note of its own, which the other one has followed.
+    assert [each.run_id for each in before.unsettled] == ["first"]
+    assert after.unsettled == ()
+    assert (after.rollout, after.weights, after.candidate) == (
+        before.rollout,
+        before.weights,
+        before.candidate,
+    )
+
+
+def test_a_cleared_run_has_promoted_only_what_is_stable_now() -> None:
+    world, _, new = world_with_a_stable_release()
+    other = world.publish("other", **QUICK)
+    rollouts = Rollouts(world.deps())
+
+    def settle(run_id: str, release: str) -> Any:
+        return rollouts.settle(
+            model=MODEL, environment=ENVIRONMENT, run_id=run_id, release_id=release
+        )
+
+    assert world.run(begin(world, new)).outcome == "promoted"
+    assert world.run(world.promote(other, run_id="later")).outcome == "promoted"
+    assert settle("run", new).outcome == "promoted", "it tells of it late, but for the first time"
+    again = settle("run", new)
+    assert again.outcome is None
+    assert f"promoted {new} before, but {other} is stable" in again.summary
+    assert settle("later", other).outcome == "promoted"
+    assert settle("later", other).outcome == "promoted"
 
 
 def test_a_run_that_has_ended_reports_the_same_outcome_until_it_is_settled() -> None:

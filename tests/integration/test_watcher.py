@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from typing import Any
 
 import pytest
-from tests.integration.test_rollout_crashes import QUICK, begin, simple_judge
-from tests.rollout_world import ENVIRONMENT, MODEL, Killed, World, mortal
+from tests.integration.test_rollout_crashes import (
+    QUICK,
+    begin,
+    simple_judge,
+    world_with_a_stable_release,
+)
+from tests.rollout_world import (
+    ENVIRONMENT,
+    MODEL,
+    Killed,
+    World,
+    check_that_it_serves_alone,
+    mortal,
+)
 
+from trainyard.documents.channel import Channel
 from trainyard.documents.watch import WatchState
 from trainyard.errors import Transient
 from trainyard.rollout import by_hand
@@ -232,3 +246,76 @@ def test_a_decided_rollout_whose_driver_has_gone_is_ended() -> None:
     (found,) = watch_all(deps, world.backs.append)
     assert (found.kind, found.is_news) == ("ended", False)
     assert not world.channel.in_progress
+
+
+# --- undecided rollouts that nobody drives any more -----------------------------------------------
+
+
+def phase(name: str) -> Callable[[Channel], bool]:
+    return lambda c: c.rollout is not None and c.rollout.phase == name
+
+
+def forsaken(until: str = "holding", **settings: Any) -> tuple[World, str, str]:
+    """Return a world whose promotion has lost its run for good, and the two releases."""
+    world, old, _ = world_with_a_stable_release()
+    new = world.publish("next", **{**QUICK, **settings})
+    world.run(world.promote(new, run_id="deleted"), until=phase(until))
+    world.slice_s = 5.0
+    return world, old, new
+
+
+def watch_for(world: World, seconds: float) -> list[Finding]:
+    """Let time pass, and look every two minutes, as the DAG does."""
+    deps = replace(world.deps(), sleep=lambda s: world.advance(max(s, 0.1)))
+    found: list[Finding] = []
+    end = world.now + timedelta(seconds=seconds)
+    while world.now < end:
+        world.advance(120)
+        found.extend(watch_all(deps, lambda finding: None))
+    return found
+
+
+@pytest.mark.parametrize("at", ["deploying", "holding", "baking"])
+def test_a_rollout_whose_run_is_gone_is_told_of_and_then_ended(at: str) -> None:
+    world, old, new = forsaken(at)
+    assert watch_for(world, 360) == [], "its triggerer may come back"
+    told = [finding for finding in watch_for(world, 600) if finding.is_news]
+    assert [finding.kind for finding in told] == ["trouble"]
+    assert "has had no driver for" in told[0].message
+    assert f"trainyard abort {MODEL} {ENVIRONMENT}" in told[0].message
+    assert world.channel.in_progress
+    (ended,) = [finding for finding in watch_for(world, 600) if finding.is_news]
+    assert "It is ended: withdrawn." in ended.message
+    assert not world.channel.in_progress
+    check_that_it_serves_alone(world, old, new)
+    assert world.autoscaling == old
+    assert world.run(world.promote(new, run_id="deleted")).outcome == "withdrawn"
+    assert not world.promote(new, run_id="other")().done
+
+
+def test_a_driver_that_comes_back_in_time_goes_on() -> None:
+    world, _, new = forsaken("deploying")
+    watch_for(world, 840)
+    tick = world.promote(new, run_id="deleted")
+    tick()
+    assert watch_for(world, 1) == []
+    assert world.run(tick).outcome == "promoted"
+
+
+def test_time_counts_from_the_first_sight_of_it() -> None:
+    """After a day without Airflow its triggerer and its watch come back together."""
+    world, _, _ = forsaken()
+    world.slice_s = 60.0
+    world.advance(24 * 3600)
+    assert watch_for(world, 1) == []
+    assert world.channel.in_progress
+
+
+def test_a_bake_without_a_way_back_is_driven_on() -> None:
+    world, old, new = forsaken("baking")
+    world.behaviour[old].start_s = 10**6
+    world.crash(f"{old}-0")
+    found = [finding for finding in watch_for(world, 1500) if finding.is_news]
+    assert "It is ended: promoted." in found[-1].message
+    assert world.channel.stable is not None
+    assert world.channel.stable.release_id == new

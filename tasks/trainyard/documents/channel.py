@@ -39,6 +39,9 @@ WAITING_LIMIT = 20
 HISTORY_LIMIT = 200
 """Entries of a channel's history that are kept."""
 
+UNSETTLED_LIMIT = 20
+"""Ended rollouts that a channel remembers for their runs."""
+
 
 class Track(Frozen):
     """A release in a role."""
@@ -189,6 +192,9 @@ class Rollout(Frozen):
     """The release that was stable at the start; empty for a bootstrap."""
     phase: Phase
     plan: RolloutPlan
+    owner: str = ""
+    """The run that asked for it, whoever drives it now. Empty where an older version wrote it; use
+    `Channel.owner`."""
     driver: RolloutDriver
     requested_by: str = ""
     started_at: datetime
@@ -259,6 +265,16 @@ class Rejection(Frozen):
     evidence_key: str = ""
 
 
+class Unsettled(Frozen):
+    """A rollout that another one has followed before its run took note of the outcome."""
+
+    run_id: str
+    rollout: int
+    release_id: str
+    outcome: Outcome
+    reason: str = ""
+
+
 class Waiting(Frozen):
     """A request that waits until the channel is free."""
 
@@ -301,6 +317,8 @@ class Channel(Document):
     rejected: tuple[Rejection, ...] = ()
     waiting: tuple[Waiting, ...] = ()
     """Requests in the order in which they came."""
+    unsettled: tuple[Unsettled, ...] = ()
+    """What runs are told that come back after others have gone on. Newest last, bounded."""
     history: tuple[HistoryEntry, ...] = ()
     """Newest last, bounded."""
 
@@ -308,3 +326,14 @@ class Channel(Document):
     def in_progress(self) -> bool:
         """Is a rollout under way?"""
         return self.rollout is not None and self.rollout.outcome is None
+
+    @property
+    def owner(self) -> str:
+        """The run that asked for the rollout in progress, or for the last one; empty: none."""
+        rollout = self.rollout
+        if rollout is None or rollout.owner:
+            return rollout.owner if rollout is not None else ""
+        for entry in reversed(self.history):
+            if (entry.event, entry.rollout) == ("rollout_started", rollout.number):
+                return str(entry.detail.get("run_id", "")) or rollout.driver.run_id
+        return rollout.driver.run_id

@@ -39,6 +39,17 @@ class Reading(Frozen):
     """None: the router could not be asked."""
 
 
+class Unattended(Document):
+    """`rollouts/<model>/<environment>/<n>/unattended/<epoch>-<lease>.json`, written once.
+
+    A rollout that is not decided was seen without a living driver. One with `-told` after its name
+    says that people know.
+    """
+
+    since: datetime
+    """When the watch saw it first; the lease itself may have ended before."""
+
+
 class WatchState(Document):
     """`rollouts/<model>/<environment>/<n>/watch/<slot>.json`."""
 

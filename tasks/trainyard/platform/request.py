@@ -118,15 +118,15 @@ def rollback_request(
 
     Raises:
         BadInput: a name is wrong, or neither a release nor a key is given: then a repeat would
-            roll back once more, to the release before that.
+            be another request, and tell that there is nothing to undo any more.
     """
     conf: dict[str, Any] = {"model": check_name(model, "Model")}
     if release_id:
         conf["release"] = check_release_id(release_id)
     elif not key:
         raise BadInput(
-            "A rollback to the release before the present one needs a key, or a repeat of it would "
-            "go back once more.",
+            "A rollback that names no release needs a key, or a repeat of it would be another "
+            "request, with nothing left to undo.",
             hint="Name the release (--to), or give --key with something of this incident or job.",
         )
     if reason:

@@ -59,6 +59,8 @@ def act(
 ) -> Done:
     """Carry out all wishes that can be; one that fails does not keep the others from happening.
 
+    But the lease is kept while one of them may work later: by it others see that work is left.
+
     Servers are touched only while the channel is the one that the wishes follow from. A driver that
     slept between its reading and its doing must not undo what a later rollout has done.
     """
@@ -69,6 +71,8 @@ def act(
         try:
             if isinstance(command, _SERVERS) and not _is_current(deps, channel):
                 return Done(tuple(events), tuple(problems), try_again=True)
+            if isinstance(command, ReleaseLease) and try_again:
+                continue
             events.extend(_carry_out(deps, channel, command, servers))
         except (TrainyardError, OSError) as error:
             log.debug("%s failed", command, exc_info=True)

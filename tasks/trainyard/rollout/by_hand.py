@@ -17,7 +17,6 @@ from datetime import datetime, timedelta
 from trainyard.documents.channel import Channel, RolloutDriver
 from trainyard.errors import (
     BadInput,
-    Busy,
     NotFound,
     Refused,
     StaleDriver,
@@ -30,7 +29,9 @@ from trainyard.rollout.driver import (
     abort,
     drive,
     ending_of,
+    finish_up,
     request_rollback,
+    rollback_goal,
     summary_of,
 )
 from trainyard.rollout.events import (
@@ -40,7 +41,6 @@ from trainyard.rollout.events import (
     PromotionForced,
     ResumeRequested,
 )
-from trainyard.rollout.plan_rollout import rollback_target
 from trainyard.rollout.state_machine import (
     pause_refusal,
     promotion_refusal,
@@ -221,6 +221,8 @@ def see_through(
 ) -> Channel:
     """See the rollout under way to its end: watch while somebody drives it, else drive it.
 
+    Of a rollout that is over it does what its driver has left, if there is anything.
+
     Args:
         deps: the world.
         model: name of the model.
@@ -239,7 +241,7 @@ def see_through(
         Transient: it takes longer, or the store is away. Whoever calls again goes on.
     """
     channel = read_channel(deps.store, model, environment)
-    if not channel.in_progress or channel.rollout is None:
+    if channel.rollout is None:
         return channel
     end = deps.now() + timedelta(seconds=timeout_s)
     return _SeeingThrough(deps, channel, run_id, say, wait=wait, take_over=take_over).until(end)
@@ -301,7 +303,7 @@ class _SeeingThrough:
         self._tell(channel)
         self._channel = channel
         if self._is_over(channel):
-            return None
+            return self._finish_up(channel)
         if not self._take_over or self._patience.driver_lives():
             return WATCH_PAUSE_S if self._wait else None
         self._say("Nobody drives this rollout: this command does, and stays until it is over.")
@@ -311,6 +313,16 @@ class _SeeingThrough:
         if claimed.rollout is not None and not self._is_over(claimed):
             self._driver = claimed.rollout.driver
         return 0.0
+
+    def _finish_up(self, channel: Channel) -> float | None:
+        """Do what a driver has left that died when the rollout was over; one that lives does it."""
+        if not self._take_over or channel.in_progress:
+            return None
+        if self._patience.driver_lives():
+            return WATCH_PAUSE_S if self._wait else None
+        if finish_up(self._deps, channel.model, channel.environment):
+            self._say("What its driver had left to be done is done.")
+        return None
 
     def _claimed(self, channel: Channel) -> Channel:
         if self._is_over(channel):
@@ -360,7 +372,11 @@ def abort_rollout(
         Refused: the release was promoted before.
         Transient: as `see_through`.
     """
-    before = abort(deps, model, environment, reason=_reason(reason, "An abort"), who=who)
+    reason = _reason(reason, "An abort")
+    left = _finish_last(deps, model, environment, run_id, say, timeout_s)
+    if left is not None:
+        return left
+    before = abort(deps, model, environment, reason=reason, who=who)
     assert before.rollout is not None
     say(f"All traffic goes to {_stable(before)}.")
     channel = see_through(
@@ -374,6 +390,29 @@ def abort_rollout(
             hint="To leave the release that is stable now, roll back.",
         )
     return channel
+
+
+def _finish_last(
+    deps: RolloutDeps, model: str, environment: str, run_id: str, say: Say, timeout_s: float
+) -> Channel | None:
+    """Finish what a command that was cut off at the very end has left; None: it left nothing."""
+    channel = read_channel(deps.store, model, environment)
+    if channel.in_progress or channel.rollout is None:
+        return None
+    if deps.lease.look(environment, model).state == "absent":
+        return None
+    channel = see_through(deps, model, environment, run_id=run_id, say=say, timeout_s=timeout_s)
+    assert channel.rollout is not None
+    return channel if channel.rollout.outcome == "withdrawn" else None
+
+
+def _finish_last_in_passing(deps: RolloutDeps, model: str, environment: str, say: Say) -> None:
+    """Try once to finish what the last rollout has left; a rollback does not wait for that."""
+    try:
+        if finish_up(deps, model, environment):
+            say("What the last rollout had left to be done is done.")
+    except (TrainyardError, OSError) as error:
+        say(f"What the last rollout has left to be done is not done: {error}")
 
 
 def roll_back(
@@ -404,7 +443,8 @@ def roll_back(
         Transient: as `see_through`.
     """
     reason = _reason(reason, "A rollback")
-    target = _target(read_channel(deps.store, model, environment), release_id)
+    _finish_last_in_passing(deps, model, environment, say)
+    target = rollback_goal(read_channel(deps.store, model, environment), release_id)
 
     channel = _end_promotion(deps, model, environment, target, reason, who)
     if channel.in_progress:
@@ -451,48 +491,6 @@ def _drive_own(
     driver = rollout.driver if rollout.driver.run_id == run_id else None
     seeing = _SeeingThrough(deps, channel, run_id, say, driver=driver)
     return seeing.until(deps.now() + timedelta(seconds=timeout_s))
-
-
-def _target(channel: Channel, release_id: str | None) -> str:
-    """Return where a rollback goes.
-
-    Without a name it undoes the last promotion, and nothing else: whoever repeats the command, or
-    was not told that the judge has rolled back already, must not lose a good release by it.
-
-    Raises:
-        NotFound: there is no such release.
-        Busy: a rollback to another release is under way.
-        Refused: no release is named, and what happened last was no promotion.
-    """
-    rollout = channel.rollout
-    if rollout is None or not channel.in_progress:
-        target = rollback_target(channel, release_id)
-        undoes = rollout is None or (
-            rollout.outcome == "promoted" and rollout.plan.kind != "rollback"
-        )
-        if release_id is None and not undoes:
-            raise Refused(
-                f"There is no promotion to undo: {summary_of(channel)} {_stable(channel)} is "
-                "stable.",
-                hint=f"To leave it for the release before, name that one: --to {target}.",
-            )
-        return target
-    if rollout.plan.kind == "rollback":
-        if release_id in (None, rollout.release_id):
-            return rollout.release_id
-        raise Busy(
-            f"A rollback to {rollout.release_id} is under way, driven by {rollout.driver.run_id}.",
-            hint="Wait for its end, or see it to its end by the same command without --to.",
-        )
-    wanted = release_id or rollout.reference_id
-    known = {track.release_id for track in channel.previous} | {rollout.reference_id}
-    if wanted and wanted in known:
-        return wanted
-    raise NotFound(
-        f"{channel.environment} of {channel.model} has no earlier release"
-        + (f" {release_id}." if release_id else " to go back to."),
-        hint="To end the rollout that is under way, abort it.",
-    )
 
 
 def _end_promotion(

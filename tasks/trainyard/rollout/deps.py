@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from trainyard.documents.base import Provenance
 from trainyard.documents.evidence import Block, JudgeSpec, Verdict
 from trainyard.documents.release import Release
-from trainyard.errors import NotFound
+from trainyard.errors import NotFound, TrainyardError
 from trainyard.rollout.history_log import HistoryLog
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.metrics import MetricReader
@@ -25,6 +26,8 @@ from trainyard.serving.protocol import Host, Lease, Router
 from trainyard.spec.environments import Environment
 from trainyard.spec.model import Target
 from trainyard.store.protocol import Store
+
+log = logging.getLogger(__name__)
 
 
 def _utc_now() -> datetime:
@@ -55,6 +58,8 @@ class RolloutDeps:
     """Takes each event of a rollout, once, for whoever wants to be told of it elsewhere."""
     prober: Prober = field(default_factory=NoProber)
     """Sends probes to both releases, where the spec wants them."""
+    read_environments: Callable[[], Mapping[str, Environment]] | None = None
+    """Reads the rules again, for requests that wait for hours; None: they do not change."""
     proven: Callable[[Target], bool] = lambda _: True
     """Were image, instance and lane of a target proven on a device?"""
     provenance: Provenance = field(default_factory=Provenance)
@@ -80,6 +85,19 @@ class RolloutDeps:
         if release_id not in self._releases:
             self._releases[release_id] = self.load_release(model, release_id)
         return self._releases[release_id]
+
+    def with_newest_rules(self) -> RolloutDeps:
+        """Return this world with the environments' rules as they are now.
+
+        Rules that cannot be read change nothing: whoever is writing them will be done soon.
+        """
+        if self.read_environments is None:
+            return self
+        try:
+            return replace(self, environments=self.read_environments())
+        except TrainyardError as error:
+            log.warning("The rules of before hold until the environments can be read: %s", error)
+            return self
 
     def prompts(self, release: Release) -> tuple[Prompt, ...]:
         """Return what both releases are probed with: the set that went with `release`.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from trainyard.approvals import demand_approval
@@ -22,13 +22,20 @@ from trainyard.documents.channel import (
     WAITING_LIMIT,
     Channel,
     Outcome,
-    Rollout,
     RolloutDriver,
     RolloutPlan,
 )
 from trainyard.documents.measurement import Envelope, Measurement
 from trainyard.documents.release import Release
-from trainyard.errors import Busy, Conflict, NotFound, Refused, StaleDriver, TrainyardError
+from trainyard.errors import (
+    Busy,
+    Conflict,
+    NotFound,
+    Refused,
+    StaleDriver,
+    TrainyardError,
+    Transient,
+)
 from trainyard.rollout.act import act, strays
 from trainyard.rollout.adopted import known_release
 from trainyard.rollout.channel_store import (
@@ -121,14 +128,15 @@ def start_rollout(
     """Take the channel for a rollout of `release_id`, or go on with the one that `run_id` has.
 
     Going on raises the epoch, so that whoever drove the rollout before stops. A run whose rollout
-    is over gets the channel as it is, until it has been settled; then it may try again.
+    is over, or was taken over by somebody else, gets the channel as it is, whatever rollouts have
+    followed, until it has been settled; then it may try again.
 
     Where the environment lets requests wait, one that comes while the channel is in use, or while
     others wait that came before, is in `waiting` of the channel that is returned: call again until
     it is not.
 
     Returns:
-        The channel. If its rollout does not belong to `run_id`, and it does not wait, there was
+        The channel. If `run_id` has no rollout in it (`own_rollout`), and does not wait, there was
         nothing to do.
 
     Raises:
@@ -141,8 +149,9 @@ def start_rollout(
     rules = deps.environment(environment)
 
     def change(channel: Channel) -> Channel:
-        if goes_on(channel, run_id, release_id):
-            return step(channel, DriverClaimed(run_id), now)[0]
+        own = own_rollout(channel, run_id, release_id)
+        if own is not None:
+            return _claimed_again(channel, run_id, own, now)
         busy = channel.in_progress or place_in_line(channel, run_id, now) > 0
         if busy and rules.concurrent_requests == "queue":
             _refuse_to_wait(channel, run_id, rules.queue_timeout_s, now)
@@ -201,15 +210,33 @@ def _refuse_to_wait(channel: Channel, run_id: str, timeout_s: float, now: dateti
         )
 
 
-def goes_on(channel: Channel, run_id: str, release_id: str | None = None) -> bool:
-    """Tell whether the channel's rollout is the one that `run_id` is about."""
+def own_rollout(channel: Channel, run_id: str, release_id: str | None = None) -> int | None:
+    """Return the number of the rollout that `run_id` asked for and has not settled yet.
+
+    It is the run's own whoever drives it now, and whatever rollouts have followed it.
+    """
     rollout = channel.rollout
-    return (
+    if (
         rollout is not None
-        and rollout.driver.run_id == run_id
+        and channel.owner == run_id
         and release_id in (None, rollout.release_id)
         and not rollout.settled
-    )
+    ):
+        return rollout.number
+    for earlier in reversed(channel.unsettled):
+        if earlier.run_id == run_id and release_id in (None, earlier.release_id):
+            return earlier.rollout
+    return None
+
+
+def _claimed_again(channel: Channel, run_id: str, number: int, now: datetime) -> Channel:
+    """Return the channel with `run_id` as its driver again, unless somebody else drives.
+
+    Whoever has taken the rollout over did so to end it: the run that asked for it only watches.
+    """
+    if not drives(channel, run_id, number):
+        return channel
+    return step(channel, DriverClaimed(run_id), now)[0]
 
 
 def plan_for(
@@ -289,10 +316,11 @@ def request_rollback(
     that is over; if another release is wanted, the way there begins then.
 
     Returns:
-        The channel. Unless it has a rollout of `run_id` in progress, there is nothing more to do.
+        The channel. Unless `rollback_in_hand` finds something in it, there is nothing more to do.
 
     Raises:
         NotFound: there is no such earlier release.
+        Refused: no release is named, and what happened last was no promotion.
         Busy: another rollback is under way.
         Conflict: others kept changing the channel.
     """
@@ -300,23 +328,26 @@ def request_rollback(
 
     def change(channel: Channel) -> Channel:
         rollout = channel.rollout
-        if rollout is None or not (channel.in_progress or goes_on(channel, run_id)):
-            return go_back(channel, rollback_target(channel, release_id))
-        if not channel.in_progress:
-            if rollout.plan.kind == "rollback":
-                return channel
+        in_hand = rollback_in_hand(channel, run_id)
+        if in_hand is not None:
+            return _claimed_again(channel, run_id, in_hand, now)
+        driven = _driven(channel, run_id)
+        if rollout is not None and rollout.number in driven and rollout.plan.kind != "rollback":
             # The promotion that this run has ended; it may have been over just before.
             return go_back(channel, release_id or rollout.reference_id)
-        claimed = step(channel, DriverClaimed(run_id), now)[0]
-        if goes_on(channel, run_id):
-            return claimed
+        if driven and release_id is None:
+            # It has undone what there was. What came since was asked for by somebody else.
+            return channel
+        target = rollback_goal(channel, release_id)
+        if rollout is None or not channel.in_progress:
+            return go_back(channel, target)
         if rollout.plan.kind == "rollback":
             raise Busy(
                 f"A rollback to {rollout.release_id} is under way already, driven by "
                 f"{rollout.driver.run_id}.",
                 hint="Wait for its end.",
             )
-        _refuse_rollback_to_nothing(channel, rollout, release_id)
+        claimed = step(channel, DriverClaimed(run_id), now)[0]
         why = f"A rollback was requested. {reason}".strip()
         return step(claimed, AbortRequested(why, requested_by), now)[0]
 
@@ -335,15 +366,74 @@ def request_rollback(
     return change_channel(deps.store, model, environment, change)
 
 
-def _refuse_rollback_to_nothing(channel: Channel, rollout: Rollout, release_id: str | None) -> None:
+def rollback_goal(channel: Channel, release_id: str | None) -> str:
+    """Return where a rollback goes.
+
+    Without a name it undoes the last promotion, and nothing else: whoever repeats the request, or
+    was not told that the judge has rolled back already, must not lose a good release by it.
+
+    Raises:
+        NotFound: there is no such release.
+        Busy: a rollback to another release is under way.
+        Refused: no release is named, and what happened last was no promotion.
+    """
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        target = rollback_target(channel, release_id)
+        undoes = rollout is None or (
+            rollout.outcome == "promoted" and rollout.plan.kind != "rollback"
+        )
+        if release_id is None and not undoes:
+            stable = channel.stable.release_id if channel.stable is not None else "no release"
+            raise Refused(
+                f"There is no promotion to undo: {summary_of(channel)} {stable} is stable.",
+                hint=f"To leave it for the release before, name that one: --to {target} (in "
+                f"Airflow: release).",
+            )
+        return target
+    if rollout.plan.kind == "rollback":
+        if release_id in (None, rollout.release_id):
+            return rollout.release_id
+        raise Busy(
+            f"A rollback to {rollout.release_id} is under way already, driven by "
+            f"{rollout.driver.run_id}.",
+            hint="Wait for its end, or see it to its end by the same command without --to.",
+        )
+    wanted = release_id or rollout.reference_id
     known = {track.release_id for track in channel.previous} | {rollout.reference_id}
-    if (release_id or rollout.reference_id) and (release_id or rollout.reference_id) in known:
-        return
+    if wanted and wanted in known:
+        return wanted
     raise NotFound(
         f"{channel.environment} of {channel.model} has no earlier release"
         + (f" {release_id}." if release_id else " to go back to."),
         hint="To end the rollout that is under way, abort it.",
     )
+
+
+def rollback_in_hand(channel: Channel, run_id: str) -> int | None:
+    """Return the number of the rollout that a rollback has in hand; None if there is none.
+
+    That is its own, or a promotion under way that it ends first.
+    """
+    own = own_rollout(channel, run_id)
+    if own is not None:
+        return own
+    rollout = channel.rollout
+    if rollout is not None and channel.in_progress and rollout.number in _driven(channel, run_id):
+        return rollout.number
+    return None
+
+
+def _driven(channel: Channel, run_id: str) -> frozenset[int]:
+    """Return the numbers of the rollouts that `run_id` has driven, whoever asked for them."""
+    found = {
+        entry.rollout
+        for entry in channel.history
+        if entry.event == "driver" and entry.detail.get("run_id") == run_id
+    }
+    if channel.rollout is not None and channel.rollout.driver.run_id == run_id:
+        found.add(channel.rollout.number)
+    return frozenset(number for number in found if number is not None)
 
 
 def _requested(
@@ -504,14 +594,23 @@ def abort(
 
     Raises:
         NotFound: no rollout is under way.
+        Refused: its release is promoted already, and only the old servers are going.
     """
     now = deps.now()
 
     def change(channel: Channel) -> Channel:
-        if not channel.in_progress:
+        rollout = channel.rollout
+        if rollout is None or not channel.in_progress:
             raise NotFound(
                 f"No rollout of {model} is under way in {environment}.",
                 hint="To leave a release that is stable already, roll back.",
+            )
+        if rollout.ending == "promoted":
+            raise Refused(
+                f"It is too late to abort rollout {rollout.number}: {rollout.release_id} has all "
+                f"traffic in {environment}, and the old servers are going.",
+                hint=f"To leave it, roll back: `trainyard rollback {model} {environment}`, or "
+                f"neuron_rollback__{environment} in Airflow.",
             )
         return step(channel, AbortRequested(reason, who), now)[0]
 
@@ -527,7 +626,7 @@ def note_requester(
     """
 
     def change(channel: Channel) -> Channel:
-        if channel.rollout is None or channel.rollout.driver.run_id != run_id:
+        if channel.rollout is None or channel.owner != run_id:
             return channel
         return step(channel, RequesterNoted(who), deps.now())[0]
 
@@ -558,11 +657,12 @@ def settle(
         timeout_s: seconds to wait for servers to go; by default what the plan's limits add up to.
     """
     now = deps.now()
-    number = number_of_run(read_channel(deps.store, model, environment), run_id)
+    before = read_channel(deps.store, model, environment)
+    number = number_of_run(before, run_id)
 
     def change(channel: Channel) -> Channel:
         channel = step(channel, QueueLeft(run_id), now)[0]
-        if not _drives(channel, run_id, number) or not channel.in_progress:
+        if not drives(channel, run_id, number) or not channel.in_progress:
             return channel
         claimed = step(channel, DriverClaimed(run_id), now)[0]
         why = "Its run ended before the rollout did."
@@ -571,16 +671,26 @@ def settle(
     channel = change_channel(deps.store, model, environment, change)
     if number is None:
         return _without_rollout(channel, run_id, release_id)
-    if not _drives(channel, run_id, number):
-        return _ended_elsewhere(channel, number, run_id)
-    channel = _finish(deps, channel, timeout_s)
-    if _drives(channel, run_id, number) and not channel.in_progress:
-        channel = change_channel(
-            deps.store, model, environment, lambda c: step(c, OutcomeNoted(), deps.now())[0]
-        )
-    rollout = channel.rollout
-    assert rollout is not None
-    return Settled(rollout.outcome or rollout.ending, summary_of(channel), channel)
+    if drives(channel, run_id, number):
+        channel = _finish(deps, channel, timeout_s)
+    elif channel.rollout is not None and channel.rollout.number == number:
+        _finish_up_silent(deps, channel)
+    settled = _settled(channel, number, run_id)
+    if settled.outcome == "promoted" and own_rollout(before, run_id) is None:
+        settled = _still_stable(settled, run_id, release_id)
+    channel = change_channel(
+        deps.store, model, environment, lambda c: step(c, OutcomeNoted(run_id), deps.now())[0]
+    )
+    return replace(settled, channel=channel)
+
+
+def _finish_up_silent(deps: RolloutDeps, channel: Channel) -> None:
+    """Do what somebody else has left of a rollout; what cannot be done now, the watch does."""
+    try:
+        if deps.lease.look(channel.environment, channel.model).state == "expired":
+            finish_up(deps, channel.model, channel.environment)
+    except (TrainyardError, OSError) as error:
+        log.warning("%s/%s: %s", channel.model, channel.environment, error)
 
 
 def _finish(deps: RolloutDeps, channel: Channel, timeout_s: float | None) -> Channel:
@@ -600,15 +710,48 @@ def _finish(deps: RolloutDeps, channel: Channel, timeout_s: float | None) -> Cha
         deps.sleep(result.next_in_s)
 
 
-def _drives(channel: Channel, run_id: str, number: int | None) -> bool:
+def finish_up(deps: RolloutDeps, model: str, environment: str) -> bool:
+    """Do what is left of a rollout that is over, if whoever drove it did not come to that.
+
+    The lease tells: a driver releases it when everything is done. All of it may be done again, also
+    at the same time by a driver that lives after all.
+
+    Returns:
+        Was there something to be done?
+
+    Raises:
+        Transient: some of it could not be done yet; call again.
+    """
+    channel = read_channel(deps.store, model, environment)
+    if channel.rollout is None or channel.in_progress:
+        return False
+    lease = deps.lease.look(environment, model)
+    if lease.state == "absent":
+        return False
+    servers = deps.host.servers(environment, model)
+    done = act(deps, channel, commands_for(channel, deps.now()), servers)
+    if done.try_again:
+        problems = " ".join(done.problems) or "The channel has changed meanwhile."
+        raise Transient(f"Rollout {channel.rollout.number} is over, but work is left. {problems}")
+    # It may be in the name of a driver that was replaced before the new one had renewed it.
+    deps.lease.release(environment, model, holder=lease.holder)
+    return True
+
+
+def drives(channel: Channel, run_id: str, number: int | None) -> bool:
+    """Tell whether rollout `number` is the channel's, with `run_id` as its driver."""
     rollout = channel.rollout
     return rollout is not None and (rollout.number, rollout.driver.run_id) == (number, run_id)
 
 
 def number_of_run(channel: Channel, run_id: str) -> int | None:
-    """Return the number of the last rollout that `run_id` started; None if there is none."""
-    if channel.rollout is not None and channel.rollout.driver.run_id == run_id:
-        return channel.rollout.number
+    """Return the number of the last rollout that `run_id` started or drives, if there is one."""
+    rollout = channel.rollout
+    if rollout is not None and run_id in (channel.owner, rollout.driver.run_id):
+        return rollout.number
+    own = own_rollout(channel, run_id)
+    if own is not None:
+        return own
     started = [
         entry.rollout
         for entry in channel.history
@@ -622,6 +765,9 @@ def ending_of(channel: Channel, number: int) -> tuple[Outcome, str] | None:
     rollout = channel.rollout
     if rollout is not None and rollout.number == number:
         return (rollout.outcome, rollout.reason) if rollout.outcome is not None else None
+    for earlier in channel.unsettled:
+        if earlier.rollout == number:
+            return earlier.outcome, earlier.reason
     for entry in reversed(channel.history):
         if entry.rollout == number and entry.event in OUTCOME_EVENTS:
             return OUTCOME_EVENTS[entry.event], str(entry.detail.get("why", ""))
@@ -636,19 +782,44 @@ def _without_rollout(channel: Channel, run_id: str, release_id: str | None) -> S
     return Settled(None, f"{run_id} has no rollout in {channel.environment}.", channel)
 
 
-def _ended_elsewhere(channel: Channel, number: int, run_id: str) -> Settled:
-    """Tell about a rollout that another run has taken over, or that a later one has followed."""
-    ended = ending_of(channel, number)
-    if ended is not None:
-        outcome, reason = ended
-        return Settled(outcome, f"Rollout {number}: {outcome.replace('_', ' ')}. {reason}", channel)
+def _settled(channel: Channel, number: int, run_id: str) -> Settled:
+    """Tell how a rollout ended, or will end, whoever drove it and whatever followed."""
     rollout = channel.rollout
-    assert rollout is not None
-    return Settled(
-        rollout.ending or "withdrawn",
-        f"Rollout {number} of {run_id} was taken over by {rollout.driver.run_id}. {rollout.reason}",
-        channel,
+    ended = ending_of(channel, number)
+    if rollout is None or rollout.number != number:
+        outcome = ended[0] if ended is not None else "withdrawn"
+        return Settled(outcome, summary_of_rollout(channel, number), channel)
+    if ended is None and rollout.driver.run_id != run_id:
+        taken = f"Rollout {number} of {run_id} was taken over by {rollout.driver.run_id}."
+        return Settled(rollout.ending or "withdrawn", f"{taken} {rollout.reason}", channel)
+    return Settled(rollout.outcome or rollout.ending, summary_of(channel), channel)
+
+
+def _still_stable(settled: Settled, run_id: str, release_id: str | None) -> Settled:
+    """Tell about a run that was settled before, and comes again: what it promoted then may be gone.
+
+    It was cleared, and refused before it could begin anew. That its rollout went well long ago does
+    not mean that it did now what it was asked for.
+    """
+    stable = settled.channel.stable
+    if release_id is None or (stable is not None and stable.release_id == release_id):
+        return settled
+    now = stable.release_id if stable is not None else "no release"
+    summary = (
+        f"{run_id} has begun no rollout this time. It promoted {release_id} before, but {now} is "
+        f"stable in {settled.channel.environment} now."
     )
+    return Settled(None, summary, settled.channel)
+
+
+def summary_of_rollout(channel: Channel, number: int) -> str:
+    """Return one sentence about where a rollout stands, also one that others have followed."""
+    if channel.rollout is not None and channel.rollout.number == number:
+        return summary_of(channel)
+    ended = ending_of(channel, number)
+    if ended is None:
+        return f"Rollout {number} is over; the channel does not know any more how it ended."
+    return f"Rollout {number}: {ended[0].replace('_', ' ')}. {ended[1]}"
 
 
 def tidy(deps: RolloutDeps, model: str, environment: str) -> tuple[str, ...]:

@@ -203,7 +203,10 @@ class ObjectiveMet:
 
 @dataclass(frozen=True)
 class OutcomeNoted:
-    """The run that owned the rollout has taken note of its outcome."""
+    """The run that owned a rollout has taken note of its outcome."""
+
+    run_id: str = ""
+    """Empty: the one that owned the last rollout."""
 
 
 @dataclass(frozen=True)

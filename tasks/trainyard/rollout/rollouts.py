@@ -16,14 +16,17 @@ from trainyard.rollout.driver import (
     Settled,
     abort,
     drive,
+    drives,
     ending_of,
-    goes_on,
     note_requester,
+    own_rollout,
     plan_for,
     request_rollback,
+    rollback_in_hand,
     settle,
     start_rollout,
     summary_of,
+    summary_of_rollout,
     waiting_summary,
     waits,
 )
@@ -61,8 +64,9 @@ class Rollouts:
             Busy, BadInput, NotFound, Refused: it would be refused.
         """
         channel = read_channel(self.deps.store, model, environment)
-        if goes_on(channel, run_id, release_id):
-            return summary_of(channel)
+        own = own_rollout(channel, run_id, release_id)
+        if own is not None:
+            return summary_of_rollout(channel, own)
         waiting = ""
         if self._lets_wait(channel):
             # What else there is to be refused need not wait.
@@ -106,9 +110,14 @@ class Rollouts:
                 f"No release of {model} was named.", hint="Say which release is to be promoted."
             )
 
+        deps = self.deps
+
         def request() -> Channel:
+            nonlocal deps
+            # It may have waited for hours, and a freeze may have been declared meanwhile.
+            deps = deps.with_newest_rules()
             return start_rollout(
-                self.deps,
+                deps,
                 model,
                 environment,
                 release_id,
@@ -123,9 +132,10 @@ class Rollouts:
     def _in_its_turn(self, channel: Channel, request: Callable[[], Channel], run_id: str) -> Tick:
         """Return the tick of a promotion, which asks again while it has to wait."""
         if not waits(channel, run_id):
-            if not goes_on(channel, run_id):
+            own = own_rollout(channel, run_id)
+            if own is None:
                 return lambda: _nothing_to_do(channel)
-            return self._tick(channel)
+            return self._tick(channel, own, run_id)
         begun: Tick | None = None
         said = ""
 
@@ -165,23 +175,23 @@ class Rollouts:
             )
 
         current = request()
-        tick = self._tick(current) if goes_on(current, run_id) else None
+        number = rollback_in_hand(current, run_id)
+        tick = self._tick(current, number, run_id) if number is not None else None
 
         def go_on() -> DriveResult:
-            nonlocal current, tick
+            nonlocal current, number, tick
             if tick is None:
                 return _nothing_to_do(current)
             result = tick()
-            if not result.done or _is_rollback(result.channel):
-                return result
-            if not goes_on(result.channel, run_id):
+            if not result.done or own_rollout(result.channel, run_id) == number:
                 return result
             # The promotion that was under way has ended; go on from there if need be.
             current = request()
-            if current.in_progress and goes_on(current, run_id):
-                tick = self._tick(current)
-                return replace(result, done=False, outcome=None, channel=current, next_in_s=0.0)
-            return replace(_nothing_to_do(current), messages=result.messages)
+            number = rollback_in_hand(current, run_id)
+            if number is None:
+                return replace(_nothing_to_do(current), messages=result.messages)
+            tick = self._tick(current, number, run_id)
+            return replace(result, done=False, outcome=None, channel=current, next_in_s=0.0)
 
         return go_on
 
@@ -196,7 +206,7 @@ class Rollouts:
         return note_requester(self.deps, model, environment, run_id=run_id, who=who)
 
     def abort(self, *, model: str, environment: str, reason: str, who: str = "") -> Channel:
-        """End the rollout under way. Raises NotFound if there is none."""
+        """End the rollout under way. Raises NotFound if there is none, Refused if it is late."""
         return abort(self.deps, model, environment, reason=reason, who=who)
 
     def pause(self, *, model: str, environment: str, reason: str, who: str = "") -> Channel:
@@ -211,21 +221,20 @@ class Rollouts:
         """Take the candidate to the bake; `who` answers for it. Raises BadInput, Refused."""
         return by_hand.promote_now(self.deps, model, environment, reason=reason, who=who)
 
-    def _tick(self, channel: Channel) -> Tick:
-        assert channel.rollout is not None
-        driver, number = channel.rollout.driver, channel.rollout.number
-        model, environment = channel.model, channel.environment
-        lost = False
+    def _tick(self, channel: Channel, number: int, run_id: str) -> Tick:
+        """Return what drives rollout `number`, or watches it if that is somebody else's work."""
+        model, environment, rollout = channel.model, channel.environment, channel.rollout
+        driver = rollout.driver if rollout and drives(channel, run_id, number) else None
 
         def tick() -> DriveResult:
-            nonlocal lost
-            if not lost:
-                try:
-                    return drive(self.deps, model, environment, driver)
-                except StaleDriver as stale:
-                    lost = True
-                    return replace(self._watch(model, environment, number), messages=(str(stale),))
-            return self._watch(model, environment, number)
+            nonlocal driver
+            if driver is None:
+                return self._watch(model, environment, number)
+            try:
+                return drive(self.deps, model, environment, driver)
+            except StaleDriver as stale:
+                driver = None
+                return replace(self._watch(model, environment, number), messages=(str(stale),))
 
         return tick
 
@@ -249,10 +258,6 @@ def _as_if_over(channel: Channel) -> Channel:
     assert rollout is not None
     over = rollout.model_copy(update={"outcome": rollout.ending or "withdrawn"})
     return channel.model_copy(update={"rollout": over, "candidate": None})
-
-
-def _is_rollback(channel: Channel) -> bool:
-    return channel.rollout is not None and channel.rollout.plan.kind == "rollback"
 
 
 def _nothing_to_do(channel: Channel) -> DriveResult:

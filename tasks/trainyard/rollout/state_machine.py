@@ -111,6 +111,7 @@ from trainyard.documents.channel import (
     EXPOSED_PHASES,
     HISTORY_LIMIT,
     PAUSE_LIMIT,
+    UNSETTLED_LIMIT,
     WAITING_LIMIT,
     ArrivalsMark,
     Beyond,
@@ -127,6 +128,7 @@ from trainyard.documents.channel import (
     RolloutDriver,
     RolloutPlan,
     Track,
+    Unsettled,
     Waiting,
     Weights,
 )
@@ -272,21 +274,21 @@ def commands_for(channel: Channel, now: datetime) -> tuple[Command, ...]:
             if rollout.phase == "warming":
                 commands.append(WarmUp(candidate, rollout.plan.warm_up_requests, rollout.warmed))
     commands.extend(RemoveServers(release_id) for release_id in _unwanted(channel, now))
-    if not channel.in_progress:
-        commands.extend(_afterwards(channel, rollout))
-    commands.extend(
+    notices = [
         Notify(rollout.number, entry)
         for entry in channel.history
         if entry.rollout == rollout.number and entry.event in NOTABLE
-    )
-    return tuple(commands)
+    ]
+    if channel.in_progress:
+        return (*commands, *notices)
+    # The lease goes last: while there is one, something may be left to be done.
+    return (*commands, *_afterwards(channel, rollout), *notices, ReleaseLease())
 
 
 def _afterwards(channel: Channel, rollout: Rollout) -> Iterator[Command]:
     """Yield what is left to do about a rollout that is over."""
     if channel.stable is not None:
         yield ResumeAutoscaling(channel.stable.release_id)
-    yield ReleaseLease()
     yield from _attestations(channel, rollout)
 
 
@@ -320,6 +322,7 @@ def _requested(channel: Channel, event: RolloutRequested, now: datetime) -> Chan
         reference_id=channel.stable.release_id if channel.stable else "",
         phase="scaling" if makes_room else "deploying",
         plan=plan,
+        owner=event.run_id,
         driver=RolloutDriver(
             run_id=event.run_id, attempt=1, epoch=before.driver.epoch + 1 if before else 1
         ),
@@ -339,6 +342,7 @@ def _requested(channel: Channel, event: RolloutRequested, now: datetime) -> Chan
             "weights": Weights(),
             "rollout": rollout,
             "waiting": tuple(w for w in channel.waiting if w.run_id != event.run_id),
+            "unsettled": _unsettled(channel),
         }
     )
     return _noted(
@@ -351,6 +355,21 @@ def _requested(channel: Channel, event: RolloutRequested, now: datetime) -> Chan
         kind=plan.kind,
         reason=event.reason,
     )
+
+
+def _unsettled(channel: Channel) -> tuple[Unsettled, ...]:
+    """Return what there is to be told to runs whose rollouts a new one follows."""
+    before = channel.rollout
+    if before is None or before.settled or before.outcome is None:
+        return channel.unsettled
+    new = Unsettled(
+        run_id=channel.owner,
+        rollout=before.number,
+        release_id=before.release_id,
+        outcome=before.outcome,
+        reason=before.reason,
+    )
+    return (*channel.unsettled, new)[-UNSETTLED_LIMIT:]
 
 
 def _claimed(channel: Channel, event: DriverClaimed, now: datetime) -> Channel:
@@ -583,7 +602,9 @@ def _promotion_forced(channel: Channel, event: PromotionForced, now: datetime) -
 
 
 def _outcome_noted(channel: Channel, event: OutcomeNoted, now: datetime) -> Channel:
-    if channel.rollout is None or channel.in_progress:
+    others = tuple(each for each in channel.unsettled if each.run_id != event.run_id)
+    channel = channel.model_copy(update={"unsettled": others})
+    if channel.rollout is None or channel.in_progress or event.run_id not in ("", channel.owner):
         return channel
     return _with(channel, settled=True)
 

@@ -12,15 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from trainyard.documents.channel import Channel
+from trainyard.canonical import digest, short
+from trainyard.documents.channel import Channel, Outcome, Rollout
 from trainyard.documents.look import ReleaseCounters, RouteCounters
-from trainyard.documents.watch import Reading, WatchState
+from trainyard.documents.watch import Reading, Unattended, WatchState
 from trainyard.errors import Conflict, TrainyardError
 from trainyard.rollout.adopted import is_adopted
 from trainyard.rollout.by_hand import see_through
 from trainyard.rollout.channel_store import change_channel, channel_keys
 from trainyard.rollout.deps import RolloutDeps
-from trainyard.rollout.events import Notify, ObjectiveMet, ObjectiveMissed
+from trainyard.rollout.driver import ending_of, finish_up
+from trainyard.rollout.events import AbortRequested, Notify, ObjectiveMet, ObjectiveMissed
 from trainyard.rollout.questions import CarefulReader
 from trainyard.rollout.state_machine import open_alerts, step
 from trainyard.rollout.watch import (
@@ -32,7 +34,7 @@ from trainyard.rollout.watch import (
 )
 from trainyard.serving.protocol import RouteStatus, ServerStatus
 from trainyard.spec.model import ServingSlo
-from trainyard.store.documents import create_document, read_document
+from trainyard.store.documents import create_document, first_document, read_document
 from trainyard.store.layout import rollout_prefix
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,13 @@ LOOK_BACK = 5
 
 ORPHAN_TIMEOUT_S = 240.0
 """Seconds that the end of a rollout may take which its driver has left."""
+
+UNATTENDED_TOLD_S = 300.0
+"""Seconds without a driver after which people are told of an undecided rollout. A triggerer that is
+moved or updated is back before that."""
+
+WATCH_RUN = "watch/"
+"""How the runs begin under which the watch ends rollouts."""
 
 WATCH_EVENTS = frozenset({"slo_missed", "slo_met"})
 
@@ -97,9 +106,19 @@ def watch_all(deps: RolloutDeps, roll_back: RollBack) -> tuple[Finding, ...]:
 def watch_channel(deps: RolloutDeps, channel: Channel, roll_back: RollBack) -> tuple[Finding, ...]:
     """Look at one channel, and do what follows."""
     if channel.in_progress:
-        return _end_orphan(deps, channel)
+        return _look_after(deps, channel)
+    finished = _finish_up(deps, channel)
     if channel.stable is None or channel.rollout is None:
-        return ()
+        return finished
+    return (*finished, *_watch_objectives(deps, channel, roll_back))
+
+
+def _watch_objectives(
+    deps: RolloutDeps, channel: Channel, roll_back: RollBack
+) -> tuple[Finding, ...]:
+    """Look at a channel whose rollout is over, by the objectives of its stable release."""
+    assert channel.stable is not None
+    assert channel.rollout is not None
     slo = _objectives(deps, channel)
     if slo is None:
         unwatched = f"{channel.stable.release_id} is not watched: it has no rollout.slo."
@@ -240,32 +259,123 @@ def _tell(deps: RolloutDeps, channel: Channel) -> None:
             deps.outbox.deliver(channel.model, channel.environment, Notify(number, entry))
 
 
-def _end_orphan(deps: RolloutDeps, channel: Channel) -> tuple[Finding, ...]:
-    """End a rollout whose outcome is certain and whose driver has gone, such as a closed terminal.
+# --- rollouts without a driver --------------------------------------------------------------------
 
-    One that is not decided yet is left to its own run: Airflow brings its driver back.
+
+def _finish_up(deps: RolloutDeps, channel: Channel) -> tuple[Finding, ...]:
+    """Do what is left of a rollout that is over, if its driver has died before it was done.
+
+    Whatever fails is tried at the next look, and keeps nobody from watching what serves.
+    """
+    if channel.rollout is None:
+        return ()
+    try:
+        lease = deps.lease.look(channel.environment, channel.model)
+        # One that lives has a driver, who does it.
+        if lease.state != "expired" or not finish_up(deps, channel.model, channel.environment):
+            return ()
+    except (TrainyardError, OSError) as error:
+        log.warning("%s/%s: %s", channel.model, channel.environment, error)
+        return (_finding(channel, "note", f"What its last rollout has left has to wait: {error}"),)
+    message = f"Rollout {channel.rollout.number} was over, but work was left; it is done."
+    return (_finding(channel, "ended", message),)
+
+
+def _look_after(deps: RolloutDeps, channel: Channel) -> tuple[Finding, ...]:
+    """End a rollout whose driver has gone, such as a closed terminal or a run that was deleted.
+
+    What is decided is ended at once. Anything else is left to its own run for a while, as Airflow
+    brings its driver back.
     """
     rollout = channel.rollout
     assert rollout is not None
-    if rollout.ending is None and rollout.plan.kind != "rollback":
+    lease = deps.lease.look(channel.environment, channel.model)
+    if lease.state == "alive":
         return ()
-    if deps.lease.look(channel.environment, channel.model).state == "alive":
-        return ()
-    lines: list[str] = []
+    decided = rollout.ending is not None or rollout.plan.kind == "rollback"
+    if decided or rollout.driver.run_id.startswith(WATCH_RUN):
+        outcome = _end(deps, channel, rollout)
+        message = f"Rollout {rollout.number} had no driver any more; it is ended: {outcome}."
+        return (_finding(channel, "ended", message),)
+    return _look_after_undecided(deps, channel, rollout, lease.mark)
+
+
+def _end(deps: RolloutDeps, channel: Channel, rollout: Rollout) -> Outcome | None:
+    """Drive a rollout to its end; return what came of it."""
     ended = see_through(
         deps,
         channel.model,
         channel.environment,
-        run_id=f"watch/{channel.model}/{channel.environment}/{rollout.number}",
-        say=lines.append,
+        run_id=f"{WATCH_RUN}{channel.model}/{channel.environment}/{rollout.number}",
+        say=log.info,
         timeout_s=ORPHAN_TIMEOUT_S,
     )
-    outcome = ended.rollout.outcome if ended.rollout is not None else None
-    message = f"Rollout {rollout.number} had no driver any more; it is ended: {outcome}."
-    return (_finding(channel, "ended", message),)
+    found = ending_of(ended, rollout.number)
+    return found[0] if found is not None else None
+
+
+def _look_after_undecided(
+    deps: RolloutDeps, channel: Channel, rollout: Rollout, mark: str
+) -> tuple[Finding, ...]:
+    """Tell of a rollout that nobody drives, and end it if that lasts as long as a start may take.
+
+    Time counts from when the watch saw it first, not from the end of the lease: after an hour
+    without Airflow the run's own triggerer must have time to come back, too.
+    """
+    folder = rollout_prefix(channel.model, channel.environment, rollout.number)
+    key = f"{folder}/unattended/{rollout.driver.epoch:06d}-{short(digest(mark))}"
+    seen = first_document(deps.store, f"{key}.json", Unattended(since=deps.now()))
+    silent_s = (deps.now() - seen.since).total_seconds()
+    ends_s = max(UNATTENDED_TOLD_S, rollout.plan.deploy_timeout_s)
+    if silent_s < UNATTENDED_TOLD_S:
+        return ()
+    where = f"Rollout {rollout.number} of {rollout.release_id} ({rollout.phase})"
+    silence = f"has had no driver for {silent_s:.0f} s: {rollout.driver.run_id} does not go on"
+    if silent_s >= ends_s:
+        if _has_way_back(deps, channel, rollout):
+            _withdraw(deps, channel, f"Nobody drove it for {silent_s:.0f} s.")
+        outcome = _end(deps, channel, rollout)
+        return (_finding(channel, "trouble", f"{where} {silence}. It is ended: {outcome}."),)
+    remedy = (
+        f"In {ends_s - silent_s:.0f} s it is ended. Start Airflow's triggerer, or end it now: "
+        f"`trainyard abort {channel.model} {channel.environment}`."
+    )
+    is_new = create_document(deps.store, f"{key}-told.json", seen)
+    kind: Literal["trouble", "note"] = "trouble" if is_new else "note"
+    return (_finding(channel, kind, f"{where} {silence}. {remedy}"),)
+
+
+def _has_way_back(deps: RolloutDeps, channel: Channel, rollout: Rollout) -> bool:
+    """Tell whether withdrawing would leave a release that answers.
+
+    A bake without an old release, or whose old servers are gone, would be left with nothing; it is
+    driven on instead, as its own run would do it.
+    """
+    if rollout.phase != "baking":
+        return True
+    if channel.candidate is None:
+        return False
+    old = channel.candidate.release_id
+    servers = deps.host.servers(channel.environment, channel.model)
+    return any(server.release_id == old and server.state == "ready" for server in servers)
+
+
+def _withdraw(deps: RolloutDeps, channel: Channel, why: str) -> None:
+    """Abort the rollout, unless somebody has taken it over since `channel` was read."""
+    assert channel.rollout is not None
+    driver = channel.rollout.driver
+
+    def change(newest: Channel) -> Channel:
+        if newest.rollout is None or newest.rollout.driver != driver:
+            return newest
+        return step(newest, AbortRequested(why, "neuron_watch"), deps.now())[0]
+
+    change_channel(deps.store, channel.model, channel.environment, change)
 
 
 def _finding(
-    channel: Channel, kind: Literal["alarm", "recovered", "note", "ended", "trouble"], message: str
+    channel: Channel,
+    kind: Literal["alarm", "recovered", "note", "ended", "trouble"],
+    message: str,
 ) -> Finding:
     return Finding(channel.model, channel.environment, kind, message)

@@ -158,6 +158,44 @@ def test_a_rollout_that_may_not_begin_is_refused(
     assert play(FakeRollouts(begin=error)) == [{"outcome": "refused", "message": str(error)}]
 
 
+@pytest.mark.parametrize("kind", ["promote", "rollback"])
+@pytest.mark.parametrize("error", [Transient("The store is away."), Conflict("Somebody wrote.")])
+def test_a_rollout_that_cannot_begin_for_a_moment_is_tried_again(
+    play: Callable[..., list[Any]], error: TrainyardError, kind: str
+) -> None:
+    from structlog.testing import capture_logs
+
+    rollouts = FakeRollouts(tick(outcome="promoted", summary="So."))
+    begin = rollouts.begin
+
+    def away_twice(**request: Any) -> Callable[[], DriveResult]:
+        drive = begin(**request)
+        if len(rollouts.begun) <= 2:
+            raise error
+        return drive
+
+    rollouts.begin = away_twice  # type: ignore[method-assign]
+    with capture_logs() as log:
+        assert play(rollouts, kind=kind) == [{"outcome": "promoted", "message": "So."}]
+    assert len(rollouts.begun) == 3
+    (line, _) = [entry for entry in log if entry["log_level"] == "warning"]
+    assert f"cannot begin yet: {error}" in line["event"]
+
+
+def test_a_store_that_stays_away_is_told_in_the_end(
+    play: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainyard_airflow import rollout_trigger
+
+    monkeypatch.setattr(rollout_trigger, "BEGIN_WITHIN_S", 0.05)
+    rollouts = FakeRollouts(begin=Transient("The store is away."))
+    (event,) = play(rollouts)
+    assert event["outcome"] == "refused"
+    assert "It could not begin, which was tried for" in event["message"]
+    assert "The store is away." in event["message"]
+    assert len(rollouts.begun) > 1
+
+
 def test_a_defect_is_not_hidden(play: Callable[..., list[Any]]) -> None:
     with pytest.raises(ZeroDivisionError):
         play(FakeRollouts(ZeroDivisionError()))
@@ -214,6 +252,18 @@ def test_a_window_that_began_since_is_waited_for_if_that_is_wished(
     (event,) = play(rollouts, request=request)
     assert event == {"outcome": "promoted", "message": "Stable."}
     assert len(rollouts.begun) == 2
+
+
+def test_a_window_that_began_while_it_waited_for_its_turn(play: Callable[..., list[Any]]) -> None:
+    closed = Closed("It is frozen.", until=NOW)
+    wanted = tick(outcome="promoted", summary="Stable.")
+    rollouts = FakeRollouts(tick("It waits for the channel."), closed, wanted)
+    request = json.dumps({"model": "adder", "release": "adder-1", "wait_for_window": True})
+    assert play(rollouts, request=request) == [{"outcome": "promoted", "message": "Stable."}]
+    assert len(rollouts.begun) == 1
+    assert play(FakeRollouts(tick("It waits."), closed, wanted)) == [
+        {"outcome": "refused", "message": "It is frozen."}
+    ]
 
 
 def test_events_of_the_rollout_are_told_with_the_run(

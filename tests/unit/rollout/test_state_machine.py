@@ -1131,6 +1131,23 @@ def test_a_claim_raises_the_epoch() -> None:
     assert (run.rollout.driver.attempt, run.rollout.driver.epoch) == (1, 3)
 
 
+def test_a_rollout_stays_its_owners_whoever_drives_it_and_whatever_follows() -> None:
+    run = holding()
+    owner = run.channel.owner
+    assert run.on(DriverClaimed("another")).channel.owner == owner
+    run.on(AbortRequested("enough"))
+    cleaned(run, loser="new")
+    over = run.channel
+    again = requested(over, make_plan(), release=release_id("third"))
+    (known,) = again.unsettled
+    assert (known.run_id, known.rollout, known.outcome) == (owner, 1, "withdrawn")
+    assert step(again, OutcomeNoted("somebody else"), run.now)[0] == again
+    noted = step(again, OutcomeNoted(owner), run.now)[0]
+    assert noted.unsettled == ()
+    settled = step(over, OutcomeNoted(owner), run.now)[0]
+    assert requested(settled, make_plan(), release=release_id("third")).unsettled == ()
+
+
 def test_epochs_go_on_from_rollout_to_rollout() -> None:
     run = holding().on(Looked(make_verdict("HARM"), "look/1"))
     cleaned(run, loser="new")

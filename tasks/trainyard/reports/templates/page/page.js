@@ -192,7 +192,7 @@
       if (!isSame(found.conf, conf)) continue;
       if (!ENDED.includes(found.state)) return { words: ASKED_BEFORE, runId };
       if (form.dataset.verb === "rollback" && !conf.release) {
-        // Again would go back once more, to the release before that.
+        // Again would be refused: nothing is left to undo.
         if (found.state === "success") return { words: "This was done already.", runId };
         if (form.dataset.generation !== document.getElementById("live").dataset.generation) {
           throw new Error(`The channel has changed since ${runId} failed: close this and look first.`);
