@@ -4,8 +4,8 @@
                               [--start-s 0.5] [--exit-code 3] [--first-s 0.01]
 
 A request's JSON says how to answer: `tokens`, `delay_s` between them, `stream`, and `fault`: `500`,
-`cut` (breaks off after the first token). With `told`, each token of a stream but the first waits
-until somebody posts to `/go-on`.
+`cut` (breaks off after the first token), `hang` (a stream with a head and without a token). With
+`told`, each token of a stream but the first waits until somebody posts to `/go-on`.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class FakeEngine:
         finished = False
         tokens, delay_s = asked.get("tokens", 1), asked.get("delay_s", 0.0)
         try:
-            await asyncio.sleep(self.first_s)
+            await asyncio.sleep(3600 if asked.get("fault") == "hang" else self.first_s)
             # What it meant to take: a busy machine is nothing that a judge is to see here.
             self.ttft.observe(self.first_s)
             for number in range(tokens):

@@ -303,7 +303,7 @@ def quality_metric(comparing: Comparing) -> MetricSpec:
 def ending_metrics(settings: Mapping[Ending, EndingMargins]) -> tuple[MetricSpec, ...]:
     """Return how the ends of answers are judged: for harm only.
 
-    Their shares of false rollbacks are 0.01 % each: with the default metrics and `quality`, 1 %.
+    Their shares of false rollbacks are 0.006 % each: with the default metrics and `quality`, 1 %.
 
     Args:
         settings: of those that do not have the default ones.
@@ -317,7 +317,7 @@ def ending_metrics(settings: Mapping[Ending, EndingMargins]) -> tuple[MetricSpec
             harm_margin=its.harm,
             promote_margin=its.harm,
             harm_floor=its.harm_floor,
-            harm_alpha=0.0001,
+            harm_alpha=0.00006,
             harm_only=True,
         )
         for name, its in margins

@@ -91,6 +91,14 @@ class ServerCounters(Frozen):
     """Requests that were sent to it and have ended, in whatever way."""
     errors: int = Field(ge=0)
     """Those of them that failed."""
+    arrivals: int | None = Field(default=None, ge=0)
+    """Requests that were sent to it, ended or not. This and what follows is None where the router
+    does not count it, and in looks of older versions."""
+    unanswered: int | None = Field(default=None, ge=0)
+    """Requests that ended without an answer and are no error: the client went away before the first
+    byte of one, or the server said that it was too busy (408, 429)."""
+    refused: int | None = Field(default=None, ge=0)
+    """Requests that it answered with another 4xx."""
 
 
 class ReleaseCounters(Frozen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from trainyard.documents.channel import EXPOSED_PHASES, Channel, Rollout
@@ -325,8 +325,7 @@ def _route_counters(route: RouteStatus, releases: set[str]) -> RouteCounters:
                 errors=one.errors,
                 in_flight=one.in_flight,
                 servers={
-                    server: ServerCounters(ended=of_it.ended, errors=of_it.errors)
-                    for server, of_it in one.servers.items()
+                    server: ServerCounters(**asdict(of_it)) for server, of_it in one.servers.items()
                 },
             )
             for name, one in route.traffic.items()

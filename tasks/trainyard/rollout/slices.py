@@ -14,8 +14,8 @@ Latencies count only while a server of the candidate gets at most `LOAD_PARITY` 
 requests as one of stable's: a busier server is slower, whatever it serves. A candidate that gets
 fewer is compared all the same: that can hide harm for a while, not invent it, and the judge takes
 no evidence for promotion from it (`judge.blocks.counts_for_promotion`). How answers end does not
-depend on load, so `truncated` and `empty` count at any. `aborted` does not: a server that counts
-clients who went away counts more of them where they wait longer.
+depend on load, so `truncated`, `empty` and `refused` count at any. `aborted` and `unanswered` do
+not: where clients wait longer, more of them go away.
 
 Servers do not tell probes from users' requests, so users' latencies count in slices without a probe
 only (see `rollout.probes.windows`): none was sent since the figures of the slice's beginning, and
@@ -46,6 +46,10 @@ Metrics:
 `empty`        count    requests with one output token at most, the one that ends an answer
 `aborted`      count    requests that the engine gave up (`abort`, `error`), of which the router
                         sees nothing once a stream has begun
+`unanswered`   count    requests that the router saw end without an answer and without an error: the
+                        client left before the first byte, or the server was too busy (408, 429).
+                        No server's own counters know them
+`refused`      count    requests that were answered with another 4xx, as the router saw it
 `prompts`      average  tokens of a prompt; for the judge's guard against another mix of prompts
 `prefix_hits`  count    tokens found in the prefix cache, of those looked for; for its guard
                         against a cold cache
@@ -75,7 +79,12 @@ from trainyard.documents.look import (
     RouteCounters,
     Snapshot,
 )
-from trainyard.rollout.failures import ROUTER, failures_between
+from trainyard.rollout.failures import (
+    ROUTER,
+    failures_between,
+    refused_between,
+    unanswered_between,
+)
 from trainyard.rollout.probes.tally import EDGES_S
 
 TAIL_SHARE = 0.01
@@ -172,6 +181,7 @@ def blocks_from_snapshots(
                 blocks.extend(_server_blocks(slice_, pairs, edge, by_events))
             blocks.extend(_ending_blocks(slice_, pairs, alike))
             blocks.extend(_error_blocks(slice_, *route))
+            blocks.extend(_router_ending_blocks(slice_, *route, alike=alike))
             blocks.extend(_probe_blocks(slice_, before, after, probe_edge, alike))
     return blocks
 
@@ -259,7 +269,10 @@ def _history(
     blocks = _server_blocks(slice_, pairs, edge, by_events)
     blocks += _ending_blocks(slice_, pairs, alike=True)
     route = _of_one_start(before.route, after.route)
-    return blocks + (_errors_of_history(slice_, *route) if route is not None else [])
+    if route is not None:
+        blocks += _errors_of_history(slice_, *route)
+        blocks += _router_ending_blocks(slice_, *route, alike=True)
+    return blocks
 
 
 def _errors_of_history(slice_: _Slice, before: RouteCounters, after: RouteCounters) -> list[Block]:
@@ -584,6 +597,21 @@ def _error_blocks(slice_: _Slice, before: RouteCounters, after: RouteCounters) -
         slice_.count(name, "errors", ended.requests, ended.bad)
         for name, ended in failures_between(old, new).items()
     ]
+
+
+def _router_ending_blocks(
+    slice_: _Slice, before: RouteCounters, after: RouteCounters, *, alike: bool
+) -> Iterator[Block]:
+    """Yield the rows of requests of which no server's own counters know that they ended badly."""
+    old, new = before.releases.get(slice_.release_id), after.releases.get(slice_.release_id)
+    if old is None or new is None:
+        return
+    told = {"refused": refused_between(old, new)}
+    if alike:
+        told["unanswered"] = unanswered_between(old, new)
+    for metric, servers in told.items():
+        for name, ended in servers.items():
+            yield slice_.count(name, metric, ended.requests, ended.bad)
 
 
 def _probe_blocks(

@@ -65,6 +65,14 @@ class ServerTraffic:
     """Requests that were sent to it and have ended, in whatever way."""
     errors: int
     """Those of them that failed."""
+    arrivals: int | None = None
+    """Requests that were sent to it, ended or not. This and what follows is None where the router
+    does not count it."""
+    unanswered: int | None = None
+    """Requests that ended without an answer and are no error: the client went away before the first
+    byte of one, or the server said that it was too busy (408, 429)."""
+    refused: int | None = None
+    """Requests that it answered with another 4xx."""
 
 
 @dataclass(frozen=True)

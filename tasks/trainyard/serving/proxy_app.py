@@ -163,6 +163,8 @@ class ProxyApp:
             exchange.outcome = "unreachable"
             return refusal(503, "no_server", f"{release_id} has no ready server.", release_id)
         exchange.server = upstream.endpoint.name
+        if exchange.server and not exchange.pinned:
+            route.traffic_of(release_id).sent_to(exchange.server)
         try:
             return await relay(exchange, upstream, release_id, metrics)
         except (httpx.ConnectError, httpx.ConnectTimeout):

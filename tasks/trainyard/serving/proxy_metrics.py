@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -20,10 +21,7 @@ _REQUEST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300
 class ReleaseMetrics:
     """The series of one release, looked up once."""
 
-    ok: Counter
-    error: Counter
-    unreachable: Counter
-    cancelled: Counter
+    outcomes: Mapping[Outcome, Counter]
     pinned: Counter
     in_flight: Gauge
     ttft: Histogram
@@ -31,12 +29,7 @@ class ReleaseMetrics:
 
     def ended(self, outcome: Outcome) -> None:
         """Count how a request ended."""
-        {
-            "ok": self.ok,
-            "error": self.error,
-            "unreachable": self.unreachable,
-            "cancelled": self.cancelled,
-        }[outcome].inc()
+        self.outcomes[outcome].inc()
 
 
 class ProxyMetrics:
@@ -48,7 +41,8 @@ class ProxyMetrics:
         self._releases: dict[tuple[str, str, str], ReleaseMetrics] = {}
         self._requests = Counter(
             "trainyard_proxy_requests",
-            "Requests that ended, by outcome: ok, error, unreachable, cancelled by the client.",
+            "Requests that ended, by outcome: ok, refused (4xx), busy (408, 429), error, "
+            "unreachable, unanswered (the client left before the first byte), cancelled (later).",
             (*_LABELS, "outcome"),
             registry=self._registry,
         )
@@ -103,10 +97,7 @@ class ProxyMetrics:
         found = self._releases.get(key)
         if found is None:
             found = self._releases[key] = ReleaseMetrics(
-                ok=self._requests.labels(*key, "ok"),
-                error=self._requests.labels(*key, "error"),
-                unreachable=self._requests.labels(*key, "unreachable"),
-                cancelled=self._requests.labels(*key, "cancelled"),
+                outcomes={each: self._requests.labels(*key, each) for each in get_args(Outcome)},
                 pinned=self._pinned.labels(*key),
                 in_flight=self._in_flight.labels(*key),
                 ttft=self._ttft.labels(*key),

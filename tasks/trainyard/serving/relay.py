@@ -28,6 +28,9 @@ RETRY_AFTER_S = 2
 CONNECT_TIMEOUT_S = 2.0
 WRITE_TIMEOUT_S = 60.0
 
+BUSY = frozenset((408, 429))
+"""Statuses by which a server says that it cannot take a request now."""
+
 _HOP_BY_HOP = frozenset(
     (
         b"connection",
@@ -61,7 +64,7 @@ class Exchange:
     """The client has the head of its answer."""
     timed: bool = True
     """Does its time to the first token say something about the release that was chosen?"""
-    outcome: Outcome = "cancelled"
+    outcome: Outcome = "unanswered"
     server: str = ""
     """Name of the server that was chosen first, which answers for the outcome; empty: none."""
 
@@ -141,9 +144,21 @@ async def _stream(
         if waiting:
             metrics.ttft.observe(time.perf_counter() - exchange.arrived)
             waiting = False
+        if piece and exchange.outcome == "unanswered":
+            # The head is no answer: servers send that of a stream before they have a token.
+            exchange.outcome = "cancelled"
         await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
     await exchange.send({"type": "http.response.body", "body": b""})
-    exchange.outcome = "error" if response.status_code >= 500 else "ok"
+    exchange.outcome = outcome_of(response.status_code)
+
+
+def outcome_of(status: int) -> Outcome:
+    """Return what an answer that came to its end was."""
+    if status in BUSY:
+        return "busy"
+    if 400 <= status < 500:
+        return "refused"
+    return "error" if status >= 500 else "ok"
 
 
 @contextlib.contextmanager

@@ -19,8 +19,9 @@ from trainyard.serving.protocol import ReleaseTraffic, RouteStatus, ServerTraffi
 from trainyard.serving.records import LOOPBACK, ObservedServer
 
 Track = Literal["stable", "candidate"]
-Outcome = Literal["ok", "error", "unreachable", "cancelled"]
-"""`unreachable`: no connection. `cancelled`: the client went away first."""
+Outcome = Literal["ok", "refused", "busy", "error", "unreachable", "unanswered", "cancelled"]
+"""`refused`: a 4xx. `busy`: 408 or 429. `unreachable`: no connection. `unanswered`: the client went
+away before the first byte of an answer. `cancelled`: it went away in the middle of one."""
 
 SHUN_S = 1.0
 """Seconds for which a server that refused a connection is the last choice."""
@@ -103,8 +104,11 @@ def take_idle(upstreams: list[Upstream]) -> list[Upstream]:
 class Served:
     """Counts of one server by name, over all its starts since the proxy's."""
 
+    arrivals: int = 0
     ended: int = 0
     errors: int = 0
+    unanswered: int = 0
+    refused: int = 0
     gone_at: float | None = None
     """time.monotonic() when it was first missing in the route; None: it is there."""
 
@@ -136,6 +140,10 @@ class Traffic:
             elif now - served.gone_at > GONE_KEPT_S:
                 del self.servers[name]
 
+    def sent_to(self, server: str) -> None:
+        """Count that a request goes to a server."""
+        self.servers.setdefault(server, Served()).arrivals += 1
+
     def note(self, outcome: Outcome, server: str = "") -> None:
         """Count how a request ended.
 
@@ -148,7 +156,11 @@ class Traffic:
             served = self.servers.setdefault(server, Served())
             served.ended += 1
             served.errors += failed
-        if outcome == "cancelled":
+            served.unanswered += outcome in ("unanswered", "busy")
+            served.refused += outcome == "refused"
+        if outcome in ("cancelled", "unanswered"):
+            # Clients may leave for reasons of their own, many at once. What that says about a
+            # release shows only beside the other one, so it is for the judge and not for the fuse.
             return
         self.errors += failed
         self.failures += failed and self.answers < FIRST_ANSWERS
@@ -281,7 +293,12 @@ class Route:
                     t.arrivals,
                     t.errors,
                     t.in_flight,
-                    {server: ServerTraffic(s.ended, s.errors) for server, s in t.servers.items()},
+                    {
+                        server: ServerTraffic(
+                            s.ended, s.errors, s.arrivals, s.unanswered, s.refused
+                        )
+                        for server, s in t.servers.items()
+                    },
                 )
                 for name in names
                 for t in (self.traffic.get(name, Traffic()),)

@@ -426,9 +426,10 @@ class Margins(SpecPart):
     """Counts only: a share of requests below which the candidate is good enough by itself."""
 
 
-Ending = Literal["aborted", "truncated", "empty"]
-"""How answers can end badly without failing: the engine gave them up; they were cut, mostly at the
-limit on their length; they have one token at most."""
+Ending = Literal["aborted", "truncated", "empty", "unanswered", "refused"]
+"""How requests can end badly without failing: the engine gave them up; the answer was cut, mostly
+at the limit on its length; it has one token at most; the client left before its first byte, or the
+server was too busy for it; the server refused the request (4xx)."""
 
 
 class EndingMargins(SpecPart):
@@ -464,7 +465,8 @@ class JudgeSettings(SpecPart):
     margins: dict[JudgedMetric, Margins] = Field(default_factory=dict)
     """Other margins than the documented ones, by metric."""
     endings: dict[Ending, EndingMargins] = Field(default_factory=dict)
-    """Other settings than the defaults for answers that were aborted, truncated or empty."""
+    """Other settings than the defaults for requests that were aborted, truncated, answered with
+    nothing, left unanswered or refused."""
 
 
 class LatencyObjective(SpecPart):

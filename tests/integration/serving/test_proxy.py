@@ -135,6 +135,11 @@ def stream(url: str, **asked: Any) -> AbstractContextManager[httpx.Response]:
     return httpx.stream("POST", f"{url}/completions", json=body, timeout=PATIENCE_S)
 
 
+def sent(requests: int, *, errors: int = 0, unanswered: int = 0, refused: int = 0) -> ServerTraffic:
+    """Return the counts of a server whose requests have all ended."""
+    return ServerTraffic(requests, errors, requests, unanswered, refused)
+
+
 def go_on(server: FakeServer) -> None:
     """Let a server make the next token of a stream that waits to be told."""
     httpx.post(f"{server.url}/go-on", timeout=PATIENCE_S).raise_for_status()
@@ -225,6 +230,7 @@ def test_a_client_that_goes_away_ends_its_request_at_the_server(place: Place) ->
     eventually(lambda: place.told(place.old)["aborted"] == 1, why="the server stops")
     old, _ = place.traffic()
     assert (old.arrivals, old.errors) == (1, 0)
+    assert place.servers() == {place.old.record.name: sent(1)}
 
 
 def test_a_client_that_goes_away_before_the_answer_is_no_error_either(place: Place) -> None:
@@ -243,6 +249,15 @@ def test_a_client_that_goes_away_before_the_answer_is_no_error_either(place: Pla
 
     asyncio.run(leave())
     assert place.traffic()[0] == ReleaseTraffic(1, 0, 0)
+    assert place.servers() == {place.old.record.name: sent(1, unanswered=1)}
+
+
+def test_the_head_of_a_stream_is_no_answer(place: Place) -> None:
+    """Servers send it before they have a token, so one that hangs sends it as well."""
+    place.wish(0)
+    with stream(place.url, fault="hang") as response:
+        assert response.status_code == 200
+    assert place.servers() == {place.old.record.name: sent(1, unanswered=1)}
 
 
 def test_errors_are_counted_where_they_happen(place: Place) -> None:
@@ -254,8 +269,8 @@ def test_errors_are_counted_where_they_happen(place: Place) -> None:
     assert (old.errors, new.errors) == (2, 2)
     assert (old.arrivals, new.arrivals) == (2, 2)
     assert place.servers() == {
-        place.old.record.name: ServerTraffic(2, 2),
-        place.new.record.name: ServerTraffic(2, 2),
+        place.old.record.name: sent(2, errors=2),
+        place.new.record.name: sent(2, errors=2),
     }
 
 
@@ -284,8 +299,8 @@ def test_what_a_server_loses_at_once_is_its_own(place: Place) -> None:
     # The clients of the other server have gone away by now, which is nobody's error.
     assert place.traffic()[0] == ReleaseTraffic(6, 3, 0)
     assert place.servers() == {
-        place.old.record.name: ServerTraffic(3, 0),
-        twin.record.name: ServerTraffic(3, 3),
+        place.old.record.name: sent(3),
+        twin.record.name: sent(3, errors=3),
     }
 
 
@@ -293,6 +308,7 @@ def test_bad_requests_of_clients_are_no_errors_of_the_release(place: Place) -> N
     place.wish(0)
     assert httpx.get(f"{place.url}/nothing", timeout=PATIENCE_S).status_code == 404
     assert place.traffic()[0] == ReleaseTraffic(1, 0, 0)
+    assert place.servers() == {place.old.record.name: sent(1, refused=1)}
 
 
 def test_a_pinned_request_reaches_its_track_and_is_not_counted(place: Place) -> None:
@@ -335,8 +351,8 @@ def test_a_refused_connection_is_retried_and_counts_against_the_first_choice(pla
     assert (old.arrivals, old.errors) == (4, 0)
     assert (new.arrivals, new.errors) == (4, 4)
     assert place.servers() == {
-        place.old.record.name: ServerTraffic(4, 0),
-        nobody.name: ServerTraffic(4, 4),
+        place.old.record.name: sent(4),
+        nobody.name: sent(4, errors=4),
     }
 
 

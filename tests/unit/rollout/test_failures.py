@@ -13,7 +13,13 @@ from tests.unit.rollout.machine import NEW, NOW, OLD
 
 from trainyard.documents.evidence import Block, JudgeSpec, MetricVerdict, default_metrics
 from trainyard.documents.look import ReleaseCounters, RouteCounters, ServerCounters, Snapshot
-from trainyard.rollout.failures import ROUTER, Ended, failures_between
+from trainyard.rollout.failures import (
+    ROUTER,
+    Ended,
+    failures_between,
+    refused_between,
+    unanswered_between,
+)
 from trainyard.rollout.judge import judge
 from trainyard.rollout.judge.blocks import PairedBlock, closed_blocks
 from trainyard.rollout.judge.guards import share_is_off, stable_is_sick
@@ -103,6 +109,46 @@ def test_a_slice_without_requests_was_seen_all_the_same() -> None:
 @pytest.mark.parametrize(("ended", "errors"), [(90, 5), (130, 4), (102, 9)])
 def test_counts_of_the_release_that_went_backwards_are_missing(ended: int, errors: int) -> None:
     assert failures_between(BEFORE, counters(ended, errors, a=(70, 2))) == {}
+
+
+def told(ended: int, **servers: tuple[int | None, int | None, int | None]) -> ReleaseCounters:
+    """Return counters with arrivals, unanswered and refused requests by server."""
+    made = {
+        name: ServerCounters(ended=ended, errors=0, arrivals=n, unanswered=left, refused=refused)
+        for name, (n, left, refused) in servers.items()
+    }
+    return ReleaseCounters(arrivals=ended, errors=0, in_flight=0, servers=made)
+
+
+def test_who_left_or_was_refused_is_a_share_of_what_was_sent() -> None:
+    before, after = told(9, a=(100, 4, 1), b=(50, 0, 0)), told(19, a=(140, 9, 1), b=(51, 3, 7))
+    assert unanswered_between(before, after) == {"a": Ended(40, 5), "b": Ended(3, 3)}
+    assert refused_between(before, after) == {"a": Ended(40, 0), "b": Ended(7, 7)}
+
+
+def test_of_these_a_server_that_appears_began_at_zero_too() -> None:
+    before, after = told(9, a=(100, 4, 1)), told(19, a=(100, 4, 1), b=(51, 3, 7))
+    assert unanswered_between(before, after) == {"a": Ended(0, 0), "b": Ended(51, 3)}
+    assert unanswered_between(told(0), after)["a"] == Ended(100, 4)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (told(9), told(19, a=(140, 9, 1))),
+        (told(9, a=(100, 4, 1)), told(19)),
+        (told(9, a=(None, None, None)), told(19, a=(140, 9, 1))),
+        (told(9, a=(100, 4, 1)), told(19, a=(None, None, None))),
+        (told(9, a=(100, None, 1)), told(19, a=(140, None, 1))),
+        (told(9, a=(100, 4, 1)), told(19, a=(90, 5, 1))),
+        (told(9, a=(100, 4, 1)), told(19, a=(140, 3, 1))),
+    ],
+    ids=["sums", "forgotten", "older look", "older router", "not told", "fewer sent", "went back"],
+)
+def test_who_left_is_missing_where_nobody_knows_never_zero(
+    before: ReleaseCounters, after: ReleaseCounters
+) -> None:
+    assert unanswered_between(before, after) == {}
 
 
 SERVERS = ("a", "b", "c", "")

@@ -307,7 +307,8 @@ def test_margins_of_the_spec_replace_the_defaults() -> None:
 def test_how_answers_end_is_judged_unless_the_spec_says_otherwise() -> None:
     found = judge_spec(make_release("a").spec.rollout)
     assert found.metrics[len(default_metrics()) :] == ending_metrics({})
-    endings = {"truncated": {"judged": False}, "empty": {"harm": 5}, "aborted": {"judged": False}}
+    others = ("truncated", "aborted", "unanswered", "refused")
+    endings = {"empty": {"harm": 5}, **{name: {"judged": False} for name in others}}
     changed = judge_spec(make_release("a", judge={"endings": endings}).spec.rollout)
     (empty,) = (metric for metric in changed.metrics if metric.harm_only)
     assert (empty.name, empty.harm_margin, empty.harm_floor) == ("empty", 5, 0.02)

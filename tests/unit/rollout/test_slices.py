@@ -18,6 +18,7 @@ from trainyard.documents.look import (
     ProbeReading,
     ReleaseCounters,
     RouteCounters,
+    ServerCounters,
     Snapshot,
 )
 from trainyard.rollout.probes.tally import EDGES_S
@@ -675,6 +676,72 @@ def test_a_busier_candidate_is_still_compared_by_how_its_answers_end() -> None:
     assert {metric for metric, _ in ends(*shots)} == {"truncated", "empty"}
     assert ends(*shots)["truncated", "candidate"] == (100, 10)
     assert "ttft" not in {row.metric for row in blocks(*shots)}
+
+
+def router_told(weight: int, **figures: tuple[int, int, int]) -> RouteCounters:
+    """Return the router's counters: sent, unanswered and refused, of one server a release."""
+    names = {"old": OLD, "new": NEW}
+    return RouteCounters(
+        epoch="1",
+        weights={OLD: 100 - weight, NEW: weight},
+        releases={
+            names[name]: ReleaseCounters(
+                arrivals=sent,
+                errors=0,
+                in_flight=0,
+                servers={
+                    f"{names[name]}-0": ServerCounters(
+                        ended=sent, errors=0, arrivals=sent, unanswered=left, refused=refused
+                    )
+                },
+            )
+            for name, (sent, left, refused) in figures.items()
+        },
+    )
+
+
+def router_rows(*shots: Snapshot) -> dict[tuple[str, str, str], tuple[int, int]]:
+    return {
+        (row.metric, row.track, row.pod): (row.requests, row.bad)
+        for row in blocks(*shots)
+        if row.metric in ("unanswered", "refused")
+    }
+
+
+def test_requests_of_which_no_server_knows_that_they_ended_badly_are_the_routers_to_tell() -> None:
+    pods = tuple(pod(release, ttft=histogram(9, 1.0)) for release in (OLD, NEW))
+    shots = (
+        snapshot(0, pods, router_told(50, old=(100, 1, 0), new=(10, 0, 0))),
+        snapshot(30, (), router_told(50, old=(160, 3, 1), new=(70, 48, 5))),
+    )
+    # Servers need not be there any more.
+    assert router_rows(shots[0], shots[1].model_copy(update={"pods": pods})) == {
+        ("unanswered", "stable", f"{OLD}-0"): (60, 2),
+        ("unanswered", "candidate", f"{NEW}-0"): (60, 48),
+        ("refused", "stable", f"{OLD}-0"): (60, 1),
+        ("refused", "candidate", f"{NEW}-0"): (60, 5),
+    }
+
+
+def test_clients_of_a_busier_candidate_may_leave_sooner_but_are_not_refused_more() -> None:
+    pods = tuple(pod(release) for release in (OLD, NEW))
+    shots = (
+        snapshot(0, pods, router_told(80, old=(0, 0, 0), new=(0, 0, 0))),
+        snapshot(30, pods, router_told(80, old=(40, 0, 0), new=(160, 80, 80))),
+    )
+    assert {metric for metric, *_ in router_rows(*shots)} == {"refused"}
+
+
+def test_who_left_stable_before_exposure_is_history() -> None:
+    pods = (pod(OLD),)
+    shots = (
+        snapshot(-60, pods, router_told(0, old=(0, 0, 0))),
+        snapshot(-30, pods, router_told(0, old=(40, 2, 1))),
+    )
+    assert router_rows(*shots) == {
+        ("unanswered", "stable", f"{OLD}-0"): (40, 2),
+        ("refused", "stable", f"{OLD}-0"): (40, 1),
+    }
 
 
 def test_answers_of_a_slice_with_a_probe_are_not_told_from_users() -> None:

@@ -9,7 +9,7 @@ from tests.serving_world import ENVIRONMENT, MODEL, NEW, NOW, OLD, make_channel,
 
 from trainyard.serving.guard import FIRST_ANSWERS, Wish, decide
 from trainyard.serving.protocol import ReleaseTraffic, ServerTraffic
-from trainyard.serving.route import GONE_KEPT_S, SHUN_S, Endpoint, Route, Traffic
+from trainyard.serving.route import GONE_KEPT_S, SHUN_S, Endpoint, Outcome, Route, Traffic
 
 
 class Clock:
@@ -85,10 +85,21 @@ def test_failures_are_counted_for_the_judge_and_for_the_fuse() -> None:
     for _ in range(FIRST_ANSWERS - 1):
         traffic.note("error")
     traffic.note("cancelled")
+    traffic.note("unanswered")
     assert (traffic.answers, traffic.failures, traffic.errors) == (9, 9, 9)
     traffic.note("ok")
     traffic.note("error")
     assert (traffic.answers, traffic.failures, traffic.errors) == (11, 9, 10)
+
+
+@pytest.mark.parametrize("outcome", ["unanswered", "cancelled", "busy", "refused"])
+def test_nothing_but_failed_requests_blows_the_fuse(outcome: Outcome) -> None:
+    """Clients leave for reasons of their own, many at once, and send what no server can take."""
+    route = make_route([server(OLD), server(NEW)])
+    for _ in range(10 * FIRST_ANSWERS):
+        route.traffic_of(NEW).note(outcome, f"{NEW}-0")
+    seen = route.health()[NEW]
+    assert (seen.failures, seen.connection_failures) == (0, 0)
 
 
 @pytest.mark.parametrize("outcome", ["ok", "error"])
@@ -118,14 +129,27 @@ def test_each_server_has_its_own_counts_within_its_release() -> None:
     for outcome, name in (
         ("ok", f"{OLD}-0"),
         ("cancelled", f"{OLD}-0"),
+        ("unanswered", f"{OLD}-0"),
+        ("busy", f"{OLD}-0"),
+        ("refused", f"{OLD}-0"),
         ("error", f"{OLD}-1"),
         ("unreachable", f"{OLD}-1"),
         ("unreachable", ""),
     ):
         traffic.arrivals += 1
+        if name:
+            traffic.sent_to(name)
         traffic.note(outcome, name)  # type: ignore[arg-type]
+    traffic.arrivals += 1
+    traffic.sent_to(f"{OLD}-1")
     assert route.status("epoch").traffic[OLD] == ReleaseTraffic(
-        5, 3, 0, {f"{OLD}-0": ServerTraffic(2, 0), f"{OLD}-1": ServerTraffic(2, 2)}
+        9,
+        3,
+        0,
+        {
+            f"{OLD}-0": ServerTraffic(5, 0, arrivals=5, unanswered=2, refused=1),
+            f"{OLD}-1": ServerTraffic(2, 2, arrivals=3, unanswered=0, refused=0),
+        },
     )
 
 
@@ -141,7 +165,7 @@ def test_a_restarted_server_goes_on_with_its_counts() -> None:
     route.traffic_of(OLD).note("ok", f"{OLD}-0")
     route.update(Wish.of(make_channel()), [server(OLD, pid=99)])
     route.traffic_of(OLD).note("error", f"{OLD}-0")
-    assert servers_of(route) == {f"{OLD}-0": ServerTraffic(2, 1)}
+    assert servers_of(route) == {f"{OLD}-0": ServerTraffic(2, 1, 0, 0, 0)}
 
 
 def test_the_counts_of_a_server_that_left_are_kept_for_a_while() -> None:
@@ -156,7 +180,7 @@ def test_the_counts_of_a_server_that_left_are_kept_for_a_while() -> None:
         # It came back in between, so it left anew.
         (GONE_KEPT_S + 1, [server(OLD, 0), server(OLD, 1)], both),
         (GONE_KEPT_S + 2, [server(OLD, 0)], both),
-        (2 * GONE_KEPT_S + 3, [server(OLD, 0)], {f"{OLD}-0": ServerTraffic(1, 0)}),
+        (2 * GONE_KEPT_S + 3, [server(OLD, 0)], {f"{OLD}-0": ServerTraffic(1, 0, 0, 0, 0)}),
     )
     for now, ready, kept in looks:
         route.clock.now = now
@@ -164,7 +188,7 @@ def test_the_counts_of_a_server_that_left_are_kept_for_a_while() -> None:
         assert servers_of(route) == kept
     # A last request that it still had begins its counts anew.
     route.traffic_of(OLD).note("error", f"{OLD}-1")
-    assert servers_of(route) == {**both, f"{OLD}-1": ServerTraffic(1, 1)}
+    assert servers_of(route) == {**both, f"{OLD}-1": ServerTraffic(1, 1, 0, 0, 0)}
 
 
 def servers_of(route: Route) -> Mapping[str, ServerTraffic]:

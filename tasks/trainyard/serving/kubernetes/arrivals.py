@@ -17,7 +17,12 @@ only the endpoint tells the release. Requests of the pinned rules are in other c
 `rq_error`                    errors: 5xx, no connection, or a stream cut before its end
 `rq_active`                   in flight
 `rq_success`                  for the fuse: one success and the first answers did not all fail
+what is in `rq_total` and in  unanswered: the client left before the head of an answer. The head
+none of the others            of a stream comes before its first token, so streams that say
+                              nothing after it are not among them. Never fewer than these
 ============================  ==========================================================
+
+Envoy counts answers of 4xx by cluster only, so nobody knows which release refused.
 """
 
 from __future__ import annotations
@@ -81,6 +86,11 @@ class Counts:
     def arrivals(self) -> int:
         """Requests that were sent there, also in vain; at least those that failed or are active."""
         return max(self.total + self.connect_failures, self.error + self.active)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that ended before there was the head of an answer, and did not fail."""
+        return max(0, self.arrivals - self.success - self.error - self.active)
 
 
 @dataclass(frozen=True)
@@ -219,7 +229,7 @@ def traffic_of(servers: Mapping[str, Counts]) -> ReleaseTraffic:
         sum(one.error for one in servers.values()),
         sum(one.active for one in servers.values()),
         {
-            name: ServerTraffic(one.arrivals - one.active, one.error)
+            name: ServerTraffic(one.arrivals - one.active, one.error, one.arrivals, one.unanswered)
             for name, one in servers.items()
         },
     )
@@ -392,14 +402,24 @@ def proxies_sight(answers: Sequence[ProxyAnswer]) -> DataPlaneSight | None:
 
 def _joint_servers(of_each: Sequence[Mapping[str, ServerTraffic]]) -> dict[str, ServerTraffic]:
     names = dict.fromkeys(name for servers in of_each for name in servers)
-    none = ServerTraffic(0, 0)
-    return {
-        name: ServerTraffic(
-            sum(servers.get(name, none).ended for servers in of_each),
-            sum(servers.get(name, none).errors for servers in of_each),
+    none = ServerTraffic(0, 0, 0, 0, 0)
+    found = {}
+    for name in names:
+        mine = [servers.get(name, none) for servers in of_each]
+        found[name] = ServerTraffic(
+            sum(one.ended for one in mine),
+            sum(one.errors for one in mine),
+            _sum([one.arrivals for one in mine]),
+            _sum([one.unanswered for one in mine]),
+            _sum([one.refused for one in mine]),
         )
-        for name in names
-    }
+    return found
+
+
+def _sum(figures: Sequence[int | None]) -> int | None:
+    """Return the sum; None if a proxy of an older version does not count it."""
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) if len(known) == len(figures) else None
 
 
 def _joint_health(of_each: Sequence[ReleaseHealth]) -> ReleaseHealth:

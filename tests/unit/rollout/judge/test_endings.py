@@ -23,7 +23,7 @@ from trainyard.spec.model import EndingMargins
 
 MakeLog = Callable[..., list[Block]]
 TRUNCATED = next(metric for metric in ending_metrics({}) if metric.name == "truncated")
-NAMES = ("aborted", "truncated", "empty")
+NAMES = ("aborted", "truncated", "empty", "unanswered", "refused")
 WEIGHTS = (10,) * 8 + (25,) * 8 + (50,) * 24
 
 
@@ -149,7 +149,7 @@ def test_each_can_be_switched_off_or_have_margins_of_its_own() -> None:
         "empty": EndingMargins(harm=3, harm_floor=0.05),
     }
     found = {one.name: one for one in ending_metrics(settings)}  # type: ignore[arg-type]
-    assert set(found) == {"aborted", "empty"}
+    assert set(found) == {"aborted", "empty", "unanswered", "refused"}
     assert (found["empty"].harm_margin, found["empty"].harm_floor) == (3, 0.05)
     assert (found["aborted"].harm_margin, found["aborted"].harm_floor) == (2, 0.02)
     assert all(one.harm_only for one in found.values())

@@ -80,33 +80,61 @@ def test_the_rule_is_found_where_it_is_now() -> None:
 
 def test_counts_of_all_gateways_are_added_by_server_and_release() -> None:
     page = (
-        endpoint("10.0.0.1:8000", rq_total=10, rq_error=1)
-        + endpoint("10.0.0.2:8000", rq_total=20)
-        + endpoint("[fd00::3]:8000", rq_total=5)
+        endpoint("10.0.0.1:8000", rq_total=10, rq_error=1, rq_success=9)
+        + endpoint("10.0.0.2:8000", rq_total=20, rq_success=17, rq_active=1)
+        + endpoint("[fd00::3]:8000", rq_total=5, rq_success=5)
         + endpoint("10.0.0.9:8000", rq_total=1000)
     )
     servers = [pod(OLD, "10.0.0.1"), pod(OLD, "10.0.0.2"), pod(NEW, "fd00::3")]
     sight = gateway_sight({"envoy-1": page, "envoy-2": page}, servers, CLUSTER)
     assert sight.traffic == {
         OLD: ReleaseTraffic(
-            60, 2, 0, {"pod-1": ServerTraffic(20, 2), "pod-2": ServerTraffic(40, 0)}
+            60,
+            2,
+            2,
+            {"pod-1": ServerTraffic(20, 2, 20, 0), "pod-2": ServerTraffic(38, 0, 40, 4)},
         ),
-        NEW: ReleaseTraffic(10, 0, 0, {"pod-3": ServerTraffic(10, 0)}),
+        NEW: ReleaseTraffic(10, 0, 0, {"pod-3": ServerTraffic(10, 0, 10, 0)}),
     }
-    assert sight.counts == {OLD: Counts(total=60, error=2), NEW: Counts(total=10)}
+    assert sight.counts == {
+        OLD: Counts(total=60, error=2, success=52, active=2),
+        NEW: Counts(total=10, success=10),
+    }
 
 
 def test_failed_connections_are_arrivals_and_errors() -> None:
     served = Counts(total=100, success=97, error=1, active=2)
     dead = Counts(error=5, connect_failures=5)
     assert traffic_of({"a": served, "b": dead}) == ReleaseTraffic(
-        105, 6, 2, {"a": ServerTraffic(98, 1), "b": ServerTraffic(5, 5)}
+        105, 6, 2, {"a": ServerTraffic(98, 1, 100, 0), "b": ServerTraffic(5, 5, 5, 0)}
     )
+
+
+def test_envoy_tells_who_left_before_an_answer_and_not_who_was_refused() -> None:
+    hung = Counts(total=100, success=60, error=3, active=2)
+    assert traffic_of({"a": hung}).servers == {"a": ServerTraffic(98, 3, 100, 35, None)}
+
+
+def test_what_one_proxy_does_not_count_nobody_knows() -> None:
+    def told(**figures: int) -> ProxyAnswer:
+        servers = {"a": ServerTraffic(10, 1, **figures)}
+        status = RouteStatus("e", {OLD: 100}, {OLD: ReleaseTraffic(10, 1, 0, servers)},
+                             "following", "", 1)  # fmt: skip
+        return ProxyAnswer(status, {})
+
+    newer = told(arrivals=12, unanswered=2, refused=3)
+    for answers, expected in (
+        ([newer, newer], ServerTraffic(20, 2, 24, 4, 6)),
+        ([newer, told()], ServerTraffic(20, 2)),
+    ):
+        sight = proxies_sight(answers)
+        assert sight is not None
+        assert sight.traffic[OLD].servers == {"a": expected}
 
 
 def test_figures_that_were_not_read_at_one_moment_never_have_more_errors_than_ends() -> None:
     counts = Counts(total=2, error=5, active=1)
-    assert traffic_of({"a": counts}).servers == {"a": ServerTraffic(5, 5)}
+    assert traffic_of({"a": counts}).servers == {"a": ServerTraffic(5, 5, 6, 0)}
 
 
 def test_another_envoy_or_server_begins_another_epoch() -> None:
@@ -295,13 +323,15 @@ def router(fake: FakeCluster, envoy: FakeEnvoy) -> KubernetesRouter:
 def test_the_status_has_weights_arrivals_and_the_guards_word(
     router: KubernetesRouter, envoy: FakeEnvoy
 ) -> None:
-    envoy.page = endpoint("10.0.0.1:8000", rq_total=90) + endpoint("10.0.0.2:8000", rq_total=9)
+    envoy.page = endpoint("10.0.0.1:8000", rq_total=90, rq_success=90) + endpoint(
+        "10.0.0.2:8000", rq_total=9, rq_success=7
+    )
     status = router.status(ENVIRONMENT, MODEL)
     assert status is not None
     assert status.weights == {OLD: 90, NEW: 10}
     assert status.traffic == {
-        OLD: ReleaseTraffic(90, 0, 0, {f"{OLD}-0": ServerTraffic(90, 0)}),
-        NEW: ReleaseTraffic(9, 0, 0, {f"{NEW}-0": ServerTraffic(9, 0)}),
+        OLD: ReleaseTraffic(90, 0, 0, {f"{OLD}-0": ServerTraffic(90, 0, 90, 0)}),
+        NEW: ReleaseTraffic(9, 0, 0, {f"{NEW}-0": ServerTraffic(9, 0, 9, 2)}),
     }
     assert (status.guard, status.guard_reason, status.channel_generation) == ("following", "", 1)
 
