@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainyard.documents.look import Histogram, PodCounters, Snapshot
-from trainyard.rollout.slices import is_frozen, requests_sent, start_of
+from trainyard.rollout.slices import is_frozen, sent_to, start_of
 from trainyard.serving.protocol import ServerStatus
 
 
@@ -60,8 +60,7 @@ def _incomparable(past: Sequence[Snapshot], after: Snapshot, pods: Sequence[PodC
         if _went_back(old.ttft, new.ttft) or _went_back(old.tpot, new.tpot):
             return f"the counters of {new.pod} went backwards"
         since = _unchanged_since(past, new)
-        sent = requests_sent(since, after, new.release_id) / len(pods)
-        if is_frozen(old, new, sent=sent):
+        if is_frozen(old, new, sent=sent_to(new, since, after, servers=len(pods))):
             return f"the counters of {new.pod} stand still"
     return "" if pairs else f"no server of {pods[0].release_id} was there before"
 

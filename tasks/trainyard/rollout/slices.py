@@ -6,7 +6,7 @@ A slice is the time between two consecutive snapshots. It counts only where its 
   effect at both; otherwise nobody knows which share of the traffic the figures stand for;
 * the server is the same start of the same server, no counter went backwards, and the figures are
   newer than the ones before; counters that stand still while the router sends the server requests
-  are a source that has frozen;
+  are a source that has frozen, or a server that hangs;
 * both ends lie in the candidate's exposure, or both before it: the latter are rows of stable alone
   with weight 0, from which the judge learns stable's noise. Weights may change there.
 
@@ -76,6 +76,7 @@ from trainyard.documents.look import (
     PodCounters,
     ProbeCounters,
     ProbeReading,
+    ReleaseCounters,
     RouteCounters,
     Snapshot,
 )
@@ -440,8 +441,12 @@ def comparable_pods(before: Snapshot, after: Snapshot, release_id: str) -> list[
     earlier = {start_of(pod): pod for pod in before.pods if pod.release_id == release_id}
     pods = [pod for pod in after.pods if pod.release_id == release_id]
     pairs = [(earlier[start_of(pod)], pod) for pod in pods if start_of(pod) in earlier]
-    sent = requests_sent(before, after, release_id) / max(1, len(pods))
-    return [pair for pair in pairs if not is_old(*pair) and not is_frozen(*pair, sent=sent)]
+    return [
+        (old, new)
+        for old, new in pairs
+        if not is_old(old, new)
+        and not is_frozen(old, new, sent=sent_to(new, before, after, servers=len(pods)))
+    ]
 
 
 def start_of(pod: PodCounters) -> tuple[str, datetime | None, float | None]:
@@ -460,15 +465,39 @@ def is_frozen(old: PodCounters, new: PodCounters, *, sent: float) -> bool:
     return sent >= FROZEN_REQUESTS and still and not is_old(old, new)
 
 
-def requests_sent(before: Snapshot, after: Snapshot, release_id: str) -> int:
-    """Return how many requests to a release ended in a slice, if the router knows."""
-    if before.route is None or after.route is None or before.route.epoch != after.route.epoch:
-        return 0
-    old, new = (one.releases.get(release_id) for one in (before.route, after.route))
-    if old is None or new is None:
-        return 0
+def sent_to(pod: PodCounters, before: Snapshot, after: Snapshot, *, servers: int) -> float:
+    """Return how many requests a server should have counted in a slice, if the router knows.
+
+    It is the share of one of its release's servers. A server that hangs ends nothing, so what
+    ended there says too little; but one that the router sent nothing, such as where sessions or
+    prefixes choose the server, should have counted nothing.
+
+    Args:
+        pod: the server's counters at the end.
+        before: the slice's beginning.
+        after: its end.
+        servers: of the release.
+    """
+    route = _of_one_start(before.route, after.route)
+    old, new = (one.releases.get(pod.release_id) for one in route) if route else (None, None)
+    if old is None or new is None or _got_nothing(pod, old, new):
+        return 0.0
     good = [(one.arrivals - one.in_flight - one.errors) for one in (old, new)]
-    return good[1] - good[0]
+    return (good[1] - good[0]) / servers
+
+
+def _got_nothing(pod: PodCounters, old: ReleaseCounters, new: ReleaseCounters) -> bool:
+    """Tell whether the router says that a server had no request in a slice, not even one that
+    hangs."""
+    if not new.servers or not old.servers:
+        return False
+    before, now = old.servers.get(pod.pod), new.servers.get(pod.pod)
+    if (now.ended if now else 0) != (before.ended if before else 0):
+        return False
+    if any(server.arrivals is None for server in new.servers.values()):
+        # A router of an older version, which does not say what is under way there.
+        return pod.in_flight == 0
+    return now is None or now.arrivals == now.ended
 
 
 def _server_blocks(

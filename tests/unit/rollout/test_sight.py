@@ -13,9 +13,11 @@ from trainyard.documents.look import (
     PodCounters,
     ReleaseCounters,
     RouteCounters,
+    ServerCounters,
     Snapshot,
 )
 from trainyard.rollout.sight import unseen
+from trainyard.rollout.slices import comparable_pods
 from trainyard.serving.protocol import ServerStatus
 
 
@@ -34,8 +36,15 @@ def pod(count: int, number: int = 0, **changes: Any) -> PodCounters:
     return made.model_copy(update=changes)
 
 
-def look(seconds: float, *pods: PodCounters, arrivals: int = 0, epoch: str = "1") -> Snapshot:
-    counters = ReleaseCounters(arrivals=arrivals, errors=0, in_flight=0)
+def look(
+    seconds: float,
+    *pods: PodCounters,
+    arrivals: int = 0,
+    epoch: str = "1",
+    **servers: ServerCounters,
+) -> Snapshot:
+    named = {f"{NEW}-{name[1:]}": one for name, one in servers.items()}
+    counters = ReleaseCounters(arrivals=arrivals, errors=0, in_flight=0, servers=named)
     return Snapshot(
         at=NOW + timedelta(seconds=seconds),
         phase="holding",
@@ -87,6 +96,50 @@ def test_one_of_two_that_stands_still_is_blind() -> None:
     before = look(0, pod(100), pod(100, 1), arrivals=200)
     after = look(30, pod(150), pod(100, 1), arrivals=300)
     assert "stand still" in seen(before, after, servers=2)
+
+
+def ended(requests: int, sent: int | None = None) -> ServerCounters:
+    return ServerCounters(ended=requests, errors=0, arrivals=sent)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "in_flight", "still"),
+    [
+        (ended(70, 70), ended(70, 70), None, False),
+        (ended(70), ended(70), 0, False),
+        (None, None, 0, False),
+        # It was sent requests, and ended them.
+        (ended(70, 70), ended(95, 95), 0, True),
+        (ended(70), ended(71), 0, True),
+        # It was sent requests, and hangs.
+        (ended(70, 70), ended(70, 90), 0, True),
+        (ended(70, 75), ended(70, 75), 0, True),
+        (ended(70), ended(70), 5, True),
+        (None, None, 5, True),
+        # Nobody says what is under way there.
+        (ended(70), ended(70), None, True),
+    ],
+)
+def test_a_server_that_was_sent_nothing_is_idle_and_not_blind(
+    before: ServerCounters | None, after: ServerCounters | None, in_flight: int | None, still: bool
+) -> None:
+    """Where sessions or prefixes choose the server, some get nothing for minutes."""
+    one, other = pod(70, 0, in_flight=in_flight), pod(100, 1)
+    told = (before or after) and (before or after).arrivals is not None
+    busy = [ended(n, n if told else None) for n in (100, 150)]
+    first = {"s1": busy[0], **({"s0": before} if before else {})}
+    second = {"s1": busy[1], **({"s0": after} if after else {})}
+    past = look(0, one, other, arrivals=170, **first)
+    now = look(30, one, pod(150, 1), arrivals=270, **second)
+    expected = f"the counters of {NEW}-0 stand still" if still else ""
+    assert seen(past, now, servers=2) == expected
+    assert bool([p for p, _ in comparable_pods(past, now, NEW) if p.pod == one.pod]) != still
+
+
+def test_where_the_router_counts_arrivals_a_server_that_it_does_not_name_got_nothing() -> None:
+    past = look(0, pod(70, 0), pod(100, 1), arrivals=100, s1=ended(100, 100))
+    now = look(30, pod(70, 0), pod(150, 1), arrivals=200, s1=ended(150, 150))
+    assert seen(past, now, servers=2) == ""
 
 
 def test_a_sample_that_is_not_due_yet_does_not_stand_still() -> None:
