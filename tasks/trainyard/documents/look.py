@@ -7,6 +7,7 @@ every verdict can be derived from the looks again.
 from __future__ import annotations
 
 from datetime import datetime
+from math import isnan
 from typing import Literal
 
 from pydantic import Field
@@ -25,6 +26,23 @@ class Histogram(Frozen):
     buckets: dict[str, int] = Field(default_factory=dict)
     """Observations at most as large as the edge; keys are the `le` labels as the server wrote
     them, in the metric's unit. Empty where nobody needs them."""
+
+    def by_edge(self) -> dict[float, int]:
+        """Return `buckets` by edges as numbers, since servers may write `1.0` for `1`.
+
+        Without labels that are no number: looks of older versions may have some, and are kept.
+        """
+        edges = ((edge_of(label), within) for label, within in self.buckets.items())
+        return {edge: within for edge, within in edges if edge is not None}
+
+
+def edge_of(label: str) -> float | None:
+    """Return the edge that a label `le` names; None if it is no number."""
+    try:
+        edge = float(label)
+    except ValueError:
+        return None
+    return None if isnan(edge) else edge
 
 
 class PodCounters(Frozen):

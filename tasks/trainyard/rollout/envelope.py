@@ -127,8 +127,8 @@ def _surely_longer(prompts: Histogram, longest: int) -> int:
     """Return how many prompts lie above the first edge that no measured prompt exceeds."""
     within = [
         number
-        for label, number in sorted(prompts.buckets.items(), key=lambda edge: float(edge[0]))
-        if float(label) >= longest + ADDED_TOKENS
+        for edge, number in sorted(prompts.by_edge().items())
+        if edge >= longest + ADDED_TOKENS
     ]
     return max(0, prompts.count - within[0]) if within else 0
 

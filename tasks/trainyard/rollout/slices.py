@@ -332,21 +332,13 @@ def _edge_of(snapshot: Snapshot, stable: str, *, probes: bool) -> float | None:
     count = sum(histogram.count for histogram in histograms)
     if count < FEWEST_FOR_EDGE:
         return None
-    shared = set.intersection(*(set(_by_edge(pod.ttft)) for pod in pods if pod.ttft is not None))
-    kept = [_by_edge(histogram) for histogram in histograms]
+    shared = set.intersection(*(set(pod.ttft.by_edge()) for pod in pods if pod.ttft is not None))
+    kept = [histogram.by_edge() for histogram in histograms]
     for edge in sorted(shared):
         within = sum(each[edge] for each in kept)
         if edge < inf and count - within <= TAIL_SHARE * count:
             return edge
     return None
-
-
-def _by_edge(histogram: Histogram) -> dict[float, int]:
-    """Return how many were not later than each edge.
-
-    Edges are compared as numbers: one server may write `1.0` for what another calls `1`.
-    """
-    return {float(label): within for label, within in histogram.buckets.items()}
 
 
 class _Slice:
@@ -518,7 +510,7 @@ def _server_blocks(
 def _ttft_blocks(slice_: _Slice, pod: str, ttft: Histogram, edge: float | None) -> list[Block]:
     """Return the rows of times to the first token: their mean, and how many were late."""
     blocks = [slice_.mean(pod, "ttft", ttft.count, ttft.total)]
-    within = _by_edge(ttft).get(edge) if edge is not None else None
+    within = ttft.by_edge().get(edge) if edge is not None else None
     if within is not None and within <= ttft.count:
         blocks.append(slice_.count(pod, "ttft_tail", ttft.count, ttft.count - within))
     return blocks

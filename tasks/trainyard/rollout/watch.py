@@ -33,7 +33,7 @@ from math import inf
 from typing import Literal
 
 from trainyard.documents.channel import Channel
-from trainyard.documents.look import Histogram, PodCounters, RouteCounters
+from trainyard.documents.look import Histogram, PodCounters, RouteCounters, edge_of
 from trainyard.documents.watch import Counted, Reading, Sample, WatchState
 from trainyard.spec.model import LatencyObjective, ServingSlo
 
@@ -185,7 +185,7 @@ def _late(old: Histogram | None, new: Histogram | None, within_s: float) -> tupl
     """
     if old is None or new is None:
         return None
-    edges = [label for label in new.buckets if within_s <= float(label) < inf]
+    edges = [label for label in new.buckets if within_s <= (edge_of(label) or 0.0) < inf]
     if not edges:
         return None
     edge = min(edges, key=float)

@@ -371,6 +371,28 @@ def test_releases_without_an_edge_in_common_have_no_tail() -> None:
     assert blocks(*shots, metric="ttft_tail") == []
 
 
+@pytest.mark.parametrize("label", ["0,25", "abc", "", "NaN"])
+def test_a_stored_look_with_an_edge_that_is_no_number_stops_nothing(label: str) -> None:
+    """Looks of older versions were written once and may have one."""
+    shots = [
+        snapshot(
+            s,
+            (
+                stable_ttft(200 + s, 0),
+                pod(
+                    NEW,
+                    ttft=histogram(s, 1.0, **{"0_1": s, "0_5": s, label if s == 60 else "1": s}),
+                ),
+            ),
+        )
+        for s in (0, 30, 60, 90)
+    ]
+    tails = blocks(*shots, metric="ttft_tail")
+    assert {(row.t, row.track) for row in tails} == {
+        (t, track) for t in (30, 60, 90) for track in ("stable", "candidate")
+    }
+
+
 def test_requests_beyond_every_edge_fix_none() -> None:
     beyond = pod(OLD, ttft=histogram(200, 900.0, **{"0_1": 10}))
     assert tail_edge([snapshot(-1, (beyond,))], stable=OLD, exposed_since=NOW) is None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
 
-from trainyard.documents.look import Histogram, PodCounters
+from trainyard.documents.look import Histogram, PodCounters, edge_of
 from trainyard.rollout.readers.families import Family, Figure, families
 from trainyard.serving.protocol import ServerStatus
 
@@ -44,7 +44,7 @@ def pod_counters(
 
     Raises:
         ValueError, LookupError, OverflowError: a value is no finite number or negative, or a
-            bucket has no edge.
+            bucket has no edge, or one that is no number.
     """
     by_name: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -99,6 +99,8 @@ def _histogram(
     buckets: dict[str, int] = {}
     for sample in by_name.get(f"{family.name}_bucket", ()) if family.with_buckets else ():
         label = sample.labels["le"]
+        if edge_of(label) is None:
+            raise ValueError(f"le={label!r} of {sample.name} is no number")
         buckets[label] = buckets.get(label, 0) + _whole(sample.value)
     return Histogram(
         count=sum(_whole(sample.value) for sample in counts),
@@ -129,10 +131,7 @@ def _by_reason(
 
 def _within(histogram: Histogram | None, edge: float) -> int | None:
     """Return how many values were not above an edge; None if there is no such edge."""
-    if histogram is None:
-        return None
-    counts = [within for label, within in histogram.buckets.items() if float(label) == edge]
-    return counts[0] if counts else None
+    return None if histogram is None else histogram.by_edge().get(edge)
 
 
 def _gauge(

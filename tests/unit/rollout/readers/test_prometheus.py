@@ -132,6 +132,17 @@ def test_a_family_without_series_is_missing_never_zero(fake: FakePrometheus) -> 
     assert pod.tpot is None
 
 
+@pytest.mark.parametrize("edge", ["0,25", "abc", "", "NaN"])
+def test_a_server_with_an_edge_that_is_no_number_is_missing(
+    fake: FakePrometheus, edge: str
+) -> None:
+    scraped(fake, NOW_S - 5, page(3), server(OLD))
+    scraped(fake, NOW_S - 5, page(3).replace('le="0.25"', f'le="{edge}"'), server(NEW))
+    assert set(read(fake, server(OLD), server(NEW))) == {f"{OLD}-0"}
+    with pytest.raises(ValueError, match=r"le=.* is no number"):
+        parse_counters(page(3).replace('le="0.25"', f'le="{edge}"'), server())
+
+
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "-1"])
 @pytest.mark.parametrize("end", ["_count", "_sum", "_bucket"])
 def test_a_server_with_a_number_that_is_none_is_missing(
