@@ -48,30 +48,53 @@ def judge(
     It reads only; nothing is moved by it.
     """
     from trainyard.rollout.block_log import dump_blocks
-    from trainyard.rollout.judge import replay
 
     try:
         log, judge_spec = _log(blocks, spec, rollout)
         if save_blocks is not None:
             _write(save_blocks, dump_blocks(log))
+        last = _replay(log, judge_spec, as_json=as_json)
     except TrainyardError as error:
         fail(error)
-    last: Verdict | None = None
-    for verdict in replay(log, judge_spec):
-        last = verdict
-        if as_json:
-            sys.stdout.write(verdict.model_dump_json() + "\n")
-        else:
-            say(f"{verdict.at:8.0f} s  {verdict.outcome:12}  {verdict.reason}")
-    if last is None:
-        fail(
-            BadInput(
-                "The log has nothing but history: no block ends after the first exposure.",
-                hint="Blocks of the comparison have `t` above 0.",
-            )
-        )
     if not as_json:
         show(_table(last))
+
+
+def _replay(log: list[Block], judge_spec: JudgeSpec, *, as_json: bool) -> Verdict:
+    """Print the verdict after every look, and return the last one.
+
+    Raises:
+        BadInput: the log has no look, or figures with which nobody can compute.
+    """
+    import numpy as np
+
+    from trainyard.rollout.judge import replay
+
+    last: Verdict | None = None
+    try:
+        # A verdict has no figure that is not finite: what overflows ends in an error, and needs no
+        # warning besides.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for verdict in replay(log, judge_spec):
+                last = verdict
+                if as_json:
+                    sys.stdout.write(verdict.model_dump_json() + "\n")
+                else:
+                    say(f"{verdict.at:8.0f} s  {verdict.outcome:12}  {verdict.reason}")
+    except (ValueError, ArithmeticError) as error:
+        # Each figure is a number, and some are of no use together, such as variances of 1e300.
+        what = str(error).strip().splitlines() or [""]
+        raise BadInput(
+            f"The judge cannot compute with these figures ({type(error).__name__}: {what[0]}).",
+            hint="Look for numbers out of all proportion: `covariance` and margins in the "
+            "specification, `total` (in seconds), `requests` and `t` in the blocks.",
+        ) from error
+    if last is None:
+        raise BadInput(
+            "The log has nothing but history: no block ends after the first exposure.",
+            hint="Blocks of the comparison have `t` above 0.",
+        )
+    return last
 
 
 def _log(

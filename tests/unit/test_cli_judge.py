@@ -41,6 +41,47 @@ def blocks(*, failed: int, minutes: int = 6) -> list[Block]:
     ]
 
 
+def latencies(total: float) -> list[Block]:
+    """Return a log in which a slice's times to the first token add up to `total`."""
+    return [
+        Block.model_validate(
+            {
+                "t": 30.0 * (i + 1),
+                "duration_s": 30.0,
+                "release": f"m-{track}",
+                "track": track,
+                "pod": f"{track}-{pod}",
+                "metric": "ttft",
+                "kind": "mean",
+                "requests": 60,
+                "total": total,
+                "weight_candidate": 50,
+            }
+        )
+        for i in range(6)
+        for track in ("stable", "candidate")
+        for pod in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "total"),
+    [
+        ("max_duration_s: 1800\ncovariance: {sb2: 1.0e+300}\n", 12.0),
+        ("max_duration_s: 1800\n", 1e308),
+    ],
+)
+def test_figures_out_of_all_proportion_are_bad_input(
+    tmp_path: Path, spec: str, total: float
+) -> None:
+    (tmp_path / "spec.yaml").write_text(spec)
+    (tmp_path / "blocks.jsonl").write_text(dump_blocks(latencies(total)))
+    result = run("--blocks", str(tmp_path / "blocks.jsonl"), "--spec", str(tmp_path / "spec.yaml"))
+    assert result.exit_code == BadInput.exit_code
+    assert "The judge cannot compute with these figures" in result.output
+    assert "`covariance`" in result.output
+
+
 @pytest.fixture
 def spec_file(tmp_path: Path) -> Path:
     path = tmp_path / "spec.yaml"
