@@ -14,12 +14,12 @@ only the endpoint tells the release. Requests of the pinned rules are in other c
 `rq_total`, `rq_error`,       arrivals: a request that failed to connect is in `rq_error` but not
 `rq_active`,                  in `rq_total`
 `cx_connect_fail`
-`rq_error`                    errors: 5xx, no connection, or a stream cut before its end
+`rq_error`                    errors: 5xx, no connection, or cut off before the head of an answer
 `rq_active`                   in flight
 `rq_success`                  for the fuse: one success and the first answers did not all fail
 what is in `rq_total` and in  unanswered: the client left before the head of an answer. The head
 none of the others            of a stream comes before its first token, so streams that say
-                              nothing after it are not among them. Never fewer than these
+                              nothing after it are not among them
 ============================  ==========================================================
 
 Envoy counts answers of 4xx by cluster only, so nobody knows which release refused.
