@@ -127,3 +127,14 @@ def test_it_is_harm_within_minutes(hanging: float, minutes: float) -> None:
 
 def test_clients_that_leave_both_releases_alike_say_nothing_against_it() -> None:
     assert decided(0.0, everywhere=0.1).outcome == "NON_INFERIOR"
+
+
+@pytest.mark.parametrize("hanging", [0.2, 0.3, 0.8])
+def test_it_is_held_where_the_router_takes_the_head_of_a_stream_for_an_answer(
+    hanging: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Envoy cannot tell such requests from answers, but servers count no first token of them."""
+    monkeypatch.setattr(Server, "routed", lambda self: ServerCounters(ended=self.sent, errors=0))
+    found = decided(hanging)
+    assert found.outcome == "UNDECIDED"
+    assert "no first token" in found.reason

@@ -25,7 +25,7 @@ from trainyard.rollout.judge.blocks import (
 )
 from trainyard.rollout.judge.counts import count_path
 from trainyard.rollout.judge.drift import find_drift, now_drifting, without_drift
-from trainyard.rollout.judge.guards import share_is_off, stable_is_sick
+from trainyard.rollout.judge.guards import latencies_are_missing, share_is_off, stable_is_sick
 from trainyard.rollout.judge.history import learn
 from trainyard.rollout.judge.paths import EvidencePath
 
@@ -41,6 +41,10 @@ _SCATTERED = (
     "its pods cannot be told apart"
 )
 _OFF_SHARE = "Held: the candidate's share of the requests is not its weight (sessions that stick?)."
+_MISSING = (
+    "Held: far more of the candidate's requests than of stable's have no first token, so its "
+    "latencies are those of a part of them (do requests hang, or are they refused?)."
+)
 _SICK = "Held: the stable release fails so many requests itself that it is no measure."
 
 
@@ -72,7 +76,7 @@ def verdict(rows: Sequence[Block], spec: JudgeSpec) -> Verdict:
     metrics = tuple(metric_verdict(closed[metric.name], metric, spec) for metric in spec.metrics)
     outcome = _outcome(metrics, closed, spec)
     drifting = now_drifting(drift)
-    held = (drifting or _held(closed)) if outcome == "NON_INFERIOR" else ""
+    held = (drifting or _held(closed, kept)) if outcome == "NON_INFERIOR" else ""
     if held:
         outcome = "UNDECIDED"
     return Verdict(
@@ -229,7 +233,7 @@ def _outcome(
     return "NON_INFERIOR" if proven and not _short_of_blocks(closed, spec) else "UNDECIDED"
 
 
-def _held(closed: dict[str, tuple[PairedBlock, ...]]) -> str:
+def _held(closed: dict[str, tuple[PairedBlock, ...]], rows: Sequence[Block]) -> str:
     """Return why a promotion waits although every metric is good enough; else empty.
 
     Errors are counted at the router, which sees all requests of both tracks; what servers count may
@@ -238,6 +242,8 @@ def _held(closed: dict[str, tuple[PairedBlock, ...]]) -> str:
     errors = closed.get("errors", ())
     if share_is_off(errors):
         return _OFF_SHARE
+    if latencies_are_missing(rows):
+        return _MISSING
     return _SICK if stable_is_sick(errors) else ""
 
 

@@ -91,6 +91,12 @@ they end, so the slower side lags a little."""
 SICK_SHARE = 0.05
 """Stable is no measure of anything once it fails more of its requests."""
 
+MISSING_SHARE = 0.05
+"""Share of the candidate's requests that may be without a first token."""
+
+MISSING_RATIO = 2.0
+"""Or so many times stable's share of them."""
+
 GUARD_EVIDENCE = 6.9
 """ln of the evidence at which a guard holds: 1,000."""
 

@@ -9,6 +9,9 @@ sample ratio   the candidate's share of the requests is not its      promotion
                weight: weights not applied, or sessions that stick
 stable sick    stable itself fails too many requests to be a         promotion
                measure of anything
+no first       far more of the candidate's requests than of          promotion
+token          stable's ended well for the router and have no first
+               token in the servers' figures
 =============  ====================================================  ===========================
 
 That loads of pods are equal, that pods are warm and that figures are fresh is seen to where rows
@@ -20,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +31,7 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.special import logsumexp
 from scipy.stats import chi2
 
-from trainyard.documents.evidence import Covariance
+from trainyard.documents.evidence import Block, Covariance, Track
 from trainyard.rollout.judge import defaults
 from trainyard.rollout.judge.blocks import PairedBlock
 from trainyard.rollout.judge.counts import Counts, level_wagers
@@ -220,6 +224,36 @@ def stable_is_sick(blocks: Sequence[PairedBlock]) -> bool:
     counts = Counts(n, bad, n, bad)
     wagers = level_wagers(counts, defaults.SICK_SHARE, defaults.HARM_RATIOS)
     return _log_mean_of_sum(wagers) >= defaults.GUARD_EVIDENCE
+
+
+def latencies_are_missing(rows: Sequence[Block]) -> bool:
+    """Tell whether latencies are those of a part of the candidate's requests only.
+
+    Requests that hang, or are refused, have none, and not every router tells them from answers. Of
+    each server and slice that has figures of both, what ended without an error is compared with
+    what had a first token, over the newest weight. They are counted at different moments of a
+    request, so with few requests the two differ by chance.
+    """
+    users = [row for row in rows if row.weight_candidate > 0 and not row.stratum]
+    now = max((row.t for row in users), default=0.0)
+    weight = {row.weight_candidate for row in users if row.t == now}
+    users = [row for row in users if row.weight_candidate in weight]
+    begun = {_where(row): row.requests for row in users if row.metric == "ttft"}
+    good: dict[Track, int] = {"stable": 0, "candidate": 0}
+    seen: dict[Track, int] = {"stable": 0, "candidate": 0}
+    for row in users:
+        if row.metric == "errors" and _where(row) in begun:
+            good[row.track] += row.requests - row.bad
+            seen[row.track] += begun[_where(row)]
+    if not all(good.values()):
+        return False
+    missing = {track: 1 - seen[track] / good[track] for track in good}
+    least = max(defaults.MISSING_SHARE, defaults.MISSING_RATIO * missing["stable"])
+    return missing["candidate"] > least + 2 / sqrt(good["candidate"])
+
+
+def _where(row: Block) -> tuple[float, Track, str]:
+    return row.t, row.track, row.pod
 
 
 def _log_mean_of_sum(wagers: Floats) -> float:
