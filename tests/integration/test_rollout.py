@@ -19,6 +19,7 @@ from trainyard.documents.look import Histogram, Look, PodCounters
 from trainyard.documents.measurement import Envelope
 from trainyard.errors import BadInput, Busy, NotFound, Refused
 from trainyard.releases import list_attestations
+from trainyard.rollout.by_hand import promote_now
 from trainyard.rollout.channel_store import reset_channel, write_channel
 from trainyard.rollout.driver import abort, tidy
 from trainyard.rollout.events import Adopted
@@ -273,6 +274,52 @@ def test_a_candidate_that_crashes_blows_the_fuse(world: World) -> None:
     result = world.run(tick)
     assert result.outcome == "rolled_back"
     assert "no ready server" in world.channel.rejected[0].reason
+
+
+def failed_in(world: World, seconds: float) -> int:
+    """Let time pass and return how many requests failed in it."""
+    before = sum(world.errors.values())
+    world.advance(seconds)
+    return sum(world.errors.values()) - before
+
+
+@pytest.mark.parametrize("withdrawn", [False, True], ids=["goes on", "withdrawn"])
+def test_the_only_release_that_answers_goes_on_until_stable_is_back(
+    world: World, withdrawn: bool
+) -> None:
+    a, b = release_id("a"), release_id("b")
+    world.publish("b", max_duration_s=5000.0)
+    tick = world.promote(b)
+    world.run(tick, until=lambda channel: channel.rollout.phase == "holding")
+    for server in world.servers_of(a):
+        server.state = "failed"
+    world.advance(2)
+    if withdrawn:
+        abort(world.deps(), MODEL, ENVIRONMENT, reason="Too late at night.")
+    for _ in range(1500):
+        assert failed_in(world, 1.0) == 0
+        tick()
+    assert world.effective == {a: 0, b: 100}
+    assert "stable_down" in [entry.event for entry in world.channel.history]
+    for server in world.servers_of(a):
+        world.crash(server.name)
+    assert world.run(tick).outcome == ("withdrawn" if withdrawn else "promoted")
+    assert failed_in(world, 10.0) == 0
+    assert stable_of(world) == (a if withdrawn else b)
+
+
+def test_a_person_may_keep_the_only_release_that_answers(world: World) -> None:
+    world.publish("b", max_duration_s=5000.0)
+    tick = world.promote(release_id("b"))
+    world.run(tick, until=lambda channel: channel.rollout.phase == "holding")
+    for server in world.servers_of(release_id("a")):
+        server.state = "failed"
+    world.advance(2)
+    tick()
+    promote_now(world.deps(), MODEL, ENVIRONMENT, reason="Its nodes are gone.", who="ann")
+    assert world.run(tick).outcome == "promoted"
+    assert failed_in(world, 10.0) == 0
+    assert stable_of(world) == release_id("b")
 
 
 def test_a_candidate_whose_first_answers_all_fail_blows_the_fuse(world: World) -> None:

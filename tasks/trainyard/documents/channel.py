@@ -172,6 +172,14 @@ class Blindness(Frozen):
     """Have people been told?"""
 
 
+class Alone(Frozen):
+    """Since when the release that stays has had no ready server, while the other one has."""
+
+    since: datetime
+    told: bool = False
+    """Have people been told?"""
+
+
 class Beyond(Frozen):
     """One way in which live traffic was beyond what the release was measured with."""
 
@@ -211,6 +219,8 @@ class Rollout(Frozen):
     """Who took it to the bake without the judge's proof."""
     blind: Blindness | None = None
     """None: the last look saw both releases."""
+    alone: Alone | None = None
+    """None: the release that has the traffic if the rollout ends now could answer it."""
     beyond: tuple[Beyond, ...] = ()
     """What was seen of traffic that the release was not measured with: a warning, no more."""
     replicas: Replicas = Replicas()

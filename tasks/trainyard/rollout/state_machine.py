@@ -38,6 +38,8 @@ holding       shifting      TimePassed: `max_duration_s` passed, undecided, at a
 holding       baking        Looked: NON_INFERIOR, and `hold_s` of the last step passed; roles are
                             swapped
 holding       baking        PromotionForced: a person answers for the candidate; roles are swapped
+shifting      baking        PromotionForced: a person answers for the candidate, which is all that
+                            serves; roles are swapped
 compared      rolling_back  TimePassed: undecided for `max_duration_s`, or for `max_hold_s` after it
                             (withdrawn)
 exposed       rolling_back  Looked: HARM (rejected)
@@ -88,6 +90,11 @@ the same change of the channel in which it is decided.
 While a look did not see both releases, nothing goes forward: no step, no promotion, no end of the
 bake. Nobody calls silence peace.
 
+While the release that would have all traffic has no ready server, and the other one has, no limit
+of time and no blindness ends anything, and a way back takes no servers: the guard lets the other
+one answer meanwhile. People are told. Only harm, a fuse and broken servers still reject: a release
+that is known to do harm gets no traffic, not even then. `single` has no room for this.
+
 During the bake the roles are swapped: track `stable` is the new release, track `candidate` the old
 one with the holdback weight. A release that has nothing to be compared with (the first one of a
 channel, or `single`) skips the steps: it must answer every warm-up request, gets all traffic at
@@ -113,6 +120,7 @@ from trainyard.documents.channel import (
     PAUSE_LIMIT,
     UNSETTLED_LIMIT,
     WAITING_LIMIT,
+    Alone,
     ArrivalsMark,
     Beyond,
     Blindness,
@@ -191,6 +199,9 @@ PATIENCE = 4
 BLIND_NOTICE_S = 60.0
 """Seconds of blindness after which people are told."""
 
+ALONE_NOTICE_S = 30.0
+"""Seconds without a ready server of the release that stays after which people are told."""
+
 ERROR_LIMIT = 0.005
 """Share of failed requests that a release without comparison may have, if its plan names none."""
 
@@ -217,6 +228,8 @@ NOTABLE = frozenset(
         "promoted_by_hand",
         "blind",
         "sighted",
+        "stable_down",
+        "stable_back",
         "beyond_envelope",
         "proven",
         "holdback",
@@ -526,7 +539,7 @@ def promotion_refusal(channel: Channel) -> str:
         return "It is not compared with another release; it needs nobody's word to go on."
     if rollout.phase == "baking":
         return f"{rollout.release_id} has taken over already; it bakes."
-    if rollout.phase != "holding":
+    if rollout.phase != "holding" and not (rollout.phase == "shifting" and rollout.alone):
         return f"It is {rollout.phase}: the candidate's share of the requests is not sure yet."
     if rollout.verdict is not None and rollout.verdict.outcome == "HARM":
         return f"The judge says HARM: {rollout.verdict.reason}"
@@ -644,6 +657,7 @@ def _servers_seen(channel: Channel, event: ServersSeen, now: datetime) -> Channe
         channel,
         ready=Replicas(stable=seen.ready(channel.stable), candidate=seen.ready(channel.candidate)),
     )
+    channel = _alone_seen(channel, now)
     if rollout.cleanup is not None:
         return _cleaning_servers(channel, seen, now)
     return _BY_PHASE.get(rollout.phase, _unchanged)(channel, seen, now)
@@ -835,12 +849,81 @@ def _holdback_weight(plan: RolloutPlan, new: int, old: int) -> int:
     return max(plan.holdback_weight, min(99, ceil(100 * old / (new + old))))
 
 
+# --- a release that serves alone ------------------------------------------------------------------
+
+
+def _alone_seen(channel: Channel, now: datetime) -> Channel:
+    """Note whether all that answers is the release that may lose its traffic.
+
+    When that begins, its servers are not taken any more. When it ends, the limits that rested begin
+    anew: what the route showed meanwhile was the guard's doing.
+    """
+    rollout = _rollout(channel)
+    ready = rollout.ready
+    alone = _may_serve_alone(channel) and ready.stable == 0 < ready.candidate
+    if alone == (rollout.alone is not None):
+        return channel
+    if alone:
+        stage = "traffic" if rollout.cleanup == "draining" else rollout.cleanup
+        return _with(channel, alone=Alone(since=now), cleanup=stage, mark=None)
+    assert rollout.alone is not None
+    told = rollout.alone.told
+    channel = _with(channel, alone=None, mark=None, blind=_blind_anew(rollout.blind, now))
+    if rollout.cleanup is not None:
+        channel = _with(channel, cleanup_since=now)
+    elif rollout.phase == "shifting":
+        channel = _with(channel, phase_since=now)
+    return _noted(channel, now, "stable_back", release_id=_stable_id(channel)) if told else channel
+
+
+def _may_serve_alone(channel: Channel) -> bool:
+    """Tell whether the release that may lose its traffic can still have all of it.
+
+    With `single` its servers must go before the others can come. A rejected release is known to do
+    harm: it stays out, whatever the other one can do. A first release has no other one to wait for.
+    """
+    rollout = _rollout(channel)
+    if channel.stable is None:
+        return False
+    if rollout.plan.capacity == "single" or rollout.ending == "rolled_back":
+        return False
+    return rollout.phase in {"shifting", "holding"} or rollout.cleanup in {"traffic", "draining"}
+
+
+def _blind_anew(blind: Blindness | None, now: datetime) -> Blindness | None:
+    if blind is None:
+        return None
+    only = now if blind.candidate_only_since is not None else None
+    return blind.model_copy(update={"since": now, "candidate_only_since": only})
+
+
+def _alone_time(channel: Channel, now: datetime) -> Channel:
+    """Tell people, once. No limit ends what would leave nobody to answer."""
+    rollout = _rollout(channel)
+    assert rollout.alone is not None
+    if rollout.alone.told or _seconds(rollout.alone.since, now) < ALONE_NOTICE_S:
+        return channel
+    channel = _with(channel, alone=rollout.alone.model_copy(update={"told": True}))
+    assert channel.candidate is not None
+    return _noted(
+        channel,
+        now,
+        "stable_down",
+        release_id=_stable_id(channel),
+        alone=channel.candidate.release_id,
+    )
+
+
+def _stable_id(channel: Channel) -> str:
+    return channel.stable.release_id if channel.stable is not None else ""
+
+
 # --- the route ------------------------------------------------------------------------------------
 
 
 def _route_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
     rollout = channel.rollout
-    if rollout is None or not channel.in_progress:
+    if rollout is None or not channel.in_progress or rollout.alone is not None:
         return channel
     if rollout.cleanup is not None:
         return _cleaning_route(channel, event, now)
@@ -1020,7 +1103,7 @@ def _sighted(channel: Channel, event: Sighted, now: datetime) -> Channel:
         why=event.candidate or event.stable,
         told=before is not None and before.told,
     )
-    if blind.told or _seconds(blind.since, now) < BLIND_NOTICE_S:
+    if blind.told or rollout.alone is not None or _seconds(blind.since, now) < BLIND_NOTICE_S:
         return _with(channel, blind=blind)
     channel = _with(channel, blind=blind.model_copy(update={"told": True}))
     return _noted(
@@ -1069,6 +1152,8 @@ def _time_passed(channel: Channel, event: TimePassed, now: datetime) -> Channel:
     rollout = channel.rollout
     if rollout is None or not channel.in_progress:
         return channel
+    if rollout.alone is not None:
+        return _alone_time(channel, now)
     if rollout.cleanup is not None:
         return _cleaning_time(channel, now)
     plan = rollout.plan
@@ -1287,6 +1372,7 @@ def _ended(
         pauses=_over(rollout, now),
         blind=None,
     )
+    channel = _alone_seen(channel, now)
     return _noted(
         channel, now, "ending", release_id=rollout.release_id, who=who, outcome=ending, why=reason
     )
@@ -1426,7 +1512,7 @@ def _with(channel: Channel, **changes: Any) -> Channel:
 
 
 def _phase(channel: Channel, phase: Phase, now: datetime, reason: str) -> Channel:
-    return _with(channel, phase=phase, phase_since=now, mark=None, reason=reason)
+    return _with(channel, phase=phase, phase_since=now, mark=None, alone=None, reason=reason)
 
 
 def _weigh(channel: Channel, candidate: int) -> Channel:

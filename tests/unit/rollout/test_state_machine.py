@@ -58,6 +58,7 @@ from trainyard.rollout.events import (
     RolloutRequested,
     ServerSeen,
     ServersSeen,
+    Sighted,
     TimePassed,
     WarmedUp,
     WarmUp,
@@ -651,6 +652,91 @@ def test_a_rollback_ends_even_if_nobody_answers_any_more() -> None:
     for _ in range(3):
         run.on(TimePassed(), after_s=300)
     assert run.rollout.outcome == "rolled_back"
+
+
+# --- a release that serves alone ------------------------------------------------------------------
+
+ONLY_NEW = servers(old="starting", new="ready")
+BOTH = servers(old="ready", new="ready")
+
+
+@pytest.mark.parametrize("make", [shifting, holding, last_step])
+@pytest.mark.parametrize("on_undecided", ["hold", "rollback"])
+def test_no_limit_of_time_takes_the_only_release_that_answers(make: Any, on_undecided: str) -> None:
+    run = make(on_undecided=on_undecided).on(ONLY_NEW)
+    for _ in range(200):
+        run.on(Sighted("", "no counters of old"), after_s=30).on(ONLY_NEW)
+        run.on(route({"new": 100}, {"new": 900})).on(TimePassed())
+    assert run.rollout.ending is None
+    assert run.wanted() == {OLD: 1, NEW: 1}
+
+
+def test_a_pause_does_not_end_while_only_the_candidate_answers() -> None:
+    run = paused(holding()).on(ONLY_NEW).on(TimePassed(), after_s=20000)
+    assert run.rollout.ending is None
+
+
+def test_people_are_told_once_that_only_the_candidate_answers() -> None:
+    run = holding().on(ONLY_NEW).on(TimePassed(), after_s=29)
+    assert "stable_down" not in run.events()
+    for _ in range(3):
+        run.on(TimePassed(), after_s=1).on(ONLY_NEW)
+    run.on(BOTH, after_s=60)
+    assert [event for event in run.events() if "stable_" in event] == ["stable_down", "stable_back"]
+    told = [c.entry.event for c in run.commands if isinstance(c, Notify)]
+    assert told[-2:] == ["stable_down", "stable_back"]
+
+
+def test_a_short_absence_is_told_to_nobody() -> None:
+    run = holding().on(ONLY_NEW).on(TimePassed(), after_s=10).on(BOTH).on(TimePassed(), after_s=60)
+    assert not {"stable_down", "stable_back"} & set(run.events())
+
+
+def test_limits_begin_anew_when_stable_is_back() -> None:
+    run = shifting().on(ONLY_NEW).on(route({"new": 100}, {"new": 50}))
+    run.on(Sighted("", "no counters of old")).on(TimePassed(), after_s=550)
+    run.on(BOTH).on(route({"new": 100}, {"new": 900}), after_s=29).on(TimePassed())
+    assert run.phase == "shifting"
+    assert arrive(run).phase == "holding"
+    run = holding(max_duration_s=5000.0).on(ONLY_NEW).on(Sighted("", "no counters of old"))
+    run.on(TimePassed(), after_s=4000).on(BOTH).on(TimePassed(), after_s=599)
+    assert run.phase == "holding"
+    assert run.on(TimePassed(), after_s=1).rollout.ending == "withdrawn"
+
+
+@pytest.mark.parametrize("make", [holding, baking])
+def test_a_withdrawn_release_keeps_its_servers_until_the_other_one_answers(make: Any) -> None:
+    run = make()
+    run.on(ONLY_NEW).on(AbortRequested("enough"))
+    for _ in range(100):
+        run.on(route({"new": 100}, {"new": 900}), after_s=30).on(ONLY_NEW).on(TimePassed())
+    assert (run.phase, run.weight, run.wanted()) == ("rolling_back", 0, {OLD: 1, NEW: 1})
+    run.on(BOTH, after_s=1)
+    cleaned(run, loser="new")
+    assert (run.rollout.outcome, run.channel.stable.release_id) == ("withdrawn", OLD)
+
+
+def test_requests_that_were_ending_begin_anew_when_the_other_one_fails() -> None:
+    run = holding().on(AbortRequested("enough")).on(TimePassed(), after_s=30)
+    assert run.rollout.cleanup == "draining"
+    run.on(ONLY_NEW)
+    assert run.rollout.cleanup == "traffic"
+    run.on(BOTH, after_s=900).on(TimePassed(), after_s=29)
+    assert run.rollout.cleanup == "traffic"
+
+
+def test_known_harm_is_not_kept_for_want_of_another() -> None:
+    run = holding().on(ONLY_NEW).on(Looked(make_verdict("HARM"), "look/9")).on(ONLY_NEW)
+    run.on(TimePassed(), after_s=30).on(TimePassed(), after_s=30)
+    assert (run.rollout.ending, run.wanted()) == ("rolled_back", {OLD: 1, NEW: 0})
+
+
+def test_a_person_may_keep_the_only_release_that_answers() -> None:
+    run = shifting()
+    assert "not sure yet" in promotion_refusal(run.channel)
+    run.on(ONLY_NEW).on(FORCE)
+    stable = run.channel.stable
+    assert (run.phase, run.weight, stable and stable.release_id) == ("baking", 0, NEW)
 
 
 # --- without comparison ---------------------------------------------------------------------------

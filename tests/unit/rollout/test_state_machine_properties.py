@@ -65,6 +65,18 @@ def is_exposed(channel: Channel) -> bool:
     return channel.in_progress and rollout is not None and rollout.phase in EXPOSED_PHASES
 
 
+def is_alone(channel: Channel) -> bool:
+    """Tell whether only the track that may lose its traffic answers, and may go on doing so."""
+    rollout = channel.rollout
+    if rollout is None or channel.stable is None:
+        return False
+    if rollout.plan.capacity == "single" or rollout.ending == "rolled_back":
+        return False
+    compared = rollout.phase in EXPOSED_PHASES - {"baking"}
+    ending = rollout.cleanup not in {None, "removing"}
+    return (compared or ending) and rollout.ready.stable == 0 < rollout.ready.candidate
+
+
 class Rollouts(RuleBasedStateMachine):
     """Any number of rollouts of three releases, in a world that does as it likes."""
 
@@ -97,6 +109,7 @@ class Rollouts(RuleBasedStateMachine):
         self.check_pause(before, event, after)
         self.check_blindness(before, event, after)
         self.check_what_decides_nothing(before, event, after)
+        self.check_that_somebody_answers(before, event, after)
         self.channel = after
         assert Channel.model_validate_json(after.to_bytes()) == after
 
@@ -156,7 +169,7 @@ class Rollouts(RuleBasedStateMachine):
             blind = rollout.blind
             assert (blind.since if blind else None) == self.unseen_since
             assert (blind.candidate_only_since if blind else None) == self.candidate_unseen_since
-            if isinstance(event, TimePassed):
+            if isinstance(event, TimePassed) and not is_alone(after):
                 for since, limit_s in (
                     (self.unseen_since, rollout.plan.blind_s),
                     (self.candidate_unseen_since, rollout.plan.blind_candidate_s),
@@ -181,6 +194,10 @@ class Rollouts(RuleBasedStateMachine):
             )
         if not is_exposed(after):
             self.unseen_since = self.candidate_unseen_since = None
+        if isinstance(event, ServersSeen) and is_alone(before) and not is_alone(after):
+            # Stable answers again; until then there was nothing to see of it.
+            self.unseen_since = self.unseen_since and self.now
+            self.candidate_unseen_since = self.candidate_unseen_since and self.now
 
     def check_what_decides_nothing(self, before: Channel, event: Event, after: Channel) -> None:
         """Servers of somebody else become stable only where nothing is; warnings change nothing."""
@@ -206,6 +223,20 @@ class Rollouts(RuleBasedStateMachine):
                 "generation": before.generation,
             }
             assert after.model_copy(update=same) == before
+
+    def check_that_somebody_answers(self, before: Channel, event: Event, after: Channel) -> None:
+        """Who alone has a ready server keeps it, unless it is known to do harm."""
+        if before.rollout is None or not before.in_progress or not is_alone(before):
+            return
+        assert after.rollout is not None
+        if isinstance(event, (TimePassed, Sighted, RouteSeen)):
+            assert after.rollout.ending == before.rollout.ending
+            assert after.rollout.cleanup == before.rollout.cleanup
+        if not is_alone(after):
+            return
+        assert before.candidate is not None
+        gone = {c.release_id for c in commands_for(after, self.now) if isinstance(c, RemoveServers)}
+        assert before.candidate.release_id not in gone
 
     def check_order(self, before: Channel, after: Channel) -> None:
         """Servers go only after their traffic has gone in an earlier change."""
@@ -336,6 +367,18 @@ class Rollouts(RuleBasedStateMachine):
         self.now += timedelta(seconds=seconds)
         self.happen(route(shares, {name: 10 * share for name, share in shares.items()}))
 
+    @precondition(lambda self: is_exposed(self.channel))
+    @rule(minutes=st.integers(1, 20))
+    def the_stable_servers_die(self, minutes: int) -> None:
+        """Looks see only the candidate, which answers everything."""
+        assert self.channel.rollout is not None
+        for _ in range(minutes):
+            names = {release_id(name): name for name in NAMES}
+            self.happen(servers(**{names[self.channel.rollout.release_id]: "ready"}))
+            self.happen(Sighted("", "no counters of stable"))
+            self.now += timedelta(seconds=61)
+            self.happen(TimePassed())
+
     @rule(outcome=st.sampled_from(["HARM", "NON_INFERIOR", "UNDECIDED", "UNDECIDED"]))
     def the_judge_looks(self, outcome: str) -> None:
         self.happen(Looked(make_verdict(outcome), f"look/{self.channel.generation}"))  # type: ignore[arg-type]
@@ -461,9 +504,17 @@ class Rollouts(RuleBasedStateMachine):
         assert tracks[rollout.release_id] <= candidate_target(rollout.plan, rollout.step_index)
 
     def teardown(self) -> None:
-        """Time alone ends every rollout, even if nobody answers any more."""
+        """Time alone ends every rollout, even if nobody answers any more.
+
+        But for one: a release that alone has a ready server is waited for.
+        """
         if not hasattr(self, "channel"):
             return
+        if is_alone(self.channel):
+            self.now += timedelta(seconds=LONGEST_ROLLOUT_S)
+            self.happen(TimePassed())
+            assert self.channel.in_progress
+            self.happen(servers())
         end = self.now + timedelta(seconds=LONGEST_ROLLOUT_S)
         while self.channel.in_progress and self.now < end:
             self.now += timedelta(seconds=30)
