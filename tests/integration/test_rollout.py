@@ -224,6 +224,26 @@ def test_harm_that_shows_in_the_bake_is_rolled_back(world: World) -> None:
     assert world.servers_of(b) == []
 
 
+@pytest.mark.parametrize("error_share", [0.0, 0.5])
+def test_a_bake_that_nobody_drove_is_not_taken_for_passed(world: World, error_share: float) -> None:
+    world.publish("b", holdback_weight=0)
+    world.run(world.promote(release_id("b")), until=lambda c: c.rollout.phase == "baking")
+    world.behaviour[release_id("b")].error_share = error_share
+    world.advance(300)
+    outcome = world.run(world.promote(release_id("b"))).outcome
+    assert outcome == ("rolled_back" if error_share else "promoted")
+    assert "bake_anew" in [entry.event for entry in world.channel.history]
+
+
+@pytest.mark.parametrize("away_s", [90.0, 900.0])
+def test_a_first_release_that_failed_while_nobody_drove_is_rejected(away_s: float) -> None:
+    world = World()
+    world.publish("a", behaviour=Behaviour(error_share=1.0))
+    world.run(world.promote(release_id("a")), until=lambda c: c.rollout.phase == "baking")
+    world.advance(away_s)
+    assert world.run(world.promote(release_id("a"))).outcome == "rolled_back"
+
+
 def test_a_busier_server_is_not_blamed_for_its_load_in_the_bake(world: World) -> None:
     """In the bake the new release has nine times the load of the old one, and shows it."""
     b = world.publish("b", bake_s=300)

@@ -215,6 +215,10 @@ class Rollout(Frozen):
     """When an undecided rollout froze its weights."""
     pauses: tuple[Pause, ...] = ()
     """All pauses, oldest first; only the last one can still go on."""
+    driven_at: datetime | None = None
+    """Bake only: when a driver was last there, to a quarter of the lease. None: since it began."""
+    bake_watched: bool = False
+    """Bake only: when its time was over, somebody looked, and saw no harm."""
     promoted_by_hand: ByHand | None = None
     """Who took it to the bake without the judge's proof."""
     blind: Blindness | None = None

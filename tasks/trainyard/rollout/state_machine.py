@@ -52,7 +52,8 @@ exposed       rolling_back  TimePassed: blind for `blind_candidate_s` or `blind_
                             `max_pause_s` (withdrawn)
 baking        rolling_back  RouteSeen: too many requests failed, without a comparison (rejected)
 baking        rolling_back  TimePassed: not over `deploy_timeout_s` after `bake_s` (withdrawn)
-baking        scaling       ServersSeen: `bake_s` passed without harm, all servers are ready
+baking        scaling       ServersSeen: `bake_s` passed, a look after it saw no harm, all servers
+                            are ready
 scaling       idle          ServersSeen: the old servers are gone (promoted)
 scaling       idle          RouteSeen: the old servers are idle, and are kept warm (promoted)
 scaling       idle          TimePassed: the old servers do not go in `deploy_timeout_s` (promoted)
@@ -94,6 +95,10 @@ While the release that would have all traffic has no ready server, and the other
 of time and no blindness ends anything, and a way back takes no servers: the guard lets the other
 one answer meanwhile. People are told. Only harm, a fuse and broken servers still reject: a release
 that is known to do harm gets no traffic, not even then. `single` has no room for this.
+
+A bake ends well only on evidence: a look that saw both releases when `bake_s` was over, or, where
+there is nothing to compare with, counters of the router that span `bake_s`. If nobody drove it for
+longer than the lease, it begins anew.
 
 During the bake the roles are swapped: track `stable` is the new release, track `candidate` the old
 one with the holdback weight. A release that has nothing to be compared with (the first one of a
@@ -205,6 +210,9 @@ ALONE_NOTICE_S = 30.0
 ERROR_LIMIT = 0.005
 """Share of failed requests that a release without comparison may have, if its plan names none."""
 
+HIGHEST_ERROR_LIMIT = 0.9
+"""No release may fail more of its requests, whatever stable did."""
+
 STILL_WAITS_S = 30.0
 """Seconds after which a run that waits writes again that it does."""
 
@@ -231,6 +239,7 @@ NOTABLE = frozenset(
         "stable_down",
         "stable_back",
         "beyond_envelope",
+        "bake_anew",
         "proven",
         "holdback",
         "ending",
@@ -251,7 +260,7 @@ def step(channel: Channel, event: Event, now: datetime) -> tuple[Channel, tuple[
     one if anything changed.
     """
     handler: Callable[[Channel, Any, datetime], Channel] = _HANDLERS[type(event)]
-    changed = handler(channel, event, now)
+    changed = handler(_bake_anew(channel, event, now), event, now)
     if changed != channel:
         changed = changed.model_copy(
             update={
@@ -807,9 +816,40 @@ def _baking(channel: Channel, seen: _Seen, now: datetime) -> Channel:
         return channel
     if rollout.blind is not None:
         return _with(channel, reason=f"The bake cannot end blind: {rollout.blind.why}.")
+    if not rollout.bake_watched:
+        return _with(channel, reason="The time of the bake is over; a last look is to come.")
     if rollout.ready.stable < plan.replicas:
         return _with(channel, reason=seen.waiting(channel.stable, plan.replicas))
     return _baked(channel, now)
+
+
+def _bake_anew(channel: Channel, event: Event, now: datetime) -> Channel:
+    """Begin a bake anew that nobody has driven for longer than the lease: nobody has watched it.
+
+    What the router counted meanwhile still counts.
+    """
+    rollout = channel.rollout
+    if rollout is None or rollout.phase != "baking" or not isinstance(event, _OF_EVERY_TICK):
+        return channel
+    away_s = _seconds(rollout.driven_at or rollout.phase_since, now)
+    if away_s <= rollout.plan.lease_s:
+        return channel
+    channel = _with(channel, phase_since=now, driven_at=now, bake_watched=False)
+    return _noted(channel, now, "bake_anew", release_id=rollout.release_id, away_s=round(away_s, 1))
+
+
+def _bake_driven(channel: Channel, now: datetime) -> Channel:
+    """Note that somebody drives, a few times in each lease."""
+    rollout = _rollout(channel)
+    silent_s = _seconds(rollout.driven_at or rollout.phase_since, now)
+    return _with(channel, driven_at=now) if silent_s >= rollout.plan.lease_s / 4 else channel
+
+
+def _bake_watched(channel: Channel, since: datetime, now: datetime) -> Channel:
+    """Note that no harm was seen, if the bake and what is looked at are old enough."""
+    rollout = _rollout(channel)
+    watched_s = _seconds(max(since, rollout.phase_since), now)
+    return _with(channel, bake_watched=True) if watched_s >= rollout.plan.bake_s else channel
 
 
 def _broken(track: Track | None, ready: int, seen: _Seen) -> str | None:
@@ -929,9 +969,21 @@ def _route_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
         return _cleaning_route(channel, event, now)
     if rollout.phase == "shifting":
         return _shift_seen(channel, event, now)
-    if rollout.phase == "baking" and not has_comparison(rollout.plan):
+    if rollout.phase == "baking" and _bakes_alone(channel):
         return _floor_seen(channel, event, now)
     return channel
+
+
+def _bakes_alone(channel: Channel) -> bool:
+    """Tell whether only absolute limits can show harm in this bake.
+
+    That is so as well if the old release could be compared with, but keeps no traffic. Where it
+    cannot answer, there is nothing to go back to.
+    """
+    rollout = _rollout(channel)
+    if not has_comparison(rollout.plan):
+        return True
+    return channel.weights.candidate == 0 and rollout.ready.candidate > 0
 
 
 def _shift_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
@@ -999,9 +1051,9 @@ def _floor_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
     requests = max(errors, _arrivals(event, release_id) - mark.arrivals[release_id])
     if errors < 0:
         return _with(channel, mark=_mark(event, (release_id,), now))
-    limit = _error_limit(rollout.plan)
+    limit = _error_limit(rollout)
     if excess_evidence(errors, requests, limit) < EVIDENCE_THRESHOLD:
-        return channel
+        return channel if has_comparison(rollout.plan) else _bake_watched(channel, mark.at, now)
     return _rejected(
         channel,
         f"{errors} of {requests} requests failed, {errors / requests:.1%}; allowed are {limit:.1%}",
@@ -1009,9 +1061,17 @@ def _floor_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
     )
 
 
-def _error_limit(plan: RolloutPlan) -> float:
-    floors = [metric.harm_floor for metric in plan.judge.metrics if metric.name == "errors"]
-    return floors[0] if floors and floors[0] > 0 else ERROR_LIMIT
+def _error_limit(rollout: Rollout) -> float:
+    """Return the share of requests that may fail; where stable's is known, what margins make of it.
+
+    A service that always fails some requests must not have its good releases rejected.
+    """
+    floors = [one.harm_floor for one in rollout.plan.judge.metrics if one.name == "errors"]
+    limit = floors[0] if floors and floors[0] > 0 else ERROR_LIMIT
+    for seen in rollout.verdict.metrics if rollout.verdict is not None else ():
+        if seen.metric == "errors" and seen.stable_value is not None:
+            limit = max(limit, seen.harm_margin * seen.stable_value)
+    return min(limit, HIGHEST_ERROR_LIMIT)
 
 
 def _mark(event: RouteSeen, releases: tuple[str, ...], now: datetime) -> ArrivalsMark:
@@ -1092,6 +1152,8 @@ def _sighted(channel: Channel, event: Sighted, now: datetime) -> Channel:
         return channel
     before = rollout.blind
     if not event.candidate and not event.stable:
+        if rollout.phase == "baking" and has_comparison(rollout.plan):
+            channel = _bake_watched(channel, rollout.phase_since, now)
         if before is None or not before.told:
             return _with(channel, blind=None)
         channel = _with(channel, blind=None)
@@ -1165,7 +1227,7 @@ def _time_passed(channel: Channel, event: TimePassed, now: datetime) -> Channel:
         return _ended(channel, "withdrawn", too_long, now)
     if rollout.phase == "baking":
         if rollout.running_s(rollout.phase_since, now) < plan.bake_s + plan.deploy_timeout_s:
-            return channel
+            return _bake_driven(channel, now)
         reason = f"The bake could not be finished. {rollout.reason}"
         return _ended(channel, "withdrawn", reason, now)
     if rollout.phase in EXPOSED_PHASES:
@@ -1512,7 +1574,16 @@ def _with(channel: Channel, **changes: Any) -> Channel:
 
 
 def _phase(channel: Channel, phase: Phase, now: datetime, reason: str) -> Channel:
-    return _with(channel, phase=phase, phase_since=now, mark=None, alone=None, reason=reason)
+    return _with(
+        channel,
+        phase=phase,
+        phase_since=now,
+        mark=None,
+        alone=None,
+        driven_at=None,
+        bake_watched=False,
+        reason=reason,
+    )
 
 
 def _weigh(channel: Channel, candidate: int) -> Channel:
@@ -1598,6 +1669,9 @@ def _check(channel: Channel) -> None:
         phase = rollout.phase if rollout is not None else "idle"
         raise ValueError(f"weights {channel.weights} in phase {phase} are not allowed")
 
+
+_OF_EVERY_TICK = (ServersSeen, RouteSeen, Sighted, TimePassed)
+"""Events that happen only because somebody drives."""
 
 _BY_PHASE: dict[Phase, Callable[[Channel, _Seen, datetime], Channel]] = {
     "deploying": _deploying,

@@ -29,6 +29,7 @@ _LINES = {
     "stable_down": "{release} has no ready server: {alone} serves alone, and keeps its servers "
     "until that has one again",
     "stable_back": "{release} has a ready server again",
+    "bake_anew": "nobody drove the bake for {away_s:g} s: it begins anew",
     "proven": "{release} is proven and takes over; {holdback} % stay on the old one. {why}",
     "holdback": "the old release has {weight} % now",
     "ending": "all traffic goes back ({outcome}): {why}",

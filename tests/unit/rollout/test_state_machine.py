@@ -31,7 +31,7 @@ from trainyard.documents.channel import (
     Track,
     Weights,
 )
-from trainyard.documents.evidence import JudgeSpec, default_metrics
+from trainyard.documents.evidence import JudgeSpec, MetricVerdict, Verdict, default_metrics
 from trainyard.rollout.events import (
     AbortRequested,
     Attest,
@@ -151,6 +151,14 @@ def last_step(**changes: Any) -> Run:
 
 def baking(**changes: Any) -> Run:
     return last_step(**changes).on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=60)
+
+
+SEEN = Sighted("", "")
+
+
+def baked(run: Run) -> Run:
+    """Let the time of a bake pass, look a last time, and see all servers ready."""
+    return run.on(SEEN, after_s=60).on(servers(old="ready", new="ready"))
 
 
 def cleaned(run: Run, *, loser: str, winner: str = "old") -> Run:
@@ -493,9 +501,9 @@ def test_promotion_swaps_the_roles_and_keeps_a_holdback() -> None:
 
 
 def test_a_bake_ends_with_the_old_release_gone() -> None:
-    run = baking().on(servers(old="ready", new="ready"), after_s=59)
+    run = baking().on(SEEN, after_s=59).on(servers(old="ready", new="ready"))
     assert run.phase == "baking"
-    run.on(servers(old="ready", new="ready"), after_s=1)
+    run.on(SEEN, after_s=1).on(servers(old="ready", new="ready"))
     assert (run.phase, run.weight, run.rollout.ending) == ("scaling", 0, "promoted")
     assert run.wanted() == {OLD: 1, NEW: 1}
     cleaned(run, loser="old", winner="new")
@@ -515,14 +523,14 @@ def test_a_promoted_release_leaves_its_rejection_behind() -> None:
     forced.on(servers(old="ready", new="ready"))
     arrive(forced).on(Looked(make_verdict("UNDECIDED"), "l"), after_s=60)
     arrive(forced).on(Looked(make_verdict("NON_INFERIOR"), "l"), after_s=60)
-    forced.on(servers(old="ready", new="ready"), after_s=60)
+    baked(forced)
     cleaned(forced, loser="old", winner="new")
     assert forced.rollout.outcome == "promoted"
     assert forced.channel.rejected == ()
 
 
 def test_the_old_release_may_stay_warm_for_a_while() -> None:
-    run = baking(keep_warm_s=100.0).on(servers(old="ready", new="ready"), after_s=60)
+    run = baked(baking(keep_warm_s=100.0))
     run.on(route({"new": 100}, {"old": 7})).on(route({"new": 100}, {"old": 7}), after_s=2)
     assert run.rollout.outcome == "promoted"
     assert OLD not in run.wanted()
@@ -541,12 +549,63 @@ def test_autoscalers_are_held_as_long_as_a_rollout_runs_and_then_work_on_the_sta
         index for index, each in enumerate(commands) if isinstance(each, DeployServers)
     )
     assert not [each for each in commands if isinstance(each, ResumeAutoscaling)]
-    run.on(servers(old="ready", new="ready"), after_s=60)
+    baked(run)
     cleaned(run, loser="old", winner="new")
     assert run.rollout.outcome == "promoted"
     commands = commands_for(run.channel, run.now)
     assert ResumeAutoscaling(NEW) in commands
     assert HoldAutoscaling() not in commands
+
+
+def test_a_bake_does_not_end_before_a_last_look() -> None:
+    run = baking().on(SEEN, after_s=59).on(servers(old="ready", new="ready"), after_s=40)
+    assert (run.phase, run.rollout.ending) == ("baking", None)
+    assert "a last look is to come" in run.rollout.reason
+    run.on(Sighted("no counters", "")).on(servers(old="ready", new="ready"))
+    assert run.phase == "baking"
+    run.on(SEEN).on(servers(old="ready", new="ready"))
+    assert run.rollout.ending == "promoted"
+
+
+def test_a_bake_that_nobody_drove_begins_anew() -> None:
+    run = baking(holdback_weight=0, lease_s=120.0).on(TimePassed(), after_s=30)
+    run.on(servers(old="ready", new="ready"), after_s=121).on(SEEN).on(TimePassed())
+    run.on(servers(old="ready", new="ready"), after_s=59)
+    assert run.phase == "baking"
+    assert run.events()[-1] == "bake_anew"
+    run.on(SEEN, after_s=1).on(servers(old="ready", new="ready"))
+    assert run.rollout.ending == "promoted"
+
+
+def test_harm_while_nobody_drove_the_bake_still_counts() -> None:
+    run = first_release(lease_s=60.0).on(route({"new": 100}, {"new": 10}))
+    run.on(servers(new="ready"), after_s=600)
+    run.on(route({"new": 100}, {"new": 210}, errors={"new": 12}))
+    assert run.rollout.ending == "rolled_back"
+
+
+@pytest.mark.parametrize("unseen", ["no counters", ""])
+def test_a_bake_that_nobody_can_watch_is_not_everlasting(unseen: str) -> None:
+    run = baking() if unseen else first_release()
+    for _ in range(100):
+        run.on(servers(old="ready", new="ready"), after_s=30)
+        if unseen:
+            run.on(Sighted(unseen, unseen))
+        run.on(TimePassed())
+        if run.rollout.ending is not None:
+            break
+    assert run.rollout.ending == "withdrawn"
+
+
+def test_the_router_must_have_been_watched_for_the_whole_bake() -> None:
+    run = first_release().on(route({"new": 100}))
+    run.on(route({"new": 100}, epoch="2"), after_s=30).on(
+        route({"new": 100}, epoch="2"), after_s=59
+    )
+    run.on(servers(new="ready")).on(TimePassed())
+    assert run.phase == "baking"
+    run.on(route({"new": 100}, epoch="2"), after_s=1).on(servers(new="ready"))
+    assert run.rollout.ending == "promoted"
 
 
 def test_the_holdback_goes_where_it_can_be_served() -> None:
@@ -557,9 +616,11 @@ def test_the_holdback_goes_where_it_can_be_served() -> None:
 
 
 def test_a_bake_waits_for_all_servers_but_not_for_ever() -> None:
-    run = baking().on(TimePassed(), after_s=60)
-    assert run.phase == "baking"
-    run.on(TimePassed(), after_s=300)
+    run = baking()
+    for _ in range(5):
+        run.on(TimePassed(), after_s=60)
+        assert run.phase == "baking"
+    run.on(TimePassed(), after_s=60)
     assert (run.rollout.ending, run.channel.stable.release_id) == ("withdrawn", OLD)
 
 
@@ -753,7 +814,8 @@ def test_a_first_release_gets_everything_after_its_warm_up() -> None:
     assert (run.phase, run.weight) == ("baking", 0)
     assert run.channel.stable.release_id == NEW
     assert run.channel.candidate is None
-    run.on(servers(new="ready"), after_s=60).on(servers(new="ready"))
+    run.on(route({"new": 100})).on(route({"new": 100}, {"new": 9}), after_s=60)
+    run.on(servers(new="ready")).on(servers(new="ready"))
     assert (run.phase, run.rollout.outcome) == ("idle", "promoted")
     assert run.channel.previous == ()
 
@@ -799,6 +861,48 @@ def test_a_bake_with_a_comparison_has_no_absolute_limit() -> None:
     assert run.phase == "baking"
 
 
+def errors_of_stable(share: float) -> Verdict:
+    """Return a verdict that knows how many of stable's requests failed."""
+    figures = dict.fromkeys(
+        ("harm_evidence", "harm_threshold", "promote_evidence", "promote_threshold"), 0.0
+    )
+    errors = MetricVerdict(
+        metric="errors",
+        outcome="NON_INFERIOR",
+        stable_value=share,
+        candidate_value=share,
+        ratio=1.0,
+        harm_margin=2.0,
+        promote_margin=3.0,
+        stable_requests=1000,
+        candidate_requests=1000,
+        blocks=9,
+        note="",
+        **figures,
+    )
+    return make_verdict("NON_INFERIOR").model_copy(update={"metrics": (errors,)})
+
+
+@pytest.mark.parametrize(
+    ("share", "failed", "ending"),
+    [(0.0, 30, "rolled_back"), (0.02, 30, None), (0.02, 90, "rolled_back")],
+)
+def test_a_bake_without_a_holdback_has_the_absolute_limit(
+    share: float, failed: int, ending: str | None
+) -> None:
+    run = last_step(holdback_weight=0).on(Looked(errors_of_stable(share), "l"), after_s=60)
+    assert (run.phase, run.weight) == ("baking", 0)
+    run.on(route({"new": 100}, {"new": 0}))
+    run.on(route({"new": 100}, {"new": 1000}, errors={"new": failed}), after_s=9)
+    assert run.rollout.ending == ending
+
+
+def test_the_absolute_limit_is_no_reason_to_go_back_to_nothing() -> None:
+    run = baking().on(servers(old="starting", new="ready")).on(route({"new": 100}, {"new": 0}))
+    run.on(route({"new": 100}, {"new": 100}, errors={"new": 50}), after_s=9)
+    assert run.phase == "baking"
+
+
 def test_a_first_release_outlives_its_controller() -> None:
     run = first_release().on(ControllerLost("its lease expired"))
     assert run.phase == "baking"
@@ -813,7 +917,7 @@ def test_single_stops_the_old_release_first() -> None:
     run.on(servers(new="ready")).on(WarmedUp(WARM, 3, 3)).on(servers(new="ready"))
     assert run.phase == "baking"
     assert run.channel.stable.release_id == NEW
-    run.on(servers(new="ready"), after_s=60)
+    run.on(route({"new": 100})).on(route({"new": 100}), after_s=60).on(servers(new="ready"))
     cleaned(run, loser="old", winner="new")
     assert run.rollout.outcome == "promoted"
     assert run.channel.previous[0].release_id == OLD
@@ -868,7 +972,7 @@ def test_replace_shrinks_the_old_release_by_ready_servers() -> None:
 
 
 def promoted() -> Channel:
-    run = baking().on(servers(old="ready", new="ready"), after_s=60)
+    run = baked(baking())
     return cleaned(run, loser="old", winner="new").channel
 
 
@@ -1006,7 +1110,8 @@ def test_the_time_of_pauses_does_not_count_against_the_limits() -> None:
 
 
 def test_a_bake_does_not_end_in_a_pause_and_is_not_late_after_it() -> None:
-    run = paused(baking()).on(servers(old="ready", new="ready"), after_s=2000).on(TimePassed())
+    run = paused(baking(lease_s=5000.0)).on(SEEN, after_s=2000)
+    run.on(servers(old="ready", new="ready")).on(TimePassed())
     assert (run.phase, run.weight) == ("baking", 10)
     run.on(ResumeRequested()).on(TimePassed())
     assert run.phase == "baking"
@@ -1099,7 +1204,7 @@ def test_a_promotion_by_hand_goes_to_the_bake_from_any_step() -> None:
 
 
 def test_a_promotion_by_hand_is_on_record_for_good() -> None:
-    run = holding().on(FORCE).on(servers(old="ready", new="ready"), after_s=60)
+    run = baked(holding().on(FORCE))
     cleaned(run, loser="old", winner="new")
     assert run.rollout.outcome == "promoted"
     assert "ann promoted it by hand: The old one leaks memory." in run.rollout.reason

@@ -50,7 +50,12 @@ from trainyard.rollout.events import (
     TrafficBeyond,
     WarmedUp,
 )
-from trainyard.rollout.state_machine import candidate_target, commands_for, step
+from trainyard.rollout.state_machine import (
+    candidate_target,
+    commands_for,
+    has_comparison,
+    step,
+)
 
 pytestmark = pytest.mark.usefixtures("only_drawn_edges")
 
@@ -86,12 +91,19 @@ class Rollouts(RuleBasedStateMachine):
     """Since when looks have not seen both releases, as this test reckons."""
     candidate_unseen_since: datetime | None
     """Since when they have seen stable, but not the release under test."""
+    baking_since: datetime | None
+    """Since when the bake has been driven without a gap."""
+    driven_at: datetime | None
+    """When somebody last drove."""
+    watched_at: datetime | None
+    """When somebody last saw what shows harm in the bake."""
 
     @initialize(used=st.booleans())
     def begin(self, used: bool) -> None:
         self.channel = empty_channel()
         self.now = NOW
         self.unseen_since = self.candidate_unseen_since = None
+        self.baking_since = self.driven_at = self.watched_at = None
         if used:
             tracks = [Track(release_id=release_id(name), since=NOW) for name in ("a", "b")]
             update = {"stable": tracks[0], "previous": (tracks[1],)}
@@ -110,6 +122,7 @@ class Rollouts(RuleBasedStateMachine):
         self.check_blindness(before, event, after)
         self.check_what_decides_nothing(before, event, after)
         self.check_that_somebody_answers(before, event, after)
+        self.check_bake(before, event, after)
         self.channel = after
         assert Channel.model_validate_json(after.to_bytes()) == after
 
@@ -184,6 +197,30 @@ class Rollouts(RuleBasedStateMachine):
         assert rollout.phase != "baking"
         assert rollout.step_index <= before.rollout.step_index
         assert after.weights.candidate <= before.weights.candidate
+
+    def check_bake(self, before: Channel, event: Event, after: Channel) -> None:
+        """A bake is only passed if somebody drove it all the time, and looked at its end."""
+        baking = [c.rollout is not None and c.rollout.phase == "baking" for c in (before, after)]
+        if not baking[0]:
+            self.baking_since = self.driven_at = self.now
+            self.watched_at = None
+            return
+        assert before.rollout is not None
+        assert after.rollout is not None
+        assert self.baking_since is not None
+        assert self.driven_at is not None
+        plan = before.rollout.plan
+        if isinstance(event, (ServersSeen, RouteSeen, Sighted, TimePassed)):
+            if (self.now - self.driven_at).total_seconds() > plan.lease_s:
+                self.baking_since, self.watched_at = self.now, None
+            self.driven_at = self.now
+        if after.rollout.ending == "promoted":
+            assert self.watched_at is not None
+            assert (self.watched_at - self.baking_since).total_seconds() >= plan.bake_s
+        if isinstance(event, Sighted) and has_comparison(plan):
+            self.watched_at = self.watched_at if event.candidate or event.stable else self.now
+        if isinstance(event, RouteSeen) and not has_comparison(plan) and before.rollout.mark:
+            self.watched_at = self.now
 
     def reckon_blindness(self, before: Channel, event: Event, after: Channel) -> None:
         if isinstance(event, Sighted) and is_exposed(before):
@@ -335,7 +372,10 @@ class Rollouts(RuleBasedStateMachine):
             self.servers_are_as_wished()
             self.the_route_follows(2.0)
             self.now += timedelta(seconds=61)
+            self.happen(Sighted("", ""))
             self.happen(Looked(make_verdict("NON_INFERIOR"), f"look/{self.channel.generation}"))
+            self.the_route_follows(1.0)
+            self.happen(TimePassed())
 
     @rule(
         shares=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 100)),
