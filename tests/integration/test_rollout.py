@@ -467,6 +467,31 @@ def test_a_rollback_starts_the_old_servers_and_moves_the_traffic(world: World) -
         world.roll_back(run_id="further")
 
 
+def test_a_rollback_without_room_for_both_keeps_enough_servers() -> None:
+    world = World(rate=40)
+    world.environments = {ENVIRONMENT: Environment(target="cpu", devices=5, capacity="surge")}
+    for name in ("a", "b"):
+        world.publish(name, replicas=4, capacity="replace", deploy_timeout_s=1000.0)
+    world.run(world.promote(release_id("a"), run_id="first"))
+    tick = world.promote(release_id("b"))
+    world.run(tick, until=lambda channel: channel.rollout.phase == "holding")
+    promote_now(world.deps(), MODEL, ENVIRONMENT, reason="Needed.", who="ann")
+    assert world.run(tick).outcome == "promoted"
+    world.behaviour[release_id("a")].start_s = 60.0
+    tick = world.roll_back(release_id("a"))
+    while not tick().done:
+        ready = {
+            release: sum(s.state == "ready" for s in world.servers_of(release))
+            for release, share in world.effective.items()
+            if share
+        }
+        assert sum(ready.values()) >= 4, "less than what carried all traffic before"
+        world.advance(0.5)
+    assert stable_of(world) == release_id("a")
+    assert [s.state for s in world.servers_of(release_id("a"))] == ["ready"] * 4
+    assert sum(world.errors.values()) == 0
+
+
 def test_a_rollback_to_warm_servers_takes_one_tick(world: World) -> None:
     world.environments[ENVIRONMENT] = Environment(target="cpu", devices=2, rollback_window_s=600)
     b = promote_b(world)

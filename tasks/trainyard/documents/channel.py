@@ -241,8 +241,9 @@ class Rollout(Frozen):
     """Key of the last look's document."""
     ending: Outcome | None = None
     """The outcome that is certain already, while the servers of the losing side are taken away."""
-    cleanup: Literal["traffic", "draining", "removing"] | None = None
-    """How far that is: until arrivals stop, until requests end, until servers are gone."""
+    cleanup: Literal["exchanging", "traffic", "draining", "removing"] | None = None
+    """How far that is: until the winner has all its servers (where it had to grow first), until
+    arrivals stop, until requests end, until servers are gone."""
     cleanup_since: datetime | None = None
     outcome: Outcome | None = None
     reason: str = ""

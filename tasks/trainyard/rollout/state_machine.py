@@ -57,7 +57,7 @@ baking        scaling       ServersSeen: `bake_s` passed, a look after it saw no
 scaling       idle          ServersSeen: the old servers are gone (promoted)
 scaling       idle          RouteSeen: the old servers are idle, and are kept warm (promoted)
 scaling       idle          TimePassed: the old servers do not go in `deploy_timeout_s` (promoted)
-rolling_back  idle          ServersSeen: the servers are gone, and stable is ready
+rolling_back  idle          ServersSeen: the servers are gone, and stable is ready at full size
 rolling_back  idle          TimePassed: the servers do not go in `deploy_timeout_s`
 ============  ============  ========================================================================
 
@@ -85,8 +85,13 @@ one does not. An undecided rollout that is to hold (`on_undecided`) freezes its 
 step that was held long enough, and people are told; looks go on. A way back goes from weights to
 arrivals that stop, to requests that end, to servers that are gone.
 
-In all but the exposed states the candidate's weight is 0. Whatever takes traffic away does so in
-the same change of the channel in which it is decided.
+A way back whose winner is not at full size exchanges servers first, if the loser did no harm: a
+rollback, or a release that is withdrawn in its bake. Traffic is shared by ready servers, until the
+winner has all of its own or `deploy_timeout_s` has passed. A rejected release loses everything at
+once. A rollout is over only when the winner is at full size, or after `deploy_timeout_s`.
+
+In all other cases the candidate's weight is 0 but in the exposed states. Whatever takes traffic
+away does so in the same change of the channel in which it is decided.
 
 While a look did not see both releases, nothing goes forward: no step, no promotion, no end of the
 bake. Nobody calls silence peace.
@@ -927,7 +932,7 @@ def _may_serve_alone(channel: Channel) -> bool:
         return False
     if rollout.plan.capacity == "single" or rollout.ending == "rolled_back":
         return False
-    return rollout.phase in {"shifting", "holding"} or rollout.cleanup in {"traffic", "draining"}
+    return rollout.phase in {"shifting", "holding"} or rollout.cleanup in _SERVERS_STAY
 
 
 def _blind_anew(blind: Blindness | None, now: datetime) -> Blindness | None:
@@ -1202,7 +1207,9 @@ def _traffic_beyond(channel: Channel, event: TrafficBeyond, now: datetime) -> Ch
 
 def _controller_lost(channel: Channel, event: ControllerLost, now: datetime) -> Channel:
     rollout = channel.rollout
-    if rollout is None or not channel.in_progress or channel.weights.candidate == 0:
+    if rollout is None or not channel.in_progress or rollout.ending is not None:
+        return channel
+    if channel.weights.candidate == 0:
         return channel
     return _ended(channel, "withdrawn", f"The controller was lost: {event.reason}", now)
 
@@ -1321,10 +1328,13 @@ def _take_traffic(channel: Channel, now: datetime) -> Channel:
     channel = _swapped(channel, now)
     channel = _with(channel, exposed_since=now)
     release_id = _rollout(channel).release_id
-    channel = _noted(channel, now, "weights", release_id=release_id, weight=100)
     if plan.kind == "rollback":
-        channel = _phase(channel, "rolling_back", now, "All traffic is back.")
-        return _with(channel, ending="promoted", cleanup="traffic", cleanup_since=now)
+        channel = _phase(channel, "rolling_back", now, "Traffic goes back.")
+        channel = _with(channel, ending="promoted", cleanup="traffic", cleanup_since=now)
+        channel = _by_exchange(channel)
+        weight = channel.weights.stable
+        return _noted(channel, now, "weights", release_id=release_id, weight=weight)
+    channel = _noted(channel, now, "weights", release_id=release_id, weight=100)
     return _phase(channel, "baking", now, "Watching failed requests.")
 
 
@@ -1416,7 +1426,8 @@ def _ended(
     """Send all traffic to the release that was stable before, and begin to clean up."""
     rollout = _rollout(channel)
     had_traffic = rollout.exposed_since is not None
-    if rollout.phase == "baking":
+    baked = rollout.phase == "baking"
+    if baked:
         channel = channel.model_copy(
             update={"stable": channel.candidate, "candidate": channel.stable}
         )
@@ -1434,6 +1445,8 @@ def _ended(
         pauses=_over(rollout, now),
         blind=None,
     )
+    if baked and ending != "rolled_back" and has_comparison(rollout.plan):
+        channel = _by_exchange(channel)
     channel = _alone_seen(channel, now)
     return _noted(
         channel, now, "ending", release_id=rollout.release_id, who=who, outcome=ending, why=reason
@@ -1441,6 +1454,34 @@ def _ended(
 
 
 # --- cleaning up: arrivals stop, requests end, servers go -----------------------------------------
+
+
+def _by_exchange(channel: Channel) -> Channel:
+    """Let a winner that is not at full size grow before the loser, which did no harm, goes.
+
+    Traffic is shared by ready servers meanwhile. With `replace` each ready server of the winner
+    lets one of the loser's go.
+    """
+    rollout = _rollout(channel)
+    plan, ready = rollout.plan, rollout.ready
+    full = _full_size(rollout)
+    if ready.stable >= full or ready.candidate == 0:
+        return channel
+    wanted = rollout.replicas
+    if plan.capacity == "replace":
+        room = max(plan.replicas, plan.stable_replicas) + 1
+        growing = min(full, ready.stable + 1)
+        going = max(1, min(wanted.candidate, room - growing))
+        wanted = Replicas(stable=growing, candidate=going)
+    going = min(ready.candidate, wanted.candidate)
+    share = min(99, ceil(100 * going / (ready.stable + going)))
+    return _with(_weigh(channel, share), cleanup="exchanging", replicas=wanted)
+
+
+def _exchanged(channel: Channel, now: datetime) -> Channel:
+    """Take the rest of the traffic from the loser."""
+    channel = channel.model_copy(update={"weights": Weights()})
+    return _with(channel, cleanup="traffic", cleanup_since=now, mark=None)
 
 
 def _cleaning_route(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
@@ -1466,6 +1507,8 @@ def _cleaning_time(channel: Channel, now: datetime) -> Channel:
     plan = rollout.plan
     assert rollout.cleanup_since is not None
     stage_s = _seconds(rollout.cleanup_since, now)
+    if rollout.cleanup == "exchanging" and stage_s >= plan.deploy_timeout_s:
+        return _exchanged(channel, now)
     # While the router answers, it is believed for longer: it may be the driver that was away.
     patience_s = plan.arrivals_timeout_s * (1 if rollout.mark is None else PATIENCE)
     if rollout.cleanup == "traffic" and stage_s >= patience_s:
@@ -1501,12 +1544,25 @@ def _keeps_warm(channel: Channel) -> bool:
 
 def _cleaning_servers(channel: Channel, seen: _Seen, now: datetime) -> Channel:
     rollout = _rollout(channel)
+    if rollout.cleanup == "exchanging":
+        return _exchange_goes_on(channel, now)
     if rollout.cleanup != "removing" or seen.of(channel.candidate):
         return channel
     channel = _with(channel, replicas=Replicas(stable=_full_size(rollout)))
-    if channel.stable is not None and rollout.ready.stable == 0:
+    if channel.stable is not None and rollout.ready.stable < _full_size(rollout):
         return channel
     return _finished(channel, now)
+
+
+def _exchange_goes_on(channel: Channel, now: datetime) -> Channel:
+    before = channel.weights
+    rollout = _rollout(channel)
+    over = rollout.ready.stable >= _full_size(rollout) or rollout.ready.candidate == 0
+    channel = _exchanged(channel, now) if over else _by_exchange(channel)
+    if channel.weights == before:
+        return channel
+    weight = channel.weights.stable
+    return _noted(channel, now, "weights", release_id=_stable_id(channel), weight=weight)
 
 
 def _full_size(rollout: Rollout) -> int:
@@ -1538,6 +1594,7 @@ def _finished(channel: Channel, now: datetime) -> Channel:
             else f"{rollout.release_id} is stable. {_grounds(rollout)}"
         )
     channel = channel.model_copy(update={"candidate": None, "previous": previous})
+    reason = f"{reason} {_missing(channel)}".strip()
     channel = _with(
         channel,
         outcome=rollout.ending,
@@ -1548,6 +1605,15 @@ def _finished(channel: Channel, now: datetime) -> Channel:
     channel = _phase(channel, "idle", now, reason)
     event = "returned" if plan.kind == "rollback" and rollout.ending == "promoted" else None
     return _noted(channel, now, event or rollout.ending, release_id=rollout.release_id, why=reason)
+
+
+def _missing(channel: Channel) -> str:
+    """Return what the release that serves now lacks of its servers, in one sentence, or nothing."""
+    rollout = _rollout(channel)
+    ready, full = rollout.ready.stable, _full_size(rollout)
+    if channel.stable is None or ready >= full:
+        return ""
+    return f"Only {ready} of {full} servers of {channel.stable.release_id} are ready."
 
 
 def _grounds(rollout: Rollout) -> str:
@@ -1658,17 +1724,22 @@ def _check(channel: Channel) -> None:
     """Refuse what must never be stored; a failure here is a defect of this module."""
     rollout = channel.rollout
     weight = channel.weights.candidate
-    exposed = (
+    may_have = (
         rollout is not None
         and channel.in_progress
         and channel.candidate is not None
-        and rollout.phase in EXPOSED_PHASES
-        and rollout.ending is None
+        and (
+            (rollout.phase in EXPOSED_PHASES and rollout.ending is None)
+            or rollout.cleanup == "exchanging"
+        )
     )
-    if channel.weights.stable + weight != 100 or (weight and not exposed):
+    if channel.weights.stable + weight != 100 or (weight and not may_have):
         phase = rollout.phase if rollout is not None else "idle"
         raise ValueError(f"weights {channel.weights} in phase {phase} are not allowed")
 
+
+_SERVERS_STAY = frozenset({"exchanging", "traffic", "draining"})
+"""Stages of a clean-up in which the loser still has its servers."""
 
 _OF_EVERY_TICK = (ServersSeen, RouteSeen, Sighted, TimePassed)
 """Events that happen only because somebody drives."""

@@ -17,7 +17,8 @@ Its shells are `serving.guard_loop` on one machine and `serving.kubernetes.guard
 
 Which may take it: both while both have weight; and while a rollout ends, until the loser's requests
 have ended, the loser too, unless it was rejected. What is known to do harm does not come back, even
-if the other one cannot answer.
+if the other one cannot answer. While servers are exchanged on the way back, the loser keeps its
+share, with or without a lease: the winner could not bear all of it yet.
 
 A fuse stays blown until the channel itself takes the candidate's weight away, or another rollout
 begins. The others end with their conditions. In the bake the tracks have changed roles: the
@@ -80,8 +81,8 @@ class Wish(Frozen):
     """Servers that the release had which was stable when the rollout began; with so many it bears
     all traffic. 0: there was none, or an older version wrote the wish."""
     stands_in: bool = False
-    """Track `candidate` has lost its traffic, but not for harm, and its servers are still there: it
-    may answer if the other track cannot."""
+    """Track `candidate` is about to lose its traffic, or has, but not for harm, and its servers are
+    still there: it may answer if the other track cannot. It is not under test any more."""
 
     @classmethod
     def of(cls, channel: Channel) -> Wish:
@@ -107,7 +108,7 @@ def _stands_in(rollout: Rollout) -> bool:
     With `single` its servers must go before the winner's can come.
     """
     return (
-        rollout.cleanup in {"traffic", "draining"}
+        rollout.cleanup in {"exchanging", "traffic", "draining"}
         and rollout.ending != "rolled_back"
         and rollout.plan.capacity != "single"
     )
@@ -170,7 +171,7 @@ def decide(
     """
     stable, candidate, baking = wish.stable, wish.candidate, wish.baking
     exposed = candidate is not None and wish.weight > 0
-    at_risk = exposed and wish.in_progress
+    at_risk = exposed and wish.in_progress and not wish.stands_in
     before = fuse if fuse is not None and _is_of(fuse, wish) else None
     fuse = (before or _fuse(wish, health, now)) if at_risk and not baking else None
 

@@ -771,8 +771,9 @@ def test_a_withdrawn_release_keeps_its_servers_until_the_other_one_answers(make:
     run.on(ONLY_NEW).on(AbortRequested("enough"))
     for _ in range(100):
         run.on(route({"new": 100}, {"new": 900}), after_s=30).on(ONLY_NEW).on(TimePassed())
-    assert (run.phase, run.weight, run.wanted()) == ("rolling_back", 0, {OLD: 1, NEW: 1})
+    assert (run.phase, run.wanted()) == ("rolling_back", {OLD: 1, NEW: 1})
     run.on(BOTH, after_s=1)
+    assert run.weight == 0
     cleaned(run, loser="new")
     assert (run.rollout.outcome, run.channel.stable.release_id) == ("withdrawn", OLD)
 
@@ -1014,6 +1015,91 @@ def test_a_rollback_to_warm_servers_moves_traffic_at_once() -> None:
     run.on(RolloutRequested(number=2, release_id=OLD, plan=plan, run_id="back"))
     run.on(servers(old="ready", new="ready"))
     assert (run.phase, run.channel.stable.release_id) == ("rolling_back", OLD)
+
+
+FOUR = ("ready",) * 4
+REPLACE = {"capacity": "replace", "replicas": 4, "stable_replicas": 4, "warm_up_requests": 0}
+
+
+def going_back(**changes: Any) -> Run:
+    """Return a rollback with `replace` whose first server is ready."""
+    plan = make_plan(kind="rollback", **{**REPLACE, **changes})
+    run = Run(requested(promoted(), plan, release=OLD), NOW + timedelta(hours=1))
+    return run.on(servers(old="ready", new=FOUR))
+
+
+def test_a_rollback_without_room_for_both_exchanges_servers_one_by_one() -> None:
+    run = going_back()
+    stable = run.channel.stable
+    assert (run.rollout.cleanup, stable and stable.release_id) == ("exchanging", OLD)
+    for ready, weight in ((1, 75), (2, 50), (3, 25)):
+        assert run.weight == weight
+        assert run.wanted() == {OLD: ready + 1, NEW: 4 - ready}
+        run.on(route({"old": 100 - weight, "new": weight}), after_s=99).on(TimePassed())
+        run.on(servers(old=FOUR[: ready + 1], new=FOUR[ready:]))
+    assert (run.weight, run.rollout.cleanup) == (0, "traffic")
+    cleaned(run, loser="new")
+    assert (run.rollout.outcome, run.wanted()) == (None, {OLD: 4, NEW: 0})
+    run.on(servers(old=FOUR))
+    assert run.rollout.outcome == "promoted"
+    weights = [h.detail["weight"] for h in run.channel.history if h.event == "weights"]
+    assert weights[-4:] == [25, 50, 75, 100]
+
+
+def test_an_exchange_of_servers_ends_in_time_and_says_what_is_missing() -> None:
+    run = going_back()
+    run.on(servers(old=FOUR[:2], new=FOUR[:3]), after_s=10).on(TimePassed(), after_s=290)
+    assert (run.weight, run.rollout.cleanup) == (0, "traffic")
+    for _ in range(3):
+        run.on(TimePassed(), after_s=300)
+    assert run.rollout.outcome == "promoted"
+    assert f"Only 2 of 4 servers of {OLD} are ready." in run.rollout.reason
+
+
+def test_an_exchange_whose_loser_dies_is_over() -> None:
+    run = going_back().on(servers(old="ready", new="starting"))
+    assert (run.weight, run.rollout.cleanup) == (0, "traffic")
+
+
+def test_alarms_and_lost_drivers_do_not_disturb_an_exchange() -> None:
+    run = going_back()
+    before = run.channel
+    for event in (ControllerLost("late"), FuseBlown("late"), AbortRequested("late")):
+        assert run.on(event).channel == before
+
+
+def half_baked() -> Run:
+    """Return a bake with `replace` that has left the old release one server."""
+    run = canary(**REPLACE).on(servers(old=FOUR, new="ready"))
+    arrive(run).on(Looked(make_verdict("UNDECIDED"), "l/1"), after_s=60)
+    run.on(servers(old=FOUR[:3], new=FOUR[:2])).on(Looked(make_verdict("UNDECIDED"), "l/1"))
+    arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "l/2"), after_s=60)
+    for new in (3, 4):
+        run.on(servers(old=FOUR[: 5 - new], new=FOUR[:new]))
+    assert (run.phase, run.wanted()) == ("baking", {OLD: 1, NEW: 4})
+    return run
+
+
+@pytest.mark.parametrize("event", [ControllerLost("nobody drives it"), AbortRequested("enough")])
+def test_a_withdrawn_bake_gives_back_what_the_old_release_can_bear(event: Event) -> None:
+    run = half_baked().on(event)
+    stable = run.channel.stable
+    assert (run.phase, stable and stable.release_id) == ("rolling_back", OLD)
+    assert (run.weight, run.wanted()) == (75, {OLD: 2, NEW: 3})
+    for ready in (2, 3, 4):
+        run.on(servers(old=FOUR[:ready], new=FOUR[: 5 - ready]))
+    assert run.weight == 0
+    cleaned(run, loser="new").on(servers(old=FOUR))
+    assert run.rollout.outcome == "withdrawn"
+
+
+def test_harm_in_a_bake_takes_all_traffic_away_whatever_the_old_release_can_bear() -> None:
+    run = half_baked().on(Looked(make_verdict("HARM"), "l/3"))
+    assert (run.weight, run.rollout.cleanup) == (0, "traffic")
+    cleaned(run, loser="new")
+    assert (run.rollout.outcome, run.wanted()) == (None, {OLD: 4, NEW: 0})
+    run.on(servers(old=FOUR[:3])).on(servers(old=FOUR), after_s=100)
+    assert run.rollout.outcome == "rolled_back"
 
 
 # --- by hand --------------------------------------------------------------------------------------

@@ -98,8 +98,26 @@ class Rollouts(RuleBasedStateMachine):
     watched_at: datetime | None
     """When somebody last saw what shows harm in the bake."""
 
-    @initialize(used=st.booleans())
-    def begin(self, used: bool) -> None:
+    @initialize(
+        used=st.booleans(),
+        begun=st.booleans(),
+        capacity=st.sampled_from(["surge", "replace", "single"]),
+        replicas=st.integers(1, 3),
+        back=st.booleans(),
+        notches=st.sampled_from([0, 1, 1, 2, 2, 2, 3, 4, 6]),
+        then=st.sampled_from([(), (61.0, False), (301.0, True)]),
+    )
+    def begin(
+        self,
+        used: bool,
+        begun: bool,
+        capacity: str,
+        replicas: int,
+        back: bool,
+        notches: int,
+        then: tuple[float, bool] | tuple[()],
+    ) -> None:
+        """Begin at rest, or somewhere in a rollout, so that its later parts are seen often."""
         self.channel = empty_channel()
         self.now = NOW
         self.unseen_since = self.candidate_unseen_since = None
@@ -108,6 +126,11 @@ class Rollouts(RuleBasedStateMachine):
             tracks = [Track(release_id=release_id(name), since=NOW) for name in ("a", "b")]
             update = {"stable": tracks[0], "previous": (tracks[1],)}
             self.channel = self.channel.model_copy(update=update)
+        if begun:
+            self.somebody_asks("b", capacity, replicas, back, "hold", 0, 0.0)
+            self.all_goes_well(notches)
+            if then:
+                self.servers_run_on(*then)
 
     def happen(self, event: Event) -> None:
         before, now = self.channel, self.now
@@ -123,6 +146,7 @@ class Rollouts(RuleBasedStateMachine):
         self.check_what_decides_nothing(before, event, after)
         self.check_that_somebody_answers(before, event, after)
         self.check_bake(before, event, after)
+        self.check_size(before, event, after)
         self.channel = after
         assert Channel.model_validate_json(after.to_bytes()) == after
 
@@ -170,7 +194,7 @@ class Rollouts(RuleBasedStateMachine):
             return
         assert after.rollout is not None
         assert after.rollout.ending != "promoted"
-        if not isinstance(event, PromotionForced):
+        if not isinstance(event, PromotionForced) and after.rollout.cleanup != "exchanging":
             assert after.weights.candidate in (before.weights.candidate, 0)
         assert after.rollout.paused_s(self.now) <= before.rollout.plan.max_pause_s + 601
 
@@ -197,6 +221,27 @@ class Rollouts(RuleBasedStateMachine):
         assert rollout.phase != "baking"
         assert rollout.step_index <= before.rollout.step_index
         assert after.weights.candidate <= before.weights.candidate
+
+    def check_size(self, before: Channel, event: Event, after: Channel) -> None:
+        """Who gets all traffic back can bear it, unless time is up or the other one did harm.
+
+        What is over leaves all servers of the stable release, or says how many are missing.
+        """
+        if before.rollout is None or not before.in_progress or after.stable is None:
+            return
+        rollout = after.rollout
+        assert rollout is not None
+        plan, ready = rollout.plan, rollout.ready
+        full = plan.replicas if rollout.ending == "promoted" else plan.stable_replicas
+        if not after.in_progress and ready.stable < full:
+            assert not isinstance(event, ServersSeen)
+            assert f"Only {ready.stable} of {full} servers" in rollout.reason
+        left = before.rollout.phase == "baking" or plan.kind == "rollback"
+        begins = before.rollout.ending is None and rollout.cleanup == "traffic" and left
+        ends = before.rollout.cleanup == "exchanging" != rollout.cleanup
+        harmless = rollout.ending != "rolled_back" and plan.capacity != "single"
+        if (begins or ends) and harmless and not (ends and isinstance(event, TimePassed)):
+            assert ready.stable >= full or ready.candidate == 0
 
     def check_bake(self, before: Channel, event: Event, after: Channel) -> None:
         """A bake is only passed if somebody drove it all the time, and looked at its end."""
@@ -408,7 +453,7 @@ class Rollouts(RuleBasedStateMachine):
         self.happen(route(shares, {name: 10 * share for name, share in shares.items()}))
 
     @precondition(lambda self: is_exposed(self.channel))
-    @rule(minutes=st.integers(1, 20))
+    @rule(minutes=st.sampled_from([1, 3, 12]))
     def the_stable_servers_die(self, minutes: int) -> None:
         """Looks see only the candidate, which answers everything."""
         assert self.channel.rollout is not None
@@ -418,6 +463,32 @@ class Rollouts(RuleBasedStateMachine):
             self.happen(Sighted("", "no counters of stable"))
             self.now += timedelta(seconds=61)
             self.happen(TimePassed())
+
+    @precondition(lambda self: is_exposed(self.channel))
+    @rule(seconds=st.sampled_from([31.0, 61.0, 301.0]), looks=st.booleans())
+    def servers_run_on(self, seconds: float, looks: bool) -> None:
+        """Time has passed, and all servers are as they should be."""
+        self.now += timedelta(seconds=seconds)
+        self.servers_are_as_wished()
+        if looks:
+            self.happen(Sighted("", ""))
+            self.the_route_follows(0.5)
+            self.servers_are_as_wished()
+
+    @precondition(lambda self: self.channel.in_progress)
+    @rule(data=st.data())
+    def some_wished_servers_are_ready(self, data: st.DataObject) -> None:
+        wishes = {
+            c.release_id: c.replicas
+            for c in commands_for(self.channel, self.now)
+            if isinstance(c, DeployServers)
+        }
+        ready = {
+            name: ("ready",) * data.draw(st.integers(0, wishes[release_id(name)]))
+            for name in NAMES
+            if release_id(name) in wishes
+        }
+        self.happen(servers(**ready))
 
     @rule(outcome=st.sampled_from(["HARM", "NON_INFERIOR", "UNDECIDED", "UNDECIDED"]))
     def the_judge_looks(self, outcome: str) -> None:
@@ -505,8 +576,11 @@ class Rollouts(RuleBasedStateMachine):
             assert channel.in_progress
             assert channel.candidate is not None
             assert channel.rollout is not None
-            assert channel.rollout.phase in EXPOSED_PHASES
-            assert channel.rollout.ending is None
+            if channel.rollout.cleanup == "exchanging":
+                assert channel.rollout.ending in {"promoted", "withdrawn"}
+            else:
+                assert channel.rollout.phase in EXPOSED_PHASES
+                assert channel.rollout.ending is None
             assert channel.rollout.exposed_since is not None
 
     @invariant()
@@ -554,14 +628,15 @@ class Rollouts(RuleBasedStateMachine):
             self.now += timedelta(seconds=LONGEST_ROLLOUT_S)
             self.happen(TimePassed())
             assert self.channel.in_progress
-            self.happen(servers())
         end = self.now + timedelta(seconds=LONGEST_ROLLOUT_S)
         while self.channel.in_progress and self.now < end:
             self.now += timedelta(seconds=30)
             self.happen(TimePassed())
+            if is_alone(self.channel):
+                self.happen(servers())
         assert not self.channel.in_progress
         assert self.channel.weights.candidate == 0
 
 
 TestRollouts = Rollouts.TestCase
-TestRollouts.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestRollouts.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)

@@ -186,9 +186,22 @@ def test_what_blew_a_fuse_does_not_stand_in_either() -> None:
     assert (again.weights, again.guard) == ({OLD: 100, NEW: 0}, "following")
 
 
-def ending(outcome: str, *, cleanup: str = "traffic", capacity: str = "surge") -> Channel:
+@pytest.mark.parametrize("lease", ["alive", "expired", "absent"])
+def test_servers_are_exchanged_with_and_without_a_lease(lease: str) -> None:
+    channel = ending("promoted", cleanup="exchanging", capacity="replace", weight=75)
+    decision = decide(channel, lease, FINE, None, NOW)  # type: ignore[arg-type]
+    assert (decision.weights, decision.guard) == ({OLD: 25, NEW: 75}, "following")
+    decision = decide(channel, lease, {NEW: FINE[NEW]}, None, NOW)  # type: ignore[arg-type]
+    assert (decision.weights, decision.guard) == ({OLD: 0, NEW: 100}, "failover")
+    decision = decide(channel, lease, {OLD: FINE[OLD]}, None, NOW)  # type: ignore[arg-type]
+    assert (decision.weights, decision.guard) == ({OLD: 100, NEW: 0}, "failover")
+
+
+def ending(
+    outcome: str, *, cleanup: str = "traffic", capacity: str = "surge", weight: int = 0
+) -> Channel:
     """Return a channel whose rollout gives all traffic back."""
-    channel = make_channel(weight=0, phase="rolling_back")
+    channel = make_channel(weight=weight, phase="rolling_back")
     assert channel.rollout is not None
     plan = channel.rollout.plan.model_copy(update={"capacity": capacity})
     stage = {"ending": outcome, "cleanup": cleanup, "plan": plan}
