@@ -543,6 +543,22 @@ def test_a_rollback_during_the_bake_swaps_the_roles_back(world: World) -> None:
     assert world.servers_of(b) == []
 
 
+def test_a_rollback_before_the_old_servers_have_gone_starts_nothing(world: World) -> None:
+    world.publish("b")
+    world.behaviour[release_id("a")].start_s = 600.0
+    world.run(world.promote(release_id("b")), until=lambda c: c.rollout.ending == "promoted")
+    asked = world.now
+    tick = world.roll_back(run_id="back")
+    assert stable_of(world) == release_id("a")
+    world.run(tick)
+    assert world.channel.rollout is not None
+    assert world.channel.rollout.outcome == "withdrawn"
+    assert world.effective[release_id("a")] == 100
+    assert (world.now - asked).total_seconds() < 60
+    assert stable_of(world) == release_id("a")
+    assert world.channel.rejected == ()
+
+
 def test_a_rollback_to_a_named_release_goes_on_after_ending_the_promotion(world: World) -> None:
     promote_b(world)
     c = world.publish("c")

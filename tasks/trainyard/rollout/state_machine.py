@@ -28,6 +28,8 @@ starting      rolling_back  ServersSeen: a server of the candidate failed (withd
 starting      rolling_back  TimePassed: `deploy_timeout_s`, or `max_pause_s` of pauses, passed
                             (withdrawn)
 starting      rolling_back  AbortRequested: aborted (withdrawn)
+starting      rolling_back  UndoRequested: a rollback was asked for (withdrawn); also after the
+                            bake, as long as the old servers are there: roles are swapped back
 shifting      holding       RouteSeen: the route has the weights, and arrivals agree
 shifting      rolling_back  RouteSeen: weights or arrivals do not follow within `arrivals_timeout_s`
                             (withdrawn)
@@ -48,6 +50,7 @@ exposed       rolling_back  ServersSeen: a server of the release under test fail
                             (rejected)
 exposed       rolling_back  ControllerLost: the lease ran out (withdrawn)
 exposed       rolling_back  AbortRequested: aborted (withdrawn)
+exposed       rolling_back  UndoRequested: a rollback was asked for (withdrawn)
 exposed       rolling_back  TimePassed: blind for `blind_candidate_s` or `blind_s`, or paused for
                             `max_pause_s` (withdrawn)
 baking        rolling_back  RouteSeen: too many requests failed, without a comparison (rejected)
@@ -90,8 +93,8 @@ rollback, or a release that is withdrawn in its bake. Traffic is shared by ready
 winner has all of its own or `deploy_timeout_s` has passed. A rejected release loses everything at
 once. A rollout is over only when the winner is at full size, or after `deploy_timeout_s`.
 
-In all other cases the candidate's weight is 0 but in the exposed states. Whatever takes traffic
-away does so in the same change of the channel in which it is decided.
+Apart from that the candidate has weight in the exposed states only. Whatever takes traffic away
+does so in the same change of the channel in which it is decided.
 
 While a look did not see both releases, nothing goes forward: no step, no promotion, no end of the
 bake. Nobody calls silence peace.
@@ -183,6 +186,7 @@ from trainyard.rollout.events import (
     TimePassed,
     TrafficBeyond,
     TrafficSeen,
+    UndoRequested,
     WarmedUp,
     WarmUp,
 )
@@ -416,6 +420,18 @@ def _claimed(channel: Channel, event: DriverClaimed, now: datetime) -> Channel:
 def _abort(channel: Channel, event: AbortRequested, now: datetime) -> Channel:
     rollout = channel.rollout
     if rollout is None or not channel.in_progress or rollout.ending is not None:
+        return channel
+    return _ended(channel, "withdrawn", event.reason, now, who=event.who)
+
+
+def _undo(channel: Channel, event: UndoRequested, now: datetime) -> Channel:
+    """Go back to the release that was stable before, as long as its servers are there."""
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        return channel
+    promoted = rollout.ending == "promoted" and rollout.plan.kind == "canary"
+    there = rollout.cleanup in _SERVERS_STAY and rollout.ready.candidate > 0
+    if rollout.ending is not None and not (promoted and there):
         return channel
     return _ended(channel, "withdrawn", event.reason, now, who=event.who)
 
@@ -1426,8 +1442,8 @@ def _ended(
     """Send all traffic to the release that was stable before, and begin to clean up."""
     rollout = _rollout(channel)
     had_traffic = rollout.exposed_since is not None
-    baked = rollout.phase == "baking"
-    if baked:
+    swapped = rollout.phase == "baking" or rollout.ending == "promoted"
+    if swapped:
         channel = channel.model_copy(
             update={"stable": channel.candidate, "candidate": channel.stable}
         )
@@ -1445,7 +1461,7 @@ def _ended(
         pauses=_over(rollout, now),
         blind=None,
     )
-    if baked and ending != "rolled_back" and has_comparison(rollout.plan):
+    if swapped and ending != "rolled_back" and has_comparison(rollout.plan):
         channel = _by_exchange(channel)
     channel = _alone_seen(channel, now)
     return _noted(
@@ -1765,6 +1781,7 @@ _HANDLERS: dict[type, Callable[[Channel, Any, datetime], Channel]] = {
     FuseBlown: _fuse,
     ControllerLost: _controller_lost,
     AbortRequested: _abort,
+    UndoRequested: _undo,
     PauseRequested: _pause,
     ResumeRequested: _resume,
     PromotionForced: _promotion_forced,

@@ -60,6 +60,7 @@ from trainyard.rollout.events import (
     ServersSeen,
     Sighted,
     TimePassed,
+    UndoRequested,
     WarmedUp,
     WarmUp,
 )
@@ -1015,6 +1016,51 @@ def test_a_rollback_to_warm_servers_moves_traffic_at_once() -> None:
     run.on(RolloutRequested(number=2, release_id=OLD, plan=plan, run_id="back"))
     run.on(servers(old="ready", new="ready"))
     assert (run.phase, run.channel.stable.release_id) == ("rolling_back", OLD)
+
+
+UNDO = UndoRequested("It answers nonsense.", "ann")
+
+
+@pytest.mark.parametrize("make", [canary, warming, shifting, holding, last_step, baking])
+def test_undoing_what_is_under_way_withdraws_it(make: Any) -> None:
+    run = make().on(UNDO)
+    assert (run.phase, run.weight, run.rollout.ending) == ("rolling_back", 0, "withdrawn")
+    assert run.channel.stable.release_id == OLD
+    assert run.channel.history[-1].who == "ann"
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_undoing_what_has_baked_swaps_the_roles_back_while_the_old_servers_are_there(
+    draining: bool,
+) -> None:
+    run = baked(baking())
+    if draining:
+        run.on(TimePassed(), after_s=30)
+        assert run.rollout.cleanup == "draining"
+    run.on(UNDO)
+    stable = run.channel.stable
+    assert (run.phase, stable and stable.release_id) == ("rolling_back", OLD)
+    assert run.wanted() == {OLD: 1, NEW: 1}
+    cleaned(run, loser="new")
+    assert (run.rollout.outcome, run.channel.previous) == ("withdrawn", ())
+    assert run.channel.rejected == ()
+
+
+def test_what_cannot_be_undone_by_a_swap_is_left_to_its_end() -> None:
+    gone = baked(baking()).on(servers(new="ready"))
+    removing = baked(baking()).on(TimePassed(), after_s=30).on(TimePassed(), after_s=30)
+    back = going_back()
+    rejected = holding().on(Looked(make_verdict("HARM"), "l"))
+    for run in (gone, removing, back, rejected):
+        before = run.channel
+        assert run.on(UNDO).channel == before
+    assert run.on(AbortRequested("enough")).channel == before
+
+
+def test_an_abort_does_not_undo_what_has_baked() -> None:
+    run = baked(baking())
+    before = run.channel
+    assert run.on(AbortRequested("enough")).channel == before
 
 
 FOUR = ("ready",) * 4

@@ -48,6 +48,7 @@ from trainyard.rollout.events import (
     Sighted,
     TimePassed,
     TrafficBeyond,
+    UndoRequested,
     WarmedUp,
 )
 from trainyard.rollout.state_machine import (
@@ -534,6 +535,7 @@ class Rollouts(RuleBasedStateMachine):
                 FuseBlown("Fuse: broken."),
                 ControllerLost("nobody drives it"),
                 AbortRequested("enough"),
+                UndoRequested("back"),
                 DriverClaimed("another"),
             ]
         )

@@ -38,6 +38,7 @@ from trainyard.rollout.events import (
     RolloutRequested,
     Sighted,
     TimePassed,
+    UndoRequested,
     WarmedUp,
 )
 from trainyard.rollout.state_machine import step
@@ -159,6 +160,7 @@ def _events(channel: Channel, plan: RolloutPlan) -> Iterator[tuple[Event, float]
     yield FuseBlown("the machine is broken", against_release=False), 0.0
     yield ControllerLost("nobody drives it"), 0.0
     yield AbortRequested("enough"), 0.0
+    yield UndoRequested("back"), 0.0
     yield PauseRequested("odd"), 0.0
     yield PromotionForced("needed", "ann"), 0.0
     for seconds in (0.0, 61.0, 301.0, 601.0):
