@@ -1151,7 +1151,9 @@ def _looked(channel: Channel, event: Looked, now: datetime) -> Channel:
     if last and rested and verdict.outcome == "NON_INFERIOR":
         return _proven(channel, now)
     channel = _with(channel, reason=verdict.reason)
-    if last or not rested or rollout.held_since is not None or verdict.exposed_requests == 0:
+    # In a hold only proof goes on, from a step taken back to the last one, where it must last.
+    frozen = rollout.held_since is not None and verdict.outcome != "NON_INFERIOR"
+    if last or not rested or frozen or verdict.exposed_requests == 0:
         return channel
     if rollout.ready.candidate < candidate_target(plan, rollout.step_index + 1):
         return _with(channel, reason="Waiting for the servers that the next step needs.")

@@ -471,8 +471,31 @@ def test_a_step_that_was_not_held_long_enough_is_taken_back() -> None:
     assert run.weight == 50
     run.on(TimePassed(), after_s=40)
     assert (run.phase, run.weight, run.rollout.step_index) == ("shifting", 10, 0)
-    arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=100)
+    arrive(run).on(Looked(make_verdict("UNDECIDED"), "look/2"), after_s=100)
     assert (run.phase, run.weight) == ("holding", 10)
+
+
+def test_proof_in_a_hold_goes_on_to_the_last_step_and_promotes_there_only() -> None:
+    run = holding(max_duration_s=100.0)
+    run.on(Looked(make_verdict("UNDECIDED"), "look/1"), after_s=70)
+    arrive(run).on(TimePassed(), after_s=40)
+    arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=60)
+    assert (run.phase, run.weight) == ("shifting", 50)
+    held_since = run.rollout.held_since
+    arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "look/3"), after_s=59)
+    run.on(Looked(make_verdict("UNDECIDED"), "look/4"), after_s=1)
+    assert (run.phase, run.rollout.held_since) == ("holding", held_since)
+    run.on(Looked(make_verdict("NON_INFERIOR"), "look/5"))
+    assert run.phase == "baking"
+
+
+def test_a_hold_that_goes_on_is_still_bounded() -> None:
+    run = holding(max_duration_s=100.0)
+    run.on(Looked(make_verdict("UNDECIDED"), "look/1"), after_s=70)
+    arrive(run).on(TimePassed(), after_s=40)
+    arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=60)
+    arrive(run).on(Looked(make_verdict("UNDECIDED"), "look/3"), after_s=60)
+    assert run.on(TimePassed(), after_s=180).rollout.ending == "withdrawn"
 
 
 def test_a_hold_is_bounded() -> None:
