@@ -19,6 +19,7 @@ from trainyard.documents.look import Histogram, Look, PodCounters
 from trainyard.documents.measurement import Envelope
 from trainyard.errors import BadInput, Busy, NotFound, Refused
 from trainyard.releases import list_attestations
+from trainyard.rollout.by_hand import promote_now
 from trainyard.rollout.channel_store import reset_channel, write_channel
 from trainyard.rollout.driver import abort, tidy
 from trainyard.rollout.events import Adopted
@@ -223,6 +224,26 @@ def test_harm_that_shows_in_the_bake_is_rolled_back(world: World) -> None:
     assert world.servers_of(b) == []
 
 
+@pytest.mark.parametrize("error_share", [0.0, 0.5])
+def test_a_bake_that_nobody_drove_is_not_taken_for_passed(world: World, error_share: float) -> None:
+    world.publish("b", holdback_weight=0)
+    world.run(world.promote(release_id("b")), until=lambda c: c.rollout.phase == "baking")
+    world.behaviour[release_id("b")].error_share = error_share
+    world.advance(300)
+    outcome = world.run(world.promote(release_id("b"))).outcome
+    assert outcome == ("rolled_back" if error_share else "promoted")
+    assert "bake_anew" in [entry.event for entry in world.channel.history]
+
+
+@pytest.mark.parametrize("away_s", [90.0, 900.0])
+def test_a_first_release_that_failed_while_nobody_drove_is_rejected(away_s: float) -> None:
+    world = World()
+    world.publish("a", behaviour=Behaviour(error_share=1.0))
+    world.run(world.promote(release_id("a")), until=lambda c: c.rollout.phase == "baking")
+    world.advance(away_s)
+    assert world.run(world.promote(release_id("a"))).outcome == "rolled_back"
+
+
 def test_a_busier_server_is_not_blamed_for_its_load_in_the_bake(world: World) -> None:
     """In the bake the new release has nine times the load of the old one, and shows it."""
     b = world.publish("b", bake_s=300)
@@ -273,6 +294,52 @@ def test_a_candidate_that_crashes_blows_the_fuse(world: World) -> None:
     result = world.run(tick)
     assert result.outcome == "rolled_back"
     assert "no ready server" in world.channel.rejected[0].reason
+
+
+def failed_in(world: World, seconds: float) -> int:
+    """Let time pass and return how many requests failed in it."""
+    before = sum(world.errors.values())
+    world.advance(seconds)
+    return sum(world.errors.values()) - before
+
+
+@pytest.mark.parametrize("withdrawn", [False, True], ids=["goes on", "withdrawn"])
+def test_the_only_release_that_answers_goes_on_until_stable_is_back(
+    world: World, withdrawn: bool
+) -> None:
+    a, b = release_id("a"), release_id("b")
+    world.publish("b", max_duration_s=5000.0)
+    tick = world.promote(b)
+    world.run(tick, until=lambda channel: channel.rollout.phase == "holding")
+    for server in world.servers_of(a):
+        server.state = "failed"
+    world.advance(2)
+    if withdrawn:
+        abort(world.deps(), MODEL, ENVIRONMENT, reason="Too late at night.")
+    for _ in range(1500):
+        assert failed_in(world, 1.0) == 0
+        tick()
+    assert world.effective == {a: 0, b: 100}
+    assert "stable_down" in [entry.event for entry in world.channel.history]
+    for server in world.servers_of(a):
+        world.crash(server.name)
+    assert world.run(tick).outcome == ("withdrawn" if withdrawn else "promoted")
+    assert failed_in(world, 10.0) == 0
+    assert stable_of(world) == (a if withdrawn else b)
+
+
+def test_a_person_may_keep_the_only_release_that_answers(world: World) -> None:
+    world.publish("b", max_duration_s=5000.0)
+    tick = world.promote(release_id("b"))
+    world.run(tick, until=lambda channel: channel.rollout.phase == "holding")
+    for server in world.servers_of(release_id("a")):
+        server.state = "failed"
+    world.advance(2)
+    tick()
+    promote_now(world.deps(), MODEL, ENVIRONMENT, reason="Its nodes are gone.", who="ann")
+    assert world.run(tick).outcome == "promoted"
+    assert failed_in(world, 10.0) == 0
+    assert stable_of(world) == release_id("b")
 
 
 def test_a_candidate_whose_first_answers_all_fail_blows_the_fuse(world: World) -> None:
@@ -400,6 +467,31 @@ def test_a_rollback_starts_the_old_servers_and_moves_the_traffic(world: World) -
         world.roll_back(run_id="further")
 
 
+def test_a_rollback_without_room_for_both_keeps_enough_servers() -> None:
+    world = World(rate=40)
+    world.environments = {ENVIRONMENT: Environment(target="cpu", devices=5, capacity="surge")}
+    for name in ("a", "b"):
+        world.publish(name, replicas=4, capacity="replace", deploy_timeout_s=1000.0)
+    world.run(world.promote(release_id("a"), run_id="first"))
+    tick = world.promote(release_id("b"))
+    world.run(tick, until=lambda channel: channel.rollout.phase == "holding")
+    promote_now(world.deps(), MODEL, ENVIRONMENT, reason="Needed.", who="ann")
+    assert world.run(tick).outcome == "promoted"
+    world.behaviour[release_id("a")].start_s = 60.0
+    tick = world.roll_back(release_id("a"))
+    while not tick().done:
+        ready = {
+            release: sum(s.state == "ready" for s in world.servers_of(release))
+            for release, share in world.effective.items()
+            if share
+        }
+        assert sum(ready.values()) >= 4, "less than what carried all traffic before"
+        world.advance(0.5)
+    assert stable_of(world) == release_id("a")
+    assert [s.state for s in world.servers_of(release_id("a"))] == ["ready"] * 4
+    assert sum(world.errors.values()) == 0
+
+
 def test_a_rollback_to_warm_servers_takes_one_tick(world: World) -> None:
     world.environments[ENVIRONMENT] = Environment(target="cpu", devices=2, rollback_window_s=600)
     b = promote_b(world)
@@ -449,6 +541,22 @@ def test_a_rollback_during_the_bake_swaps_the_roles_back(world: World) -> None:
     assert result.outcome == "promoted"
     assert stable_of(world) == release_id("a")
     assert world.servers_of(b) == []
+
+
+def test_a_rollback_before_the_old_servers_have_gone_starts_nothing(world: World) -> None:
+    world.publish("b")
+    world.behaviour[release_id("a")].start_s = 600.0
+    world.run(world.promote(release_id("b")), until=lambda c: c.rollout.ending == "promoted")
+    asked = world.now
+    tick = world.roll_back(run_id="back")
+    assert stable_of(world) == release_id("a")
+    world.run(tick)
+    assert world.channel.rollout is not None
+    assert world.channel.rollout.outcome == "withdrawn"
+    assert world.effective[release_id("a")] == 100
+    assert (world.now - asked).total_seconds() < 60
+    assert stable_of(world) == release_id("a")
+    assert world.channel.rejected == ()
 
 
 def test_a_rollback_to_a_named_release_goes_on_after_ending_the_promotion(world: World) -> None:

@@ -172,6 +172,14 @@ class Blindness(Frozen):
     """Have people been told?"""
 
 
+class Alone(Frozen):
+    """Since when the release that stays has had no ready server, while the other one has."""
+
+    since: datetime
+    told: bool = False
+    """Have people been told?"""
+
+
 class Beyond(Frozen):
     """One way in which live traffic was beyond what the release was measured with."""
 
@@ -207,10 +215,16 @@ class Rollout(Frozen):
     """When an undecided rollout froze its weights."""
     pauses: tuple[Pause, ...] = ()
     """All pauses, oldest first; only the last one can still go on."""
+    driven_at: datetime | None = None
+    """Bake only: when a driver was last there, to a quarter of the lease. None: since it began."""
+    bake_watched: bool = False
+    """Bake only: when its time was over, somebody looked, and saw no harm."""
     promoted_by_hand: ByHand | None = None
     """Who took it to the bake without the judge's proof."""
     blind: Blindness | None = None
     """None: the last look saw both releases."""
+    alone: Alone | None = None
+    """None: the release that has the traffic if the rollout ends now could answer it."""
     beyond: tuple[Beyond, ...] = ()
     """What was seen of traffic that the release was not measured with: a warning, no more."""
     replicas: Replicas = Replicas()
@@ -227,8 +241,9 @@ class Rollout(Frozen):
     """Key of the last look's document."""
     ending: Outcome | None = None
     """The outcome that is certain already, while the servers of the losing side are taken away."""
-    cleanup: Literal["traffic", "draining", "removing"] | None = None
-    """How far that is: until arrivals stop, until requests end, until servers are gone."""
+    cleanup: Literal["exchanging", "traffic", "draining", "removing"] | None = None
+    """How far that is: until the winner has all its servers (where it had to grow first), until
+    arrivals stop, until requests end, until servers are gone."""
     cleanup_since: datetime | None = None
     outcome: Outcome | None = None
     reason: str = ""

@@ -163,7 +163,8 @@ def _refuse_if_guarded(deps: RolloutDeps, channel: Channel) -> None:
     if blown:
         raise Refused(f"A fuse blew: {blown[0]}", hint="The release is rolled back.")
     route = deps.router.status(environment, model)
-    if route is not None and route.guard != "following":
+    # Before the bake, a failover means that stable is down: a promotion is the way out of that.
+    if route is not None and route.guard not in {"following", "failover"}:
         raise Refused(
             f"The guard does not follow the channel ({route.guard.replace('_', ' ')}): "
             f"{route.guard_reason}",

@@ -54,6 +54,7 @@ from trainyard.rollout.events import (
     QueueLeft,
     RequesterNoted,
     RolloutRequested,
+    UndoRequested,
 )
 from trainyard.rollout.observe import observe, seconds_to_next_slot
 from trainyard.rollout.plan_rollout import (
@@ -349,7 +350,7 @@ def request_rollback(
             )
         claimed = step(channel, DriverClaimed(run_id), now)[0]
         why = f"A rollback was requested. {reason}".strip()
-        return step(claimed, AbortRequested(why, requested_by), now)[0]
+        return step(claimed, UndoRequested(why, requested_by), now)[0]
 
     def go_back(channel: Channel, target: str) -> Channel:
         plan = plan_rollback(

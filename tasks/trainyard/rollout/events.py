@@ -146,6 +146,14 @@ class AbortRequested:
 
 
 @dataclass(frozen=True)
+class UndoRequested:
+    """Somebody wants the release that was stable before the rollout, also if its bake is over."""
+
+    reason: str
+    who: str = ""
+
+
+@dataclass(frozen=True)
 class PauseRequested:
     """Somebody wants the weights to stay where they are; looks and safety go on."""
 
@@ -242,6 +250,7 @@ Event = (
     | FuseBlown
     | ControllerLost
     | AbortRequested
+    | UndoRequested
     | PauseRequested
     | ResumeRequested
     | PromotionForced

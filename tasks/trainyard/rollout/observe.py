@@ -167,7 +167,7 @@ def _alarms(
 
     That a bake was left alone is no reason to go back to an old release without a ready server.
     """
-    if rollout.phase not in EXPOSED_PHASES or channel.weights.candidate == 0:
+    if rollout.phase not in EXPOSED_PHASES:
         return []
     unknown: Sequence[GuardEvent] = ()
     written = deps.questions.ask(

@@ -28,6 +28,8 @@ starting      rolling_back  ServersSeen: a server of the candidate failed (withd
 starting      rolling_back  TimePassed: `deploy_timeout_s`, or `max_pause_s` of pauses, passed
                             (withdrawn)
 starting      rolling_back  AbortRequested: aborted (withdrawn)
+starting      rolling_back  UndoRequested: a rollback was asked for (withdrawn); also after the
+                            bake, as long as the old servers are there: roles are swapped back
 shifting      holding       RouteSeen: the route has the weights, and arrivals agree
 shifting      rolling_back  RouteSeen: weights or arrivals do not follow within `arrivals_timeout_s`
                             (withdrawn)
@@ -38,6 +40,8 @@ holding       shifting      TimePassed: `max_duration_s` passed, undecided, at a
 holding       baking        Looked: NON_INFERIOR, and `hold_s` of the last step passed; roles are
                             swapped
 holding       baking        PromotionForced: a person answers for the candidate; roles are swapped
+shifting      baking        PromotionForced: a person answers for the candidate, which is all that
+                            serves; roles are swapped
 compared      rolling_back  TimePassed: undecided for `max_duration_s`, or for `max_hold_s` after it
                             (withdrawn)
 exposed       rolling_back  Looked: HARM (rejected)
@@ -46,15 +50,17 @@ exposed       rolling_back  ServersSeen: a server of the release under test fail
                             (rejected)
 exposed       rolling_back  ControllerLost: the lease ran out (withdrawn)
 exposed       rolling_back  AbortRequested: aborted (withdrawn)
+exposed       rolling_back  UndoRequested: a rollback was asked for (withdrawn)
 exposed       rolling_back  TimePassed: blind for `blind_candidate_s` or `blind_s`, or paused for
                             `max_pause_s` (withdrawn)
 baking        rolling_back  RouteSeen: too many requests failed, without a comparison (rejected)
 baking        rolling_back  TimePassed: not over `deploy_timeout_s` after `bake_s` (withdrawn)
-baking        scaling       ServersSeen: `bake_s` passed without harm, all servers are ready
+baking        scaling       ServersSeen: `bake_s` passed, a look after it saw no harm, all servers
+                            are ready
 scaling       idle          ServersSeen: the old servers are gone (promoted)
 scaling       idle          RouteSeen: the old servers are idle, and are kept warm (promoted)
 scaling       idle          TimePassed: the old servers do not go in `deploy_timeout_s` (promoted)
-rolling_back  idle          ServersSeen: the servers are gone, and stable is ready
+rolling_back  idle          ServersSeen: the servers are gone, and stable is ready at full size
 rolling_back  idle          TimePassed: the servers do not go in `deploy_timeout_s`
 ============  ============  ========================================================================
 
@@ -82,11 +88,25 @@ one does not. An undecided rollout that is to hold (`on_undecided`) freezes its 
 step that was held long enough, and people are told; looks go on. A way back goes from weights to
 arrivals that stop, to requests that end, to servers that are gone.
 
-In all but the exposed states the candidate's weight is 0. Whatever takes traffic away does so in
-the same change of the channel in which it is decided.
+A way back whose winner is not at full size exchanges servers first, if the loser did no harm: a
+rollback, or a release that is withdrawn in its bake. Traffic is shared by ready servers, until the
+winner has all of its own or `deploy_timeout_s` has passed. A rejected release loses everything at
+once. A rollout is over only when the winner is at full size, or after `deploy_timeout_s`.
+
+Apart from that the candidate has weight in the exposed states only. Whatever takes traffic away
+does so in the same change of the channel in which it is decided.
 
 While a look did not see both releases, nothing goes forward: no step, no promotion, no end of the
 bake. Nobody calls silence peace.
+
+While the release that would have all traffic has no ready server, and the other one has, no limit
+of time and no blindness ends anything, and a way back takes no servers: the guard lets the other
+one answer meanwhile. People are told. Only harm, a fuse and broken servers still reject: a release
+that is known to do harm gets no traffic, not even then. `single` has no room for this.
+
+A bake ends well only on evidence: a look that saw both releases when `bake_s` was over, or, where
+there is nothing to compare with, counters of the router that span `bake_s`. If nobody drove it for
+longer than the lease, it begins anew.
 
 During the bake the roles are swapped: track `stable` is the new release, track `candidate` the old
 one with the holdback weight. A release that has nothing to be compared with (the first one of a
@@ -113,6 +133,7 @@ from trainyard.documents.channel import (
     PAUSE_LIMIT,
     UNSETTLED_LIMIT,
     WAITING_LIMIT,
+    Alone,
     ArrivalsMark,
     Beyond,
     Blindness,
@@ -165,6 +186,7 @@ from trainyard.rollout.events import (
     TimePassed,
     TrafficBeyond,
     TrafficSeen,
+    UndoRequested,
     WarmedUp,
     WarmUp,
 )
@@ -191,8 +213,14 @@ PATIENCE = 4
 BLIND_NOTICE_S = 60.0
 """Seconds of blindness after which people are told."""
 
+ALONE_NOTICE_S = 30.0
+"""Seconds without a ready server of the release that stays after which people are told."""
+
 ERROR_LIMIT = 0.005
 """Share of failed requests that a release without comparison may have, if its plan names none."""
+
+HIGHEST_ERROR_LIMIT = 0.9
+"""No release may fail more of its requests, whatever stable did."""
 
 STILL_WAITS_S = 30.0
 """Seconds after which a run that waits writes again that it does."""
@@ -217,7 +245,10 @@ NOTABLE = frozenset(
         "promoted_by_hand",
         "blind",
         "sighted",
+        "stable_down",
+        "stable_back",
         "beyond_envelope",
+        "bake_anew",
         "proven",
         "holdback",
         "ending",
@@ -238,7 +269,7 @@ def step(channel: Channel, event: Event, now: datetime) -> tuple[Channel, tuple[
     one if anything changed.
     """
     handler: Callable[[Channel, Any, datetime], Channel] = _HANDLERS[type(event)]
-    changed = handler(channel, event, now)
+    changed = handler(_bake_anew(channel, event, now), event, now)
     if changed != channel:
         changed = changed.model_copy(
             update={
@@ -393,6 +424,18 @@ def _abort(channel: Channel, event: AbortRequested, now: datetime) -> Channel:
     return _ended(channel, "withdrawn", event.reason, now, who=event.who)
 
 
+def _undo(channel: Channel, event: UndoRequested, now: datetime) -> Channel:
+    """Go back to the release that was stable before, as long as its servers are there."""
+    rollout = channel.rollout
+    if rollout is None or not channel.in_progress:
+        return channel
+    promoted = rollout.ending == "promoted" and rollout.plan.kind == "canary"
+    there = rollout.cleanup in _SERVERS_STAY and rollout.ready.candidate > 0
+    if rollout.ending is not None and not (promoted and there):
+        return channel
+    return _ended(channel, "withdrawn", event.reason, now, who=event.who)
+
+
 # --- requests that wait ---------------------------------------------------------------------------
 
 
@@ -526,7 +569,7 @@ def promotion_refusal(channel: Channel) -> str:
         return "It is not compared with another release; it needs nobody's word to go on."
     if rollout.phase == "baking":
         return f"{rollout.release_id} has taken over already; it bakes."
-    if rollout.phase != "holding":
+    if rollout.phase != "holding" and not (rollout.phase == "shifting" and rollout.alone):
         return f"It is {rollout.phase}: the candidate's share of the requests is not sure yet."
     if rollout.verdict is not None and rollout.verdict.outcome == "HARM":
         return f"The judge says HARM: {rollout.verdict.reason}"
@@ -644,6 +687,7 @@ def _servers_seen(channel: Channel, event: ServersSeen, now: datetime) -> Channe
         channel,
         ready=Replicas(stable=seen.ready(channel.stable), candidate=seen.ready(channel.candidate)),
     )
+    channel = _alone_seen(channel, now)
     if rollout.cleanup is not None:
         return _cleaning_servers(channel, seen, now)
     return _BY_PHASE.get(rollout.phase, _unchanged)(channel, seen, now)
@@ -793,9 +837,40 @@ def _baking(channel: Channel, seen: _Seen, now: datetime) -> Channel:
         return channel
     if rollout.blind is not None:
         return _with(channel, reason=f"The bake cannot end blind: {rollout.blind.why}.")
+    if not rollout.bake_watched:
+        return _with(channel, reason="The time of the bake is over; a last look is to come.")
     if rollout.ready.stable < plan.replicas:
         return _with(channel, reason=seen.waiting(channel.stable, plan.replicas))
     return _baked(channel, now)
+
+
+def _bake_anew(channel: Channel, event: Event, now: datetime) -> Channel:
+    """Begin a bake anew that nobody has driven for longer than the lease: nobody has watched it.
+
+    What the router counted meanwhile still counts.
+    """
+    rollout = channel.rollout
+    if rollout is None or rollout.phase != "baking" or not isinstance(event, _OF_EVERY_TICK):
+        return channel
+    away_s = _seconds(rollout.driven_at or rollout.phase_since, now)
+    if away_s <= rollout.plan.lease_s:
+        return channel
+    channel = _with(channel, phase_since=now, driven_at=now, bake_watched=False)
+    return _noted(channel, now, "bake_anew", release_id=rollout.release_id, away_s=round(away_s, 1))
+
+
+def _bake_driven(channel: Channel, now: datetime) -> Channel:
+    """Note that somebody drives, a few times in each lease."""
+    rollout = _rollout(channel)
+    silent_s = _seconds(rollout.driven_at or rollout.phase_since, now)
+    return _with(channel, driven_at=now) if silent_s >= rollout.plan.lease_s / 4 else channel
+
+
+def _bake_watched(channel: Channel, since: datetime, now: datetime) -> Channel:
+    """Note that no harm was seen, if the bake and what is looked at are old enough."""
+    rollout = _rollout(channel)
+    watched_s = _seconds(max(since, rollout.phase_since), now)
+    return _with(channel, bake_watched=True) if watched_s >= rollout.plan.bake_s else channel
 
 
 def _broken(track: Track | None, ready: int, seen: _Seen) -> str | None:
@@ -835,20 +910,101 @@ def _holdback_weight(plan: RolloutPlan, new: int, old: int) -> int:
     return max(plan.holdback_weight, min(99, ceil(100 * old / (new + old))))
 
 
+# --- a release that serves alone ------------------------------------------------------------------
+
+
+def _alone_seen(channel: Channel, now: datetime) -> Channel:
+    """Note whether all that answers is the release that may lose its traffic.
+
+    When that begins, its servers are not taken any more. When it ends, the limits that rested begin
+    anew: what the route showed meanwhile was the guard's doing.
+    """
+    rollout = _rollout(channel)
+    ready = rollout.ready
+    alone = _may_serve_alone(channel) and ready.stable == 0 < ready.candidate
+    if alone == (rollout.alone is not None):
+        return channel
+    if alone:
+        stage = "traffic" if rollout.cleanup == "draining" else rollout.cleanup
+        return _with(channel, alone=Alone(since=now), cleanup=stage, mark=None)
+    assert rollout.alone is not None
+    told = rollout.alone.told
+    channel = _with(channel, alone=None, mark=None, blind=_blind_anew(rollout.blind, now))
+    if rollout.cleanup is not None:
+        channel = _with(channel, cleanup_since=now)
+    elif rollout.phase == "shifting":
+        channel = _with(channel, phase_since=now)
+    return _noted(channel, now, "stable_back", release_id=_stable_id(channel)) if told else channel
+
+
+def _may_serve_alone(channel: Channel) -> bool:
+    """Tell whether the release that may lose its traffic can still have all of it.
+
+    With `single` its servers must go before the others can come. A rejected release is known to do
+    harm: it stays out, whatever the other one can do. A first release has no other one to wait for.
+    """
+    rollout = _rollout(channel)
+    if channel.stable is None:
+        return False
+    if rollout.plan.capacity == "single" or rollout.ending == "rolled_back":
+        return False
+    return rollout.phase in {"shifting", "holding"} or rollout.cleanup in _SERVERS_STAY
+
+
+def _blind_anew(blind: Blindness | None, now: datetime) -> Blindness | None:
+    if blind is None:
+        return None
+    only = now if blind.candidate_only_since is not None else None
+    return blind.model_copy(update={"since": now, "candidate_only_since": only})
+
+
+def _alone_time(channel: Channel, now: datetime) -> Channel:
+    """Tell people, once. No limit ends what would leave nobody to answer."""
+    rollout = _rollout(channel)
+    assert rollout.alone is not None
+    if rollout.alone.told or _seconds(rollout.alone.since, now) < ALONE_NOTICE_S:
+        return channel
+    channel = _with(channel, alone=rollout.alone.model_copy(update={"told": True}))
+    assert channel.candidate is not None
+    return _noted(
+        channel,
+        now,
+        "stable_down",
+        release_id=_stable_id(channel),
+        alone=channel.candidate.release_id,
+    )
+
+
+def _stable_id(channel: Channel) -> str:
+    return channel.stable.release_id if channel.stable is not None else ""
+
+
 # --- the route ------------------------------------------------------------------------------------
 
 
 def _route_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
     rollout = channel.rollout
-    if rollout is None or not channel.in_progress:
+    if rollout is None or not channel.in_progress or rollout.alone is not None:
         return channel
     if rollout.cleanup is not None:
         return _cleaning_route(channel, event, now)
     if rollout.phase == "shifting":
         return _shift_seen(channel, event, now)
-    if rollout.phase == "baking" and not has_comparison(rollout.plan):
+    if rollout.phase == "baking" and _bakes_alone(channel):
         return _floor_seen(channel, event, now)
     return channel
+
+
+def _bakes_alone(channel: Channel) -> bool:
+    """Tell whether only absolute limits can show harm in this bake.
+
+    That is so as well if the old release could be compared with, but keeps no traffic. Where it
+    cannot answer, there is nothing to go back to.
+    """
+    rollout = _rollout(channel)
+    if not has_comparison(rollout.plan):
+        return True
+    return channel.weights.candidate == 0 and rollout.ready.candidate > 0
 
 
 def _shift_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
@@ -916,9 +1072,9 @@ def _floor_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
     requests = max(errors, _arrivals(event, release_id) - mark.arrivals[release_id])
     if errors < 0:
         return _with(channel, mark=_mark(event, (release_id,), now))
-    limit = _error_limit(rollout.plan)
+    limit = _error_limit(rollout)
     if excess_evidence(errors, requests, limit) < EVIDENCE_THRESHOLD:
-        return channel
+        return channel if has_comparison(rollout.plan) else _bake_watched(channel, mark.at, now)
     return _rejected(
         channel,
         f"{errors} of {requests} requests failed, {errors / requests:.1%}; allowed are {limit:.1%}",
@@ -926,9 +1082,17 @@ def _floor_seen(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
     )
 
 
-def _error_limit(plan: RolloutPlan) -> float:
-    floors = [metric.harm_floor for metric in plan.judge.metrics if metric.name == "errors"]
-    return floors[0] if floors and floors[0] > 0 else ERROR_LIMIT
+def _error_limit(rollout: Rollout) -> float:
+    """Return the share of requests that may fail; where stable's is known, what margins make of it.
+
+    A service that always fails some requests must not have its good releases rejected.
+    """
+    floors = [one.harm_floor for one in rollout.plan.judge.metrics if one.name == "errors"]
+    limit = floors[0] if floors and floors[0] > 0 else ERROR_LIMIT
+    for seen in rollout.verdict.metrics if rollout.verdict is not None else ():
+        if seen.metric == "errors" and seen.stable_value is not None:
+            limit = max(limit, seen.harm_margin * seen.stable_value)
+    return min(limit, HIGHEST_ERROR_LIMIT)
 
 
 def _mark(event: RouteSeen, releases: tuple[str, ...], now: datetime) -> ArrivalsMark:
@@ -987,7 +1151,9 @@ def _looked(channel: Channel, event: Looked, now: datetime) -> Channel:
     if last and rested and verdict.outcome == "NON_INFERIOR":
         return _proven(channel, now)
     channel = _with(channel, reason=verdict.reason)
-    if last or not rested or rollout.held_since is not None or verdict.exposed_requests == 0:
+    # In a hold only proof goes on, from a step taken back to the last one, where it must last.
+    frozen = rollout.held_since is not None and verdict.outcome != "NON_INFERIOR"
+    if last or not rested or frozen or verdict.exposed_requests == 0:
         return channel
     if rollout.ready.candidate < candidate_target(plan, rollout.step_index + 1):
         return _with(channel, reason="Waiting for the servers that the next step needs.")
@@ -1009,6 +1175,8 @@ def _sighted(channel: Channel, event: Sighted, now: datetime) -> Channel:
         return channel
     before = rollout.blind
     if not event.candidate and not event.stable:
+        if rollout.phase == "baking" and has_comparison(rollout.plan):
+            channel = _bake_watched(channel, rollout.phase_since, now)
         if before is None or not before.told:
             return _with(channel, blind=None)
         channel = _with(channel, blind=None)
@@ -1020,7 +1188,7 @@ def _sighted(channel: Channel, event: Sighted, now: datetime) -> Channel:
         why=event.candidate or event.stable,
         told=before is not None and before.told,
     )
-    if blind.told or _seconds(blind.since, now) < BLIND_NOTICE_S:
+    if blind.told or rollout.alone is not None or _seconds(blind.since, now) < BLIND_NOTICE_S:
         return _with(channel, blind=blind)
     channel = _with(channel, blind=blind.model_copy(update={"told": True}))
     return _noted(
@@ -1057,7 +1225,9 @@ def _traffic_beyond(channel: Channel, event: TrafficBeyond, now: datetime) -> Ch
 
 def _controller_lost(channel: Channel, event: ControllerLost, now: datetime) -> Channel:
     rollout = channel.rollout
-    if rollout is None or not channel.in_progress or channel.weights.candidate == 0:
+    if rollout is None or not channel.in_progress or rollout.ending is not None:
+        return channel
+    if channel.weights.candidate == 0:
         return channel
     return _ended(channel, "withdrawn", f"The controller was lost: {event.reason}", now)
 
@@ -1069,6 +1239,8 @@ def _time_passed(channel: Channel, event: TimePassed, now: datetime) -> Channel:
     rollout = channel.rollout
     if rollout is None or not channel.in_progress:
         return channel
+    if rollout.alone is not None:
+        return _alone_time(channel, now)
     if rollout.cleanup is not None:
         return _cleaning_time(channel, now)
     plan = rollout.plan
@@ -1080,7 +1252,7 @@ def _time_passed(channel: Channel, event: TimePassed, now: datetime) -> Channel:
         return _ended(channel, "withdrawn", too_long, now)
     if rollout.phase == "baking":
         if rollout.running_s(rollout.phase_since, now) < plan.bake_s + plan.deploy_timeout_s:
-            return channel
+            return _bake_driven(channel, now)
         reason = f"The bake could not be finished. {rollout.reason}"
         return _ended(channel, "withdrawn", reason, now)
     if rollout.phase in EXPOSED_PHASES:
@@ -1174,10 +1346,13 @@ def _take_traffic(channel: Channel, now: datetime) -> Channel:
     channel = _swapped(channel, now)
     channel = _with(channel, exposed_since=now)
     release_id = _rollout(channel).release_id
-    channel = _noted(channel, now, "weights", release_id=release_id, weight=100)
     if plan.kind == "rollback":
-        channel = _phase(channel, "rolling_back", now, "All traffic is back.")
-        return _with(channel, ending="promoted", cleanup="traffic", cleanup_since=now)
+        channel = _phase(channel, "rolling_back", now, "Traffic goes back.")
+        channel = _with(channel, ending="promoted", cleanup="traffic", cleanup_since=now)
+        channel = _by_exchange(channel)
+        weight = channel.weights.stable
+        return _noted(channel, now, "weights", release_id=release_id, weight=weight)
+    channel = _noted(channel, now, "weights", release_id=release_id, weight=100)
     return _phase(channel, "baking", now, "Watching failed requests.")
 
 
@@ -1269,7 +1444,8 @@ def _ended(
     """Send all traffic to the release that was stable before, and begin to clean up."""
     rollout = _rollout(channel)
     had_traffic = rollout.exposed_since is not None
-    if rollout.phase == "baking":
+    swapped = rollout.phase == "baking" or rollout.ending == "promoted"
+    if swapped:
         channel = channel.model_copy(
             update={"stable": channel.candidate, "candidate": channel.stable}
         )
@@ -1287,12 +1463,43 @@ def _ended(
         pauses=_over(rollout, now),
         blind=None,
     )
+    if swapped and ending != "rolled_back" and has_comparison(rollout.plan):
+        channel = _by_exchange(channel)
+    channel = _alone_seen(channel, now)
     return _noted(
         channel, now, "ending", release_id=rollout.release_id, who=who, outcome=ending, why=reason
     )
 
 
 # --- cleaning up: arrivals stop, requests end, servers go -----------------------------------------
+
+
+def _by_exchange(channel: Channel) -> Channel:
+    """Let a winner that is not at full size grow before the loser, which did no harm, goes.
+
+    Traffic is shared by ready servers meanwhile. With `replace` each ready server of the winner
+    lets one of the loser's go.
+    """
+    rollout = _rollout(channel)
+    plan, ready = rollout.plan, rollout.ready
+    full = _full_size(rollout)
+    if ready.stable >= full or ready.candidate == 0:
+        return channel
+    wanted = rollout.replicas
+    if plan.capacity == "replace":
+        room = max(plan.replicas, plan.stable_replicas) + 1
+        growing = min(full, ready.stable + 1)
+        going = max(1, min(wanted.candidate, room - growing))
+        wanted = Replicas(stable=growing, candidate=going)
+    going = min(ready.candidate, wanted.candidate)
+    share = min(99, ceil(100 * going / (ready.stable + going)))
+    return _with(_weigh(channel, share), cleanup="exchanging", replicas=wanted)
+
+
+def _exchanged(channel: Channel, now: datetime) -> Channel:
+    """Take the rest of the traffic from the loser."""
+    channel = channel.model_copy(update={"weights": Weights()})
+    return _with(channel, cleanup="traffic", cleanup_since=now, mark=None)
 
 
 def _cleaning_route(channel: Channel, event: RouteSeen, now: datetime) -> Channel:
@@ -1318,6 +1525,8 @@ def _cleaning_time(channel: Channel, now: datetime) -> Channel:
     plan = rollout.plan
     assert rollout.cleanup_since is not None
     stage_s = _seconds(rollout.cleanup_since, now)
+    if rollout.cleanup == "exchanging" and stage_s >= plan.deploy_timeout_s:
+        return _exchanged(channel, now)
     # While the router answers, it is believed for longer: it may be the driver that was away.
     patience_s = plan.arrivals_timeout_s * (1 if rollout.mark is None else PATIENCE)
     if rollout.cleanup == "traffic" and stage_s >= patience_s:
@@ -1353,12 +1562,25 @@ def _keeps_warm(channel: Channel) -> bool:
 
 def _cleaning_servers(channel: Channel, seen: _Seen, now: datetime) -> Channel:
     rollout = _rollout(channel)
+    if rollout.cleanup == "exchanging":
+        return _exchange_goes_on(channel, now)
     if rollout.cleanup != "removing" or seen.of(channel.candidate):
         return channel
     channel = _with(channel, replicas=Replicas(stable=_full_size(rollout)))
-    if channel.stable is not None and rollout.ready.stable == 0:
+    if channel.stable is not None and rollout.ready.stable < _full_size(rollout):
         return channel
     return _finished(channel, now)
+
+
+def _exchange_goes_on(channel: Channel, now: datetime) -> Channel:
+    before = channel.weights
+    rollout = _rollout(channel)
+    over = rollout.ready.stable >= _full_size(rollout) or rollout.ready.candidate == 0
+    channel = _exchanged(channel, now) if over else _by_exchange(channel)
+    if channel.weights == before:
+        return channel
+    weight = channel.weights.stable
+    return _noted(channel, now, "weights", release_id=_stable_id(channel), weight=weight)
 
 
 def _full_size(rollout: Rollout) -> int:
@@ -1390,6 +1612,7 @@ def _finished(channel: Channel, now: datetime) -> Channel:
             else f"{rollout.release_id} is stable. {_grounds(rollout)}"
         )
     channel = channel.model_copy(update={"candidate": None, "previous": previous})
+    reason = f"{reason} {_missing(channel)}".strip()
     channel = _with(
         channel,
         outcome=rollout.ending,
@@ -1400,6 +1623,15 @@ def _finished(channel: Channel, now: datetime) -> Channel:
     channel = _phase(channel, "idle", now, reason)
     event = "returned" if plan.kind == "rollback" and rollout.ending == "promoted" else None
     return _noted(channel, now, event or rollout.ending, release_id=rollout.release_id, why=reason)
+
+
+def _missing(channel: Channel) -> str:
+    """Return what the release that serves now lacks of its servers, in one sentence, or nothing."""
+    rollout = _rollout(channel)
+    ready, full = rollout.ready.stable, _full_size(rollout)
+    if channel.stable is None or ready >= full:
+        return ""
+    return f"Only {ready} of {full} servers of {channel.stable.release_id} are ready."
 
 
 def _grounds(rollout: Rollout) -> str:
@@ -1426,7 +1658,16 @@ def _with(channel: Channel, **changes: Any) -> Channel:
 
 
 def _phase(channel: Channel, phase: Phase, now: datetime, reason: str) -> Channel:
-    return _with(channel, phase=phase, phase_since=now, mark=None, reason=reason)
+    return _with(
+        channel,
+        phase=phase,
+        phase_since=now,
+        mark=None,
+        alone=None,
+        driven_at=None,
+        bake_watched=False,
+        reason=reason,
+    )
 
 
 def _weigh(channel: Channel, candidate: int) -> Channel:
@@ -1501,17 +1742,25 @@ def _check(channel: Channel) -> None:
     """Refuse what must never be stored; a failure here is a defect of this module."""
     rollout = channel.rollout
     weight = channel.weights.candidate
-    exposed = (
+    may_have = (
         rollout is not None
         and channel.in_progress
         and channel.candidate is not None
-        and rollout.phase in EXPOSED_PHASES
-        and rollout.ending is None
+        and (
+            (rollout.phase in EXPOSED_PHASES and rollout.ending is None)
+            or rollout.cleanup == "exchanging"
+        )
     )
-    if channel.weights.stable + weight != 100 or (weight and not exposed):
+    if channel.weights.stable + weight != 100 or (weight and not may_have):
         phase = rollout.phase if rollout is not None else "idle"
         raise ValueError(f"weights {channel.weights} in phase {phase} are not allowed")
 
+
+_SERVERS_STAY = frozenset({"exchanging", "traffic", "draining"})
+"""Stages of a clean-up in which the loser still has its servers."""
+
+_OF_EVERY_TICK = (ServersSeen, RouteSeen, Sighted, TimePassed)
+"""Events that happen only because somebody drives."""
 
 _BY_PHASE: dict[Phase, Callable[[Channel, _Seen, datetime], Channel]] = {
     "deploying": _deploying,
@@ -1534,6 +1783,7 @@ _HANDLERS: dict[type, Callable[[Channel, Any, datetime], Channel]] = {
     FuseBlown: _fuse,
     ControllerLost: _controller_lost,
     AbortRequested: _abort,
+    UndoRequested: _undo,
     PauseRequested: _pause,
     ResumeRequested: _resume,
     PromotionForced: _promotion_forced,

@@ -26,6 +26,10 @@ _LINES = {
     "blind": "looks do not see both releases ({why}): nothing goes on, for {until_s:g} s at most",
     "beyond_envelope": "live traffic is beyond what {release} was measured with: {why}",
     "sighted": "looks see both releases again",
+    "stable_down": "{release} has no ready server: {alone} serves alone, and keeps its servers "
+    "until that has one again",
+    "stable_back": "{release} has a ready server again",
+    "bake_anew": "nobody drove the bake for {away_s:g} s: it begins anew",
     "proven": "{release} is proven and takes over; {holdback} % stay on the old one. {why}",
     "holdback": "the old release has {weight} % now",
     "ending": "all traffic goes back ({outcome}): {why}",

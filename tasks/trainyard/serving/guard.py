@@ -15,6 +15,11 @@ Its shells are `serving.guard_loop` on one machine and `serving.kubernetes.guard
       connections in a row failed                                     all to stable (fuse)
     one track has no ready server, the other has and may take it      all to the other (failover)
 
+Which may take it: both while both have weight; and while a rollout ends, until the loser's requests
+have ended, the loser too, unless it was rejected. What is known to do harm does not come back, even
+if the other one cannot answer. While servers are exchanged on the way back, the loser keeps its
+share, with or without a lease: the winner could not bear all of it yet.
+
 A fuse stays blown until the channel itself takes the candidate's weight away, or another rollout
 begins. The others end with their conditions. In the bake the tracks have changed roles: the
 release of track `candidate` is the old one, which is proven, so it has no fuse. It takes over if
@@ -26,11 +31,11 @@ than it had when it was stable could not bear all the traffic; then the new one 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from trainyard.documents.base import Frozen
-from trainyard.documents.channel import Channel
+from trainyard.documents.channel import Channel, Rollout
 from trainyard.serving.lease import LeaseState
 from trainyard.serving.protocol import GuardState
 
@@ -75,6 +80,9 @@ class Wish(Frozen):
     full_size: int = 0
     """Servers that the release had which was stable when the rollout began; with so many it bears
     all traffic. 0: there was none, or an older version wrote the wish."""
+    stands_in: bool = False
+    """Track `candidate` is about to lose its traffic, or has, but not for harm, and its servers are
+    still there: it may answer if the other track cannot. It is not under test any more."""
 
     @classmethod
     def of(cls, channel: Channel) -> Wish:
@@ -90,7 +98,20 @@ class Wish(Frozen):
             in_progress=channel.in_progress,
             baking=channel.rollout is not None and channel.rollout.phase == "baking",
             full_size=channel.rollout.plan.stable_replicas if channel.rollout else 0,
+            stands_in=channel.rollout is not None and _stands_in(channel.rollout),
         )
+
+
+def _stands_in(rollout: Rollout) -> bool:
+    """Tell whether the loser of a rollout that ends may answer where the winner cannot.
+
+    With `single` its servers must go before the winner's can come.
+    """
+    return (
+        rollout.cleanup in {"exchanging", "traffic", "draining"}
+        and rollout.ending != "rolled_back"
+        and rollout.plan.capacity != "single"
+    )
 
 
 def wish_to_follow(stored: Wish, followed: Wish | None, is_ready: Callable[[str], bool]) -> Wish:
@@ -150,8 +171,9 @@ def decide(
     """
     stable, candidate, baking = wish.stable, wish.candidate, wish.baking
     exposed = candidate is not None and wish.weight > 0
-    at_risk = exposed and wish.in_progress
-    fuse = _fuse(wish, health, fuse, now) if at_risk and not baking else None
+    at_risk = exposed and wish.in_progress and not wish.stands_in
+    before = fuse if fuse is not None and _is_of(fuse, wish) else None
+    fuse = (before or _fuse(wish, health, now)) if at_risk and not baking else None
 
     wished = _shares(stable, candidate, wish.weight if exposed else 0)
     withdrawn = _shares(stable, candidate, 0)
@@ -167,7 +189,11 @@ def decide(
         )
         return _failover(held, stable, candidate, health) if baking else held
     following = RouteDecision(wished, "following", "")
-    return _failover(following, stable, candidate, health) if exposed else following
+    if wish.stands_in and before is not None:
+        return replace(following, fuse=before)
+    return (
+        _failover(following, stable, candidate, health) if exposed or wish.stands_in else following
+    )
 
 
 def _at_full_size(wish: Wish, health: Mapping[str, ReleaseHealth]) -> bool:
@@ -187,14 +213,14 @@ def _shares(stable: str | None, candidate: str | None, weight: int) -> dict[str,
     return shares
 
 
-def _fuse(
-    wish: Wish, health: Mapping[str, ReleaseHealth], fuse: Fuse | None, now: datetime
-) -> Fuse | None:
+def _is_of(fuse: Fuse, wish: Wish) -> bool:
+    return (fuse.rollout, fuse.release_id) == (wish.rollout, wish.candidate)
+
+
+def _fuse(wish: Wish, health: Mapping[str, ReleaseHealth], now: datetime) -> Fuse | None:
     assert wish.candidate is not None
     assert wish.rollout is not None
     release_id, number = wish.candidate, wish.rollout
-    if fuse is not None and fuse.rollout == number and fuse.release_id == release_id:
-        return fuse
     seen = health.get(release_id, ReleaseHealth())
     if seen.ready_servers == 0:
         reason = f"{release_id} has no ready server."

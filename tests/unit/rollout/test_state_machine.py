@@ -31,7 +31,7 @@ from trainyard.documents.channel import (
     Track,
     Weights,
 )
-from trainyard.documents.evidence import JudgeSpec, default_metrics
+from trainyard.documents.evidence import JudgeSpec, MetricVerdict, Verdict, default_metrics
 from trainyard.rollout.events import (
     AbortRequested,
     Attest,
@@ -58,7 +58,9 @@ from trainyard.rollout.events import (
     RolloutRequested,
     ServerSeen,
     ServersSeen,
+    Sighted,
     TimePassed,
+    UndoRequested,
     WarmedUp,
     WarmUp,
 )
@@ -150,6 +152,14 @@ def last_step(**changes: Any) -> Run:
 
 def baking(**changes: Any) -> Run:
     return last_step(**changes).on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=60)
+
+
+SEEN = Sighted("", "")
+
+
+def baked(run: Run) -> Run:
+    """Let the time of a bake pass, look a last time, and see all servers ready."""
+    return run.on(SEEN, after_s=60).on(servers(old="ready", new="ready"))
 
 
 def cleaned(run: Run, *, loser: str, winner: str = "old") -> Run:
@@ -461,8 +471,31 @@ def test_a_step_that_was_not_held_long_enough_is_taken_back() -> None:
     assert run.weight == 50
     run.on(TimePassed(), after_s=40)
     assert (run.phase, run.weight, run.rollout.step_index) == ("shifting", 10, 0)
-    arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=100)
+    arrive(run).on(Looked(make_verdict("UNDECIDED"), "look/2"), after_s=100)
     assert (run.phase, run.weight) == ("holding", 10)
+
+
+def test_proof_in_a_hold_goes_on_to_the_last_step_and_promotes_there_only() -> None:
+    run = holding(max_duration_s=100.0)
+    run.on(Looked(make_verdict("UNDECIDED"), "look/1"), after_s=70)
+    arrive(run).on(TimePassed(), after_s=40)
+    arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=60)
+    assert (run.phase, run.weight) == ("shifting", 50)
+    held_since = run.rollout.held_since
+    arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "look/3"), after_s=59)
+    run.on(Looked(make_verdict("UNDECIDED"), "look/4"), after_s=1)
+    assert (run.phase, run.rollout.held_since) == ("holding", held_since)
+    run.on(Looked(make_verdict("NON_INFERIOR"), "look/5"))
+    assert run.phase == "baking"
+
+
+def test_a_hold_that_goes_on_is_still_bounded() -> None:
+    run = holding(max_duration_s=100.0)
+    run.on(Looked(make_verdict("UNDECIDED"), "look/1"), after_s=70)
+    arrive(run).on(TimePassed(), after_s=40)
+    arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "look/2"), after_s=60)
+    arrive(run).on(Looked(make_verdict("UNDECIDED"), "look/3"), after_s=60)
+    assert run.on(TimePassed(), after_s=180).rollout.ending == "withdrawn"
 
 
 def test_a_hold_is_bounded() -> None:
@@ -492,9 +525,9 @@ def test_promotion_swaps_the_roles_and_keeps_a_holdback() -> None:
 
 
 def test_a_bake_ends_with_the_old_release_gone() -> None:
-    run = baking().on(servers(old="ready", new="ready"), after_s=59)
+    run = baking().on(SEEN, after_s=59).on(servers(old="ready", new="ready"))
     assert run.phase == "baking"
-    run.on(servers(old="ready", new="ready"), after_s=1)
+    run.on(SEEN, after_s=1).on(servers(old="ready", new="ready"))
     assert (run.phase, run.weight, run.rollout.ending) == ("scaling", 0, "promoted")
     assert run.wanted() == {OLD: 1, NEW: 1}
     cleaned(run, loser="old", winner="new")
@@ -514,14 +547,14 @@ def test_a_promoted_release_leaves_its_rejection_behind() -> None:
     forced.on(servers(old="ready", new="ready"))
     arrive(forced).on(Looked(make_verdict("UNDECIDED"), "l"), after_s=60)
     arrive(forced).on(Looked(make_verdict("NON_INFERIOR"), "l"), after_s=60)
-    forced.on(servers(old="ready", new="ready"), after_s=60)
+    baked(forced)
     cleaned(forced, loser="old", winner="new")
     assert forced.rollout.outcome == "promoted"
     assert forced.channel.rejected == ()
 
 
 def test_the_old_release_may_stay_warm_for_a_while() -> None:
-    run = baking(keep_warm_s=100.0).on(servers(old="ready", new="ready"), after_s=60)
+    run = baked(baking(keep_warm_s=100.0))
     run.on(route({"new": 100}, {"old": 7})).on(route({"new": 100}, {"old": 7}), after_s=2)
     assert run.rollout.outcome == "promoted"
     assert OLD not in run.wanted()
@@ -540,12 +573,63 @@ def test_autoscalers_are_held_as_long_as_a_rollout_runs_and_then_work_on_the_sta
         index for index, each in enumerate(commands) if isinstance(each, DeployServers)
     )
     assert not [each for each in commands if isinstance(each, ResumeAutoscaling)]
-    run.on(servers(old="ready", new="ready"), after_s=60)
+    baked(run)
     cleaned(run, loser="old", winner="new")
     assert run.rollout.outcome == "promoted"
     commands = commands_for(run.channel, run.now)
     assert ResumeAutoscaling(NEW) in commands
     assert HoldAutoscaling() not in commands
+
+
+def test_a_bake_does_not_end_before_a_last_look() -> None:
+    run = baking().on(SEEN, after_s=59).on(servers(old="ready", new="ready"), after_s=40)
+    assert (run.phase, run.rollout.ending) == ("baking", None)
+    assert "a last look is to come" in run.rollout.reason
+    run.on(Sighted("no counters", "")).on(servers(old="ready", new="ready"))
+    assert run.phase == "baking"
+    run.on(SEEN).on(servers(old="ready", new="ready"))
+    assert run.rollout.ending == "promoted"
+
+
+def test_a_bake_that_nobody_drove_begins_anew() -> None:
+    run = baking(holdback_weight=0, lease_s=120.0).on(TimePassed(), after_s=30)
+    run.on(servers(old="ready", new="ready"), after_s=121).on(SEEN).on(TimePassed())
+    run.on(servers(old="ready", new="ready"), after_s=59)
+    assert run.phase == "baking"
+    assert run.events()[-1] == "bake_anew"
+    run.on(SEEN, after_s=1).on(servers(old="ready", new="ready"))
+    assert run.rollout.ending == "promoted"
+
+
+def test_harm_while_nobody_drove_the_bake_still_counts() -> None:
+    run = first_release(lease_s=60.0).on(route({"new": 100}, {"new": 10}))
+    run.on(servers(new="ready"), after_s=600)
+    run.on(route({"new": 100}, {"new": 210}, errors={"new": 12}))
+    assert run.rollout.ending == "rolled_back"
+
+
+@pytest.mark.parametrize("unseen", ["no counters", ""])
+def test_a_bake_that_nobody_can_watch_is_not_everlasting(unseen: str) -> None:
+    run = baking() if unseen else first_release()
+    for _ in range(100):
+        run.on(servers(old="ready", new="ready"), after_s=30)
+        if unseen:
+            run.on(Sighted(unseen, unseen))
+        run.on(TimePassed())
+        if run.rollout.ending is not None:
+            break
+    assert run.rollout.ending == "withdrawn"
+
+
+def test_the_router_must_have_been_watched_for_the_whole_bake() -> None:
+    run = first_release().on(route({"new": 100}))
+    run.on(route({"new": 100}, epoch="2"), after_s=30).on(
+        route({"new": 100}, epoch="2"), after_s=59
+    )
+    run.on(servers(new="ready")).on(TimePassed())
+    assert run.phase == "baking"
+    run.on(route({"new": 100}, epoch="2"), after_s=1).on(servers(new="ready"))
+    assert run.rollout.ending == "promoted"
 
 
 def test_the_holdback_goes_where_it_can_be_served() -> None:
@@ -556,9 +640,11 @@ def test_the_holdback_goes_where_it_can_be_served() -> None:
 
 
 def test_a_bake_waits_for_all_servers_but_not_for_ever() -> None:
-    run = baking().on(TimePassed(), after_s=60)
-    assert run.phase == "baking"
-    run.on(TimePassed(), after_s=300)
+    run = baking()
+    for _ in range(5):
+        run.on(TimePassed(), after_s=60)
+        assert run.phase == "baking"
+    run.on(TimePassed(), after_s=60)
     assert (run.rollout.ending, run.channel.stable.release_id) == ("withdrawn", OLD)
 
 
@@ -653,6 +739,92 @@ def test_a_rollback_ends_even_if_nobody_answers_any_more() -> None:
     assert run.rollout.outcome == "rolled_back"
 
 
+# --- a release that serves alone ------------------------------------------------------------------
+
+ONLY_NEW = servers(old="starting", new="ready")
+BOTH = servers(old="ready", new="ready")
+
+
+@pytest.mark.parametrize("make", [shifting, holding, last_step])
+@pytest.mark.parametrize("on_undecided", ["hold", "rollback"])
+def test_no_limit_of_time_takes_the_only_release_that_answers(make: Any, on_undecided: str) -> None:
+    run = make(on_undecided=on_undecided).on(ONLY_NEW)
+    for _ in range(200):
+        run.on(Sighted("", "no counters of old"), after_s=30).on(ONLY_NEW)
+        run.on(route({"new": 100}, {"new": 900})).on(TimePassed())
+    assert run.rollout.ending is None
+    assert run.wanted() == {OLD: 1, NEW: 1}
+
+
+def test_a_pause_does_not_end_while_only_the_candidate_answers() -> None:
+    run = paused(holding()).on(ONLY_NEW).on(TimePassed(), after_s=20000)
+    assert run.rollout.ending is None
+
+
+def test_people_are_told_once_that_only_the_candidate_answers() -> None:
+    run = holding().on(ONLY_NEW).on(TimePassed(), after_s=29)
+    assert "stable_down" not in run.events()
+    for _ in range(3):
+        run.on(TimePassed(), after_s=1).on(ONLY_NEW)
+    run.on(BOTH, after_s=60)
+    assert [event for event in run.events() if "stable_" in event] == ["stable_down", "stable_back"]
+    told = [c.entry.event for c in run.commands if isinstance(c, Notify)]
+    assert told[-2:] == ["stable_down", "stable_back"]
+
+
+def test_a_short_absence_is_told_to_nobody() -> None:
+    run = holding().on(ONLY_NEW).on(TimePassed(), after_s=10).on(BOTH).on(TimePassed(), after_s=60)
+    assert not {"stable_down", "stable_back"} & set(run.events())
+
+
+def test_limits_begin_anew_when_stable_is_back() -> None:
+    run = shifting().on(ONLY_NEW).on(route({"new": 100}, {"new": 50}))
+    run.on(Sighted("", "no counters of old")).on(TimePassed(), after_s=550)
+    run.on(BOTH).on(route({"new": 100}, {"new": 900}), after_s=29).on(TimePassed())
+    assert run.phase == "shifting"
+    assert arrive(run).phase == "holding"
+    run = holding(max_duration_s=5000.0).on(ONLY_NEW).on(Sighted("", "no counters of old"))
+    run.on(TimePassed(), after_s=4000).on(BOTH).on(TimePassed(), after_s=599)
+    assert run.phase == "holding"
+    assert run.on(TimePassed(), after_s=1).rollout.ending == "withdrawn"
+
+
+@pytest.mark.parametrize("make", [holding, baking])
+def test_a_withdrawn_release_keeps_its_servers_until_the_other_one_answers(make: Any) -> None:
+    run = make()
+    run.on(ONLY_NEW).on(AbortRequested("enough"))
+    for _ in range(100):
+        run.on(route({"new": 100}, {"new": 900}), after_s=30).on(ONLY_NEW).on(TimePassed())
+    assert (run.phase, run.wanted()) == ("rolling_back", {OLD: 1, NEW: 1})
+    run.on(BOTH, after_s=1)
+    assert run.weight == 0
+    cleaned(run, loser="new")
+    assert (run.rollout.outcome, run.channel.stable.release_id) == ("withdrawn", OLD)
+
+
+def test_requests_that_were_ending_begin_anew_when_the_other_one_fails() -> None:
+    run = holding().on(AbortRequested("enough")).on(TimePassed(), after_s=30)
+    assert run.rollout.cleanup == "draining"
+    run.on(ONLY_NEW)
+    assert run.rollout.cleanup == "traffic"
+    run.on(BOTH, after_s=900).on(TimePassed(), after_s=29)
+    assert run.rollout.cleanup == "traffic"
+
+
+def test_known_harm_is_not_kept_for_want_of_another() -> None:
+    run = holding().on(ONLY_NEW).on(Looked(make_verdict("HARM"), "look/9")).on(ONLY_NEW)
+    run.on(TimePassed(), after_s=30).on(TimePassed(), after_s=30)
+    assert (run.rollout.ending, run.wanted()) == ("rolled_back", {OLD: 1, NEW: 0})
+
+
+def test_a_person_may_keep_the_only_release_that_answers() -> None:
+    run = shifting()
+    assert "not sure yet" in promotion_refusal(run.channel)
+    run.on(ONLY_NEW).on(FORCE)
+    stable = run.channel.stable
+    assert (run.phase, run.weight, stable and stable.release_id) == ("baking", 0, NEW)
+
+
 # --- without comparison ---------------------------------------------------------------------------
 
 
@@ -667,7 +839,8 @@ def test_a_first_release_gets_everything_after_its_warm_up() -> None:
     assert (run.phase, run.weight) == ("baking", 0)
     assert run.channel.stable.release_id == NEW
     assert run.channel.candidate is None
-    run.on(servers(new="ready"), after_s=60).on(servers(new="ready"))
+    run.on(route({"new": 100})).on(route({"new": 100}, {"new": 9}), after_s=60)
+    run.on(servers(new="ready")).on(servers(new="ready"))
     assert (run.phase, run.rollout.outcome) == ("idle", "promoted")
     assert run.channel.previous == ()
 
@@ -713,6 +886,48 @@ def test_a_bake_with_a_comparison_has_no_absolute_limit() -> None:
     assert run.phase == "baking"
 
 
+def errors_of_stable(share: float) -> Verdict:
+    """Return a verdict that knows how many of stable's requests failed."""
+    figures = dict.fromkeys(
+        ("harm_evidence", "harm_threshold", "promote_evidence", "promote_threshold"), 0.0
+    )
+    errors = MetricVerdict(
+        metric="errors",
+        outcome="NON_INFERIOR",
+        stable_value=share,
+        candidate_value=share,
+        ratio=1.0,
+        harm_margin=2.0,
+        promote_margin=3.0,
+        stable_requests=1000,
+        candidate_requests=1000,
+        blocks=9,
+        note="",
+        **figures,
+    )
+    return make_verdict("NON_INFERIOR").model_copy(update={"metrics": (errors,)})
+
+
+@pytest.mark.parametrize(
+    ("share", "failed", "ending"),
+    [(0.0, 30, "rolled_back"), (0.02, 30, None), (0.02, 90, "rolled_back")],
+)
+def test_a_bake_without_a_holdback_has_the_absolute_limit(
+    share: float, failed: int, ending: str | None
+) -> None:
+    run = last_step(holdback_weight=0).on(Looked(errors_of_stable(share), "l"), after_s=60)
+    assert (run.phase, run.weight) == ("baking", 0)
+    run.on(route({"new": 100}, {"new": 0}))
+    run.on(route({"new": 100}, {"new": 1000}, errors={"new": failed}), after_s=9)
+    assert run.rollout.ending == ending
+
+
+def test_the_absolute_limit_is_no_reason_to_go_back_to_nothing() -> None:
+    run = baking().on(servers(old="starting", new="ready")).on(route({"new": 100}, {"new": 0}))
+    run.on(route({"new": 100}, {"new": 100}, errors={"new": 50}), after_s=9)
+    assert run.phase == "baking"
+
+
 def test_a_first_release_outlives_its_controller() -> None:
     run = first_release().on(ControllerLost("its lease expired"))
     assert run.phase == "baking"
@@ -727,7 +942,7 @@ def test_single_stops_the_old_release_first() -> None:
     run.on(servers(new="ready")).on(WarmedUp(WARM, 3, 3)).on(servers(new="ready"))
     assert run.phase == "baking"
     assert run.channel.stable.release_id == NEW
-    run.on(servers(new="ready"), after_s=60)
+    run.on(route({"new": 100})).on(route({"new": 100}), after_s=60).on(servers(new="ready"))
     cleaned(run, loser="old", winner="new")
     assert run.rollout.outcome == "promoted"
     assert run.channel.previous[0].release_id == OLD
@@ -782,7 +997,7 @@ def test_replace_shrinks_the_old_release_by_ready_servers() -> None:
 
 
 def promoted() -> Channel:
-    run = baking().on(servers(old="ready", new="ready"), after_s=60)
+    run = baked(baking())
     return cleaned(run, loser="old", winner="new").channel
 
 
@@ -824,6 +1039,136 @@ def test_a_rollback_to_warm_servers_moves_traffic_at_once() -> None:
     run.on(RolloutRequested(number=2, release_id=OLD, plan=plan, run_id="back"))
     run.on(servers(old="ready", new="ready"))
     assert (run.phase, run.channel.stable.release_id) == ("rolling_back", OLD)
+
+
+UNDO = UndoRequested("It answers nonsense.", "ann")
+
+
+@pytest.mark.parametrize("make", [canary, warming, shifting, holding, last_step, baking])
+def test_undoing_what_is_under_way_withdraws_it(make: Any) -> None:
+    run = make().on(UNDO)
+    assert (run.phase, run.weight, run.rollout.ending) == ("rolling_back", 0, "withdrawn")
+    assert run.channel.stable.release_id == OLD
+    assert run.channel.history[-1].who == "ann"
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_undoing_what_has_baked_swaps_the_roles_back_while_the_old_servers_are_there(
+    draining: bool,
+) -> None:
+    run = baked(baking())
+    if draining:
+        run.on(TimePassed(), after_s=30)
+        assert run.rollout.cleanup == "draining"
+    run.on(UNDO)
+    stable = run.channel.stable
+    assert (run.phase, stable and stable.release_id) == ("rolling_back", OLD)
+    assert run.wanted() == {OLD: 1, NEW: 1}
+    cleaned(run, loser="new")
+    assert (run.rollout.outcome, run.channel.previous) == ("withdrawn", ())
+    assert run.channel.rejected == ()
+
+
+def test_what_cannot_be_undone_by_a_swap_is_left_to_its_end() -> None:
+    gone = baked(baking()).on(servers(new="ready"))
+    removing = baked(baking()).on(TimePassed(), after_s=30).on(TimePassed(), after_s=30)
+    back = going_back()
+    rejected = holding().on(Looked(make_verdict("HARM"), "l"))
+    for run in (gone, removing, back, rejected):
+        before = run.channel
+        assert run.on(UNDO).channel == before
+    assert run.on(AbortRequested("enough")).channel == before
+
+
+def test_an_abort_does_not_undo_what_has_baked() -> None:
+    run = baked(baking())
+    before = run.channel
+    assert run.on(AbortRequested("enough")).channel == before
+
+
+FOUR = ("ready",) * 4
+REPLACE = {"capacity": "replace", "replicas": 4, "stable_replicas": 4, "warm_up_requests": 0}
+
+
+def going_back(**changes: Any) -> Run:
+    """Return a rollback with `replace` whose first server is ready."""
+    plan = make_plan(kind="rollback", **{**REPLACE, **changes})
+    run = Run(requested(promoted(), plan, release=OLD), NOW + timedelta(hours=1))
+    return run.on(servers(old="ready", new=FOUR))
+
+
+def test_a_rollback_without_room_for_both_exchanges_servers_one_by_one() -> None:
+    run = going_back()
+    stable = run.channel.stable
+    assert (run.rollout.cleanup, stable and stable.release_id) == ("exchanging", OLD)
+    for ready, weight in ((1, 75), (2, 50), (3, 25)):
+        assert run.weight == weight
+        assert run.wanted() == {OLD: ready + 1, NEW: 4 - ready}
+        run.on(route({"old": 100 - weight, "new": weight}), after_s=99).on(TimePassed())
+        run.on(servers(old=FOUR[: ready + 1], new=FOUR[ready:]))
+    assert (run.weight, run.rollout.cleanup) == (0, "traffic")
+    cleaned(run, loser="new")
+    assert (run.rollout.outcome, run.wanted()) == (None, {OLD: 4, NEW: 0})
+    run.on(servers(old=FOUR))
+    assert run.rollout.outcome == "promoted"
+    weights = [h.detail["weight"] for h in run.channel.history if h.event == "weights"]
+    assert weights[-4:] == [25, 50, 75, 100]
+
+
+def test_an_exchange_of_servers_ends_in_time_and_says_what_is_missing() -> None:
+    run = going_back()
+    run.on(servers(old=FOUR[:2], new=FOUR[:3]), after_s=10).on(TimePassed(), after_s=290)
+    assert (run.weight, run.rollout.cleanup) == (0, "traffic")
+    for _ in range(3):
+        run.on(TimePassed(), after_s=300)
+    assert run.rollout.outcome == "promoted"
+    assert f"Only 2 of 4 servers of {OLD} are ready." in run.rollout.reason
+
+
+def test_an_exchange_whose_loser_dies_is_over() -> None:
+    run = going_back().on(servers(old="ready", new="starting"))
+    assert (run.weight, run.rollout.cleanup) == (0, "traffic")
+
+
+def test_alarms_and_lost_drivers_do_not_disturb_an_exchange() -> None:
+    run = going_back()
+    before = run.channel
+    for event in (ControllerLost("late"), FuseBlown("late"), AbortRequested("late")):
+        assert run.on(event).channel == before
+
+
+def half_baked() -> Run:
+    """Return a bake with `replace` that has left the old release one server."""
+    run = canary(**REPLACE).on(servers(old=FOUR, new="ready"))
+    arrive(run).on(Looked(make_verdict("UNDECIDED"), "l/1"), after_s=60)
+    run.on(servers(old=FOUR[:3], new=FOUR[:2])).on(Looked(make_verdict("UNDECIDED"), "l/1"))
+    arrive(run).on(Looked(make_verdict("NON_INFERIOR"), "l/2"), after_s=60)
+    for new in (3, 4):
+        run.on(servers(old=FOUR[: 5 - new], new=FOUR[:new]))
+    assert (run.phase, run.wanted()) == ("baking", {OLD: 1, NEW: 4})
+    return run
+
+
+@pytest.mark.parametrize("event", [ControllerLost("nobody drives it"), AbortRequested("enough")])
+def test_a_withdrawn_bake_gives_back_what_the_old_release_can_bear(event: Event) -> None:
+    run = half_baked().on(event)
+    stable = run.channel.stable
+    assert (run.phase, stable and stable.release_id) == ("rolling_back", OLD)
+    assert (run.weight, run.wanted()) == (75, {OLD: 2, NEW: 3})
+    for ready in (2, 3, 4):
+        run.on(servers(old=FOUR[:ready], new=FOUR[: 5 - ready]))
+    assert run.weight == 0
+    cleaned(run, loser="new").on(servers(old=FOUR))
+    assert run.rollout.outcome == "withdrawn"
+
+
+def test_harm_in_a_bake_takes_all_traffic_away_whatever_the_old_release_can_bear() -> None:
+    run = half_baked().on(Looked(make_verdict("HARM"), "l/3"))
+    assert (run.weight, run.rollout.cleanup) == (0, "traffic")
+    cleaned(run, loser="new")
+    assert (run.rollout.outcome, run.wanted()) == (None, {OLD: 4, NEW: 0})
+    run.on(servers(old=FOUR[:3])).on(servers(old=FOUR), after_s=100)
+    assert run.rollout.outcome == "rolled_back"
 
 
 # --- by hand --------------------------------------------------------------------------------------
@@ -920,7 +1265,8 @@ def test_the_time_of_pauses_does_not_count_against_the_limits() -> None:
 
 
 def test_a_bake_does_not_end_in_a_pause_and_is_not_late_after_it() -> None:
-    run = paused(baking()).on(servers(old="ready", new="ready"), after_s=2000).on(TimePassed())
+    run = paused(baking(lease_s=5000.0)).on(SEEN, after_s=2000)
+    run.on(servers(old="ready", new="ready")).on(TimePassed())
     assert (run.phase, run.weight) == ("baking", 10)
     run.on(ResumeRequested()).on(TimePassed())
     assert run.phase == "baking"
@@ -1013,7 +1359,7 @@ def test_a_promotion_by_hand_goes_to_the_bake_from_any_step() -> None:
 
 
 def test_a_promotion_by_hand_is_on_record_for_good() -> None:
-    run = holding().on(FORCE).on(servers(old="ready", new="ready"), after_s=60)
+    run = baked(holding().on(FORCE))
     cleaned(run, loser="old", winner="new")
     assert run.rollout.outcome == "promoted"
     assert "ann promoted it by hand: The old one leaks memory." in run.rollout.reason

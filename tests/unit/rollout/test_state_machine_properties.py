@@ -48,9 +48,15 @@ from trainyard.rollout.events import (
     Sighted,
     TimePassed,
     TrafficBeyond,
+    UndoRequested,
     WarmedUp,
 )
-from trainyard.rollout.state_machine import candidate_target, commands_for, step
+from trainyard.rollout.state_machine import (
+    candidate_target,
+    commands_for,
+    has_comparison,
+    step,
+)
 
 pytestmark = pytest.mark.usefixtures("only_drawn_edges")
 
@@ -65,6 +71,18 @@ def is_exposed(channel: Channel) -> bool:
     return channel.in_progress and rollout is not None and rollout.phase in EXPOSED_PHASES
 
 
+def is_alone(channel: Channel) -> bool:
+    """Tell whether only the track that may lose its traffic answers, and may go on doing so."""
+    rollout = channel.rollout
+    if rollout is None or channel.stable is None:
+        return False
+    if rollout.plan.capacity == "single" or rollout.ending == "rolled_back":
+        return False
+    compared = rollout.phase in EXPOSED_PHASES - {"baking"}
+    ending = rollout.cleanup not in {None, "removing"}
+    return (compared or ending) and rollout.ready.stable == 0 < rollout.ready.candidate
+
+
 class Rollouts(RuleBasedStateMachine):
     """Any number of rollouts of three releases, in a world that does as it likes."""
 
@@ -74,16 +92,46 @@ class Rollouts(RuleBasedStateMachine):
     """Since when looks have not seen both releases, as this test reckons."""
     candidate_unseen_since: datetime | None
     """Since when they have seen stable, but not the release under test."""
+    baking_since: datetime | None
+    """Since when the bake has been driven without a gap."""
+    driven_at: datetime | None
+    """When somebody last drove."""
+    watched_at: datetime | None
+    """When somebody last saw what shows harm in the bake."""
 
-    @initialize(used=st.booleans())
-    def begin(self, used: bool) -> None:
+    @initialize(
+        used=st.booleans(),
+        begun=st.booleans(),
+        capacity=st.sampled_from(["surge", "replace", "single"]),
+        replicas=st.integers(1, 3),
+        back=st.booleans(),
+        notches=st.sampled_from([0, 1, 1, 2, 2, 2, 3, 4, 6]),
+        then=st.sampled_from([(), (61.0, False), (301.0, True)]),
+    )
+    def begin(
+        self,
+        used: bool,
+        begun: bool,
+        capacity: str,
+        replicas: int,
+        back: bool,
+        notches: int,
+        then: tuple[float, bool] | tuple[()],
+    ) -> None:
+        """Begin at rest, or somewhere in a rollout, so that its later parts are seen often."""
         self.channel = empty_channel()
         self.now = NOW
         self.unseen_since = self.candidate_unseen_since = None
+        self.baking_since = self.driven_at = self.watched_at = None
         if used:
             tracks = [Track(release_id=release_id(name), since=NOW) for name in ("a", "b")]
             update = {"stable": tracks[0], "previous": (tracks[1],)}
             self.channel = self.channel.model_copy(update=update)
+        if begun:
+            self.somebody_asks("b", capacity, replicas, back, "hold", 0, 0.0)
+            self.all_goes_well(notches)
+            if then:
+                self.servers_run_on(*then)
 
     def happen(self, event: Event) -> None:
         before, now = self.channel, self.now
@@ -97,6 +145,9 @@ class Rollouts(RuleBasedStateMachine):
         self.check_pause(before, event, after)
         self.check_blindness(before, event, after)
         self.check_what_decides_nothing(before, event, after)
+        self.check_that_somebody_answers(before, event, after)
+        self.check_bake(before, event, after)
+        self.check_size(before, event, after)
         self.channel = after
         assert Channel.model_validate_json(after.to_bytes()) == after
 
@@ -144,7 +195,7 @@ class Rollouts(RuleBasedStateMachine):
             return
         assert after.rollout is not None
         assert after.rollout.ending != "promoted"
-        if not isinstance(event, PromotionForced):
+        if not isinstance(event, PromotionForced) and after.rollout.cleanup != "exchanging":
             assert after.weights.candidate in (before.weights.candidate, 0)
         assert after.rollout.paused_s(self.now) <= before.rollout.plan.max_pause_s + 601
 
@@ -156,7 +207,7 @@ class Rollouts(RuleBasedStateMachine):
             blind = rollout.blind
             assert (blind.since if blind else None) == self.unseen_since
             assert (blind.candidate_only_since if blind else None) == self.candidate_unseen_since
-            if isinstance(event, TimePassed):
+            if isinstance(event, TimePassed) and not is_alone(after):
                 for since, limit_s in (
                     (self.unseen_since, rollout.plan.blind_s),
                     (self.candidate_unseen_since, rollout.plan.blind_candidate_s),
@@ -172,6 +223,51 @@ class Rollouts(RuleBasedStateMachine):
         assert rollout.step_index <= before.rollout.step_index
         assert after.weights.candidate <= before.weights.candidate
 
+    def check_size(self, before: Channel, event: Event, after: Channel) -> None:
+        """Who gets all traffic back can bear it, unless time is up or the other one did harm.
+
+        What is over leaves all servers of the stable release, or says how many are missing.
+        """
+        if before.rollout is None or not before.in_progress or after.stable is None:
+            return
+        rollout = after.rollout
+        assert rollout is not None
+        plan, ready = rollout.plan, rollout.ready
+        full = plan.replicas if rollout.ending == "promoted" else plan.stable_replicas
+        if not after.in_progress and ready.stable < full:
+            assert not isinstance(event, ServersSeen)
+            assert f"Only {ready.stable} of {full} servers" in rollout.reason
+        left = before.rollout.phase == "baking" or plan.kind == "rollback"
+        begins = before.rollout.ending is None and rollout.cleanup == "traffic" and left
+        ends = before.rollout.cleanup == "exchanging" != rollout.cleanup
+        harmless = rollout.ending != "rolled_back" and plan.capacity != "single"
+        if (begins or ends) and harmless and not (ends and isinstance(event, TimePassed)):
+            assert ready.stable >= full or ready.candidate == 0
+
+    def check_bake(self, before: Channel, event: Event, after: Channel) -> None:
+        """A bake is only passed if somebody drove it all the time, and looked at its end."""
+        baking = [c.rollout is not None and c.rollout.phase == "baking" for c in (before, after)]
+        if not baking[0]:
+            self.baking_since = self.driven_at = self.now
+            self.watched_at = None
+            return
+        assert before.rollout is not None
+        assert after.rollout is not None
+        assert self.baking_since is not None
+        assert self.driven_at is not None
+        plan = before.rollout.plan
+        if isinstance(event, (ServersSeen, RouteSeen, Sighted, TimePassed)):
+            if (self.now - self.driven_at).total_seconds() > plan.lease_s:
+                self.baking_since, self.watched_at = self.now, None
+            self.driven_at = self.now
+        if after.rollout.ending == "promoted":
+            assert self.watched_at is not None
+            assert (self.watched_at - self.baking_since).total_seconds() >= plan.bake_s
+        if isinstance(event, Sighted) and has_comparison(plan):
+            self.watched_at = self.watched_at if event.candidate or event.stable else self.now
+        if isinstance(event, RouteSeen) and not has_comparison(plan) and before.rollout.mark:
+            self.watched_at = self.now
+
     def reckon_blindness(self, before: Channel, event: Event, after: Channel) -> None:
         if isinstance(event, Sighted) and is_exposed(before):
             unseen, only = event.candidate or event.stable, event.candidate and not event.stable
@@ -181,6 +277,10 @@ class Rollouts(RuleBasedStateMachine):
             )
         if not is_exposed(after):
             self.unseen_since = self.candidate_unseen_since = None
+        if isinstance(event, ServersSeen) and is_alone(before) and not is_alone(after):
+            # Stable answers again; until then there was nothing to see of it.
+            self.unseen_since = self.unseen_since and self.now
+            self.candidate_unseen_since = self.candidate_unseen_since and self.now
 
     def check_what_decides_nothing(self, before: Channel, event: Event, after: Channel) -> None:
         """Servers of somebody else become stable only where nothing is; warnings change nothing."""
@@ -206,6 +306,20 @@ class Rollouts(RuleBasedStateMachine):
                 "generation": before.generation,
             }
             assert after.model_copy(update=same) == before
+
+    def check_that_somebody_answers(self, before: Channel, event: Event, after: Channel) -> None:
+        """Who alone has a ready server keeps it, unless it is known to do harm."""
+        if before.rollout is None or not before.in_progress or not is_alone(before):
+            return
+        assert after.rollout is not None
+        if isinstance(event, (TimePassed, Sighted, RouteSeen)):
+            assert after.rollout.ending == before.rollout.ending
+            assert after.rollout.cleanup == before.rollout.cleanup
+        if not is_alone(after):
+            return
+        assert before.candidate is not None
+        gone = {c.release_id for c in commands_for(after, self.now) if isinstance(c, RemoveServers)}
+        assert before.candidate.release_id not in gone
 
     def check_order(self, before: Channel, after: Channel) -> None:
         """Servers go only after their traffic has gone in an earlier change."""
@@ -304,7 +418,10 @@ class Rollouts(RuleBasedStateMachine):
             self.servers_are_as_wished()
             self.the_route_follows(2.0)
             self.now += timedelta(seconds=61)
+            self.happen(Sighted("", ""))
             self.happen(Looked(make_verdict("NON_INFERIOR"), f"look/{self.channel.generation}"))
+            self.the_route_follows(1.0)
+            self.happen(TimePassed())
 
     @rule(
         shares=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 100)),
@@ -335,6 +452,44 @@ class Rollouts(RuleBasedStateMachine):
         self.happen(route(shares, dict.fromkeys(NAMES, 0)))
         self.now += timedelta(seconds=seconds)
         self.happen(route(shares, {name: 10 * share for name, share in shares.items()}))
+
+    @precondition(lambda self: is_exposed(self.channel))
+    @rule(minutes=st.sampled_from([1, 3, 12]))
+    def the_stable_servers_die(self, minutes: int) -> None:
+        """Looks see only the candidate, which answers everything."""
+        assert self.channel.rollout is not None
+        for _ in range(minutes):
+            names = {release_id(name): name for name in NAMES}
+            self.happen(servers(**{names[self.channel.rollout.release_id]: "ready"}))
+            self.happen(Sighted("", "no counters of stable"))
+            self.now += timedelta(seconds=61)
+            self.happen(TimePassed())
+
+    @precondition(lambda self: is_exposed(self.channel))
+    @rule(seconds=st.sampled_from([31.0, 61.0, 301.0]), looks=st.booleans())
+    def servers_run_on(self, seconds: float, looks: bool) -> None:
+        """Time has passed, and all servers are as they should be."""
+        self.now += timedelta(seconds=seconds)
+        self.servers_are_as_wished()
+        if looks:
+            self.happen(Sighted("", ""))
+            self.the_route_follows(0.5)
+            self.servers_are_as_wished()
+
+    @precondition(lambda self: self.channel.in_progress)
+    @rule(data=st.data())
+    def some_wished_servers_are_ready(self, data: st.DataObject) -> None:
+        wishes = {
+            c.release_id: c.replicas
+            for c in commands_for(self.channel, self.now)
+            if isinstance(c, DeployServers)
+        }
+        ready = {
+            name: ("ready",) * data.draw(st.integers(0, wishes[release_id(name)]))
+            for name in NAMES
+            if release_id(name) in wishes
+        }
+        self.happen(servers(**ready))
 
     @rule(outcome=st.sampled_from(["HARM", "NON_INFERIOR", "UNDECIDED", "UNDECIDED"]))
     def the_judge_looks(self, outcome: str) -> None:
@@ -380,6 +535,7 @@ class Rollouts(RuleBasedStateMachine):
                 FuseBlown("Fuse: broken."),
                 ControllerLost("nobody drives it"),
                 AbortRequested("enough"),
+                UndoRequested("back"),
                 DriverClaimed("another"),
             ]
         )
@@ -422,8 +578,11 @@ class Rollouts(RuleBasedStateMachine):
             assert channel.in_progress
             assert channel.candidate is not None
             assert channel.rollout is not None
-            assert channel.rollout.phase in EXPOSED_PHASES
-            assert channel.rollout.ending is None
+            if channel.rollout.cleanup == "exchanging":
+                assert channel.rollout.ending in {"promoted", "withdrawn"}
+            else:
+                assert channel.rollout.phase in EXPOSED_PHASES
+                assert channel.rollout.ending is None
             assert channel.rollout.exposed_since is not None
 
     @invariant()
@@ -461,16 +620,25 @@ class Rollouts(RuleBasedStateMachine):
         assert tracks[rollout.release_id] <= candidate_target(rollout.plan, rollout.step_index)
 
     def teardown(self) -> None:
-        """Time alone ends every rollout, even if nobody answers any more."""
+        """Time alone ends every rollout, even if nobody answers any more.
+
+        But for one: a release that alone has a ready server is waited for.
+        """
         if not hasattr(self, "channel"):
             return
+        if is_alone(self.channel):
+            self.now += timedelta(seconds=LONGEST_ROLLOUT_S)
+            self.happen(TimePassed())
+            assert self.channel.in_progress
         end = self.now + timedelta(seconds=LONGEST_ROLLOUT_S)
         while self.channel.in_progress and self.now < end:
             self.now += timedelta(seconds=30)
             self.happen(TimePassed())
+            if is_alone(self.channel):
+                self.happen(servers())
         assert not self.channel.in_progress
         assert self.channel.weights.candidate == 0
 
 
 TestRollouts = Rollouts.TestCase
-TestRollouts.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestRollouts.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)

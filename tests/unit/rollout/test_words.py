@@ -91,6 +91,8 @@ def test_a_metric_that_can_only_show_harm_is_named_when_it_says_something() -> N
         (entry("rolled_back", why="Harm."), "rolled back and rejected: Harm."),
         (entry("withdrawn", who="ann", why="Enough."), "Enough. (asked for by ann)"),
         (entry("held", after_s=600.0, until_s=60.0, why="Hm."), "undecided after 600 s"),
+        (entry("bake_anew", away_s=90.0), "nobody drove the bake for 90 s: it begins anew"),
+        (entry("stable_down", alone="other"), f"{NEW} has no ready server: other serves alone"),
         (
             entry("beyond_envelope", kind="rate", why="5 a second"),
             f"live traffic is beyond what {NEW} was measured with: 5 a second",

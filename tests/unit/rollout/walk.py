@@ -38,6 +38,7 @@ from trainyard.rollout.events import (
     RolloutRequested,
     Sighted,
     TimePassed,
+    UndoRequested,
     WarmedUp,
 )
 from trainyard.rollout.state_machine import step
@@ -85,15 +86,19 @@ def recorded() -> Iterator[set[Taken]]:
         yield taken
 
 
+ALWAYS_DRIVEN = 1e6
+"""A lease that lets hours pass in one step, with a driver there."""
+
 PLANS: dict[str, RolloutPlan] = {
     # The last step cannot be proven before `max_duration_s`.
     "two servers": make_plan(
         replicas=2,
+        lease_s=ALWAYS_DRIVEN,
         steps=(RolloutStep(weight=10, hold_s=60), RolloutStep(weight=50, hold_s=700)),
     ),
     "one server": make_plan(on_undecided="rollback", keep_warm_s=60.0),
     "single": make_plan(capacity="single", holdback_weight=0),
-    "first": make_plan(kind="bootstrap", stable_replicas=0),
+    "first": make_plan(kind="bootstrap", stable_replicas=0, lease_s=ALWAYS_DRIVEN),
     "rollback": make_plan(kind="rollback", bake_s=0.0, holdback_weight=0),
 }
 
@@ -143,16 +148,19 @@ def _events(channel: Channel, plan: RolloutPlan) -> Iterator[tuple[Event, float]
         yield _route(channel, 0), 0.0
     else:
         yield _route(channel, 200), 2.0
+        yield _route(channel, 200), 62.0
         yield route({"old": 50, "new": 50}, {"old": 0, "new": 900}, errors={"new": 900}), 31.0
     yield route({"old": 1, "new": 99}), 31.0
     for outcome in ("HARM", "NON_INFERIOR", "UNDECIDED"):
         yield Looked(make_verdict(outcome), "look"), 61.0  # type: ignore[arg-type]
     yield Sighted("not seen", ""), 0.0
     yield Sighted("", ""), 0.0
+    yield Sighted("", ""), 61.0
     yield FuseBlown("broken"), 0.0
     yield FuseBlown("the machine is broken", against_release=False), 0.0
     yield ControllerLost("nobody drives it"), 0.0
     yield AbortRequested("enough"), 0.0
+    yield UndoRequested("back"), 0.0
     yield PauseRequested("odd"), 0.0
     yield PromotionForced("needed", "ann"), 0.0
     for seconds in (0.0, 61.0, 301.0, 601.0):
@@ -189,6 +197,7 @@ def _situation(channel: Channel, now: datetime) -> tuple[object, ...]:
         rollout.paused is not None,
         rollout.blind is not None,
         rollout.mark is not None,
+        rollout.bake_watched,
         min(rollout.ready.stable, 1),
         rollout.ready.candidate,
         rollout.replicas,

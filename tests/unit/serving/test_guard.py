@@ -155,6 +155,59 @@ def test_a_release_without_traffic_does_not_stand_in() -> None:
     assert decision.weights == {OLD: 100, NEW: 0}
 
 
+@pytest.mark.parametrize("lease", ["alive", "expired", "absent"])
+@pytest.mark.parametrize("up", [OLD, NEW])
+def test_a_withdrawn_release_answers_as_long_as_stable_cannot(lease: str, up: str) -> None:
+    channel = ending("withdrawn")
+    decision = decide(channel, lease, {up: FINE[up]}, None, NOW)  # type: ignore[arg-type]
+    assert decision.weights == ({NEW: 100, OLD: 0} if up == NEW else {OLD: 100, NEW: 0})
+    assert decision.guard == ("failover" if up == NEW else "following")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "changes"),
+    [
+        ("rolled_back", {}),
+        ("withdrawn", {"cleanup": "removing"}),
+        ("withdrawn", {"capacity": "single"}),
+    ],
+    ids=["rejected", "servers go", "no room for both"],
+)
+def test_other_losers_get_nothing_back(outcome: str, changes: dict[str, str]) -> None:
+    decision = decide(ending(outcome, **changes), "alive", {NEW: FINE[NEW]}, None, NOW)
+    assert (decision.weights, decision.guard) == ({OLD: 100, NEW: 0}, "following")
+
+
+def test_what_blew_a_fuse_does_not_stand_in_either() -> None:
+    broken = decide(make_channel(), "alive", {OLD: FINE[OLD]}, None, NOW)
+    once = decide(ending("withdrawn"), "alive", {NEW: FINE[NEW]}, broken.fuse, NOW)
+    again = decide(ending("withdrawn"), "alive", {NEW: FINE[NEW]}, once.fuse, NOW)
+    assert once == again
+    assert (again.weights, again.guard) == ({OLD: 100, NEW: 0}, "following")
+
+
+@pytest.mark.parametrize("lease", ["alive", "expired", "absent"])
+def test_servers_are_exchanged_with_and_without_a_lease(lease: str) -> None:
+    channel = ending("promoted", cleanup="exchanging", capacity="replace", weight=75)
+    decision = decide(channel, lease, FINE, None, NOW)  # type: ignore[arg-type]
+    assert (decision.weights, decision.guard) == ({OLD: 25, NEW: 75}, "following")
+    decision = decide(channel, lease, {NEW: FINE[NEW]}, None, NOW)  # type: ignore[arg-type]
+    assert (decision.weights, decision.guard) == ({OLD: 0, NEW: 100}, "failover")
+    decision = decide(channel, lease, {OLD: FINE[OLD]}, None, NOW)  # type: ignore[arg-type]
+    assert (decision.weights, decision.guard) == ({OLD: 100, NEW: 0}, "failover")
+
+
+def ending(
+    outcome: str, *, cleanup: str = "traffic", capacity: str = "surge", weight: int = 0
+) -> Channel:
+    """Return a channel whose rollout gives all traffic back."""
+    channel = make_channel(weight=weight, phase="rolling_back")
+    assert channel.rollout is not None
+    plan = channel.rollout.plan.model_copy(update={"capacity": capacity})
+    stage = {"ending": outcome, "cleanup": cleanup, "plan": plan}
+    return channel.model_copy(update={"rollout": channel.rollout.model_copy(update=stage)})
+
+
 @pytest.mark.parametrize(
     ("lease", "stable_replicas"), [("alive", 1), ("expired", 2)], ids=["driven", "too small"]
 )
