@@ -205,7 +205,8 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "trainyard_metrics_unreadable_documents",
-            "Documents that could not be parsed, by folder; `trainyard store verify` names them.",
+            "Documents that could not be parsed, by folder (of rollouts: looks and histories of "
+            "those under way); `trainyard store verify` names them.",
             ("folder",),
         ),
     )

@@ -32,6 +32,8 @@ class RolloutTrace:
     last_look_at: datetime | None = None
     guard_events: Mapping[str, int] = field(default_factory=dict)
     """How often the guard began to do something by itself, by what."""
+    unreadable: int = 0
+    """Looks and histories that its driver cannot read."""
 
 
 @dataclass(frozen=True)

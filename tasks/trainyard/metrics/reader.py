@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from trainyard.documents.base import Document
 from trainyard.documents.channel import Channel
+from trainyard.documents.look import History, Look
 from trainyard.documents.measurement import GateVerdict
 from trainyard.documents.status import StepStatus
 from trainyard.errors import CorruptFile, NotFound
@@ -64,6 +65,49 @@ class _Folder(Generic[DocumentT]):
             return None
 
 
+class _Evidence:
+    """What drivers read of the rollouts under way, each document once; kept is only if it parses.
+
+    Of a rollout that is over nothing more is read, but what was found unreadable is watched on.
+    """
+
+    name = "rollouts"
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, tuple[object, bool]] = {}
+
+    def check(self, entries: Iterable[Entry], *, under_way: bool) -> int:
+        """Return how many looks and histories among `entries` cannot be parsed. Raises Transient.
+
+        Several threads may do so at once, each for a rollout of its own.
+        """
+        return sum(self._is_unreadable(entry, under_way) for entry in entries)
+
+    def forget(self, prefixes: Iterable[str]) -> None:
+        """Keep nothing but what is known of these rollouts."""
+        kept = tuple(f"{prefix}/" for prefix in prefixes)
+        self._known = {key: each for key, each in self._known.items() if key.startswith(kept)}
+
+    def _is_unreadable(self, entry: Entry, under_way: bool) -> bool:
+        kind = _kind_of_evidence(entry.key)
+        mark, unreadable = self._known.get(entry.key, (None, False))
+        if kind is None or not (under_way or unreadable):
+            return unreadable
+        if mark is not None and mark == _mark(entry):
+            return unreadable
+        try:
+            parse_document(self._store.read(entry.key).data, entry.key, kind)
+            unreadable = False
+        except NotFound:
+            return False
+        except CorruptFile as error:
+            log.warning("%s", error.message)
+            unreadable = True
+        self._known[entry.key] = (_mark(entry), unreadable)
+        return unreadable
+
+
 class MetricsReader:
     """Reads a store for its metrics."""
 
@@ -76,6 +120,7 @@ class MetricsReader:
         self._channels = _Folder(store, "channels", Channel)
         self._statuses = _Folder(store, "status", StepStatus)
         self._verdicts = _Folder(store, "verdicts", GateVerdict)
+        self._evidence = _Evidence(store)
 
     def look(self) -> Seen:
         """Return what is stored now.
@@ -89,6 +134,7 @@ class MetricsReader:
             statuses = self._statuses.read(pool)
             verdicts = self._verdicts.read(pool)
             traces = list(pool.map(self._trace, channels))
+        self._evidence.forget(_folder_of(each) for each in channels if each.rollout is not None)
         folders: tuple[_Folder[Channel] | _Folder[StepStatus] | _Folder[GateVerdict], ...] = (
             self._channels,
             self._statuses,
@@ -104,20 +150,42 @@ class MetricsReader:
             releases=_published(self._store.list("releases")),
             statuses=statuses,
             verdicts=verdicts,
-            unreadable={folder.name: folder.unreadable for folder in folders},
+            unreadable={
+                **{folder.name: folder.unreadable for folder in folders},
+                self._evidence.name: sum(trace.unreadable for trace in traces),
+            },
         )
 
     def _trace(self, channel: Channel) -> RolloutTrace:
-        """Look into the folder of the channel's last rollout; its names say enough."""
+        """Look into the folder of the channel's last rollout."""
         if channel.rollout is None:
             return RolloutTrace()
-        folder = rollout_prefix(channel.model, channel.environment, channel.rollout.number)
-        looks = list(self._store.list(f"{folder}/looks"))
+        folder = _folder_of(channel)
+        entries = list(self._store.list(folder))
+        looks = [entry for entry in entries if entry.key.startswith(f"{folder}/looks/")]
         times = [entry.modified_at for entry in looks if entry.modified_at is not None]
-        names = [entry.key.rsplit("/", 1)[1] for entry in self._store.list(f"{folder}/events")]
-        events = Counter(_guard_event(name) for name in names if name.startswith(_GUARD))
+        told = [entry.key for entry in entries if entry.key.startswith(f"{folder}/events/{_GUARD}")]
+        events = Counter(_guard_event(key.rsplit("/", 1)[1]) for key in told)
         events.pop("following", None)
-        return RolloutTrace(len(looks), max(times, default=None), events)
+        unreadable = self._evidence.check(entries, under_way=channel.in_progress)
+        return RolloutTrace(len(looks), max(times, default=None), events, unreadable)
+
+
+def _folder_of(channel: Channel) -> str:
+    """Return the folder of the channel's last rollout, which it must have."""
+    assert channel.rollout is not None
+    return rollout_prefix(channel.model, channel.environment, channel.rollout.number)
+
+
+def _kind_of_evidence(key: str) -> type[Look] | type[History] | None:
+    """Return what a document of a rollout must be for its driver to see; None: it may be anything.
+
+    Events are told once and read by nobody who drives.
+    """
+    parts = key.split("/")
+    if parts[-1] == "history.json":
+        return History
+    return Look if parts[-2] == "looks" else None
 
 
 def _guard_event(name: str) -> str:

@@ -22,7 +22,7 @@ from typing import Literal
 
 from trainyard.documents.channel import Rollout
 from trainyard.documents.look import History, PodCounters, RouteCounters, Snapshot
-from trainyard.errors import NotFound
+from trainyard.errors import CorruptFile, NotFound
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.metrics import MetricReader
 from trainyard.serving.protocol import ServerStatus
@@ -114,7 +114,12 @@ class HistoryLog:
             return "metrics", tuple(_idle(at, pods) for at, pods in told)
         if rollout.number < 2:
             return "none", ()
-        looks = LookLog(self._store).read(model, environment, rollout.number - 1)
+        try:
+            looks = LookLog(self._store).read(model, environment, rollout.number - 1)
+        except CorruptFile as error:
+            # It stays so; the judge has its defaults, and this rollout needs nothing of that one.
+            log.warning("The rollout before tells nothing of stable: %s", error)
+            return "none", ()
         since = now - timedelta(seconds=LONGEST_MEMORY_S)
         alone = (
             _alone(look.snapshot, rollout.reference_id)

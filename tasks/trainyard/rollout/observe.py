@@ -16,6 +16,7 @@ from trainyard.documents.look import (
     ServerCounters,
     Snapshot,
 )
+from trainyard.errors import Transient
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.device_errors import device_trouble
 from trainyard.rollout.envelope import beyond_envelope
@@ -63,6 +64,8 @@ class _Looking:
 
 
 _JUDGE = "the judge"
+_LOOKS = "the log of looks"
+_HISTORY = "the record of stable's history"
 _PROBER = "the prober"
 _CLOCK_WENT_BACK = "the clock went back behind the last look"
 
@@ -208,9 +211,15 @@ def _is_before_its_looks(
     deps: RolloutDeps, channel: Channel, rollout: Rollout, now: datetime
 ) -> bool:
     """Tell whether the clock has gone back behind a look: the slices of now are taken already."""
-    if not has_comparison(rollout.plan) or rollout.exposed_since is None:
+    compared = has_comparison(rollout.plan) and rollout.exposed_since is not None
+    if not compared or rollout.ending is not None:
         return False
-    newest = deps.looks.newest(channel.model, channel.environment, rollout.number)
+    newest = deps.questions.ask(
+        _LOOKS,
+        lambda: deps.looks.newest(channel.model, channel.environment, rollout.number),
+        otherwise=None,
+        unless=Transient,
+    )
     return newest is not None and newest.snapshot.at > now
 
 
@@ -224,7 +233,8 @@ def _look(
 ) -> _Looking:
     """Read all counters, ask the judge about everything so far, and store both as one look.
 
-    Without counters or without a judge, neither release was seen: nobody can tell harm then.
+    Without counters, without a judge, or without what was seen before, neither release was seen:
+    nobody can tell harm then.
     """
     model, environment = channel.model, channel.environment
     compared = {rollout.release_id, rollout.reference_id}
@@ -242,10 +252,9 @@ def _look(
             _PROBER, lambda: deps.prober.read(rollout_name(channel, rollout)), otherwise=None
         ),
     )
-    past = [look.snapshot for look in deps.looks.read(model, environment, rollout.number)]
-    history = deps.history.gather(model, environment, rollout, reader, ready, now)
+    past, before = _past(deps, channel, rollout, reader, ready, now)
     verdict = deps.questions.ask(
-        _JUDGE, lambda: _verdict(deps, rollout, [*history, *past, snapshot]), otherwise=None
+        _JUDGE, lambda: _verdict(deps, rollout, before, snapshot), otherwise=None
     )
     slot = slot_of(rollout, now)
     weight = snapshot.route.weights.get(rollout.release_id, 0) if snapshot.route else 0
@@ -272,6 +281,38 @@ def _look(
     return _Looking(tuple(events), (stored.message,) if stored.message else ())
 
 
+def _past(
+    deps: RolloutDeps,
+    channel: Channel,
+    rollout: Rollout,
+    reader: CarefulReader,
+    ready: Sequence[ServerStatus],
+    now: datetime,
+) -> tuple[Sequence[Snapshot], Sequence[Snapshot] | None]:
+    """Return what was seen in this rollout, and all that the judge is shown before this look.
+
+    The latter is None if a document of it is damaged: a judge of a part would judge something else.
+    """
+    model, environment, number = channel.model, channel.environment, rollout.number
+    nothing: Sequence[Look] | None = None
+    looks = deps.questions.ask(
+        _LOOKS,
+        lambda: deps.looks.read(model, environment, number),
+        otherwise=nothing,
+        unless=Transient,
+    )
+    unknown: Sequence[Snapshot] | None = None
+    history = deps.questions.ask(
+        _HISTORY,
+        lambda: deps.history.gather(model, environment, rollout, reader, ready, now),
+        otherwise=unknown,
+        unless=Transient,
+    )
+    past = [look.snapshot for look in looks or ()]
+    known = looks is not None and history is not None
+    return past, [*(history or ()), *past] if known else None
+
+
 def _sighted(
     deps: RolloutDeps,
     rollout: Rollout,
@@ -279,7 +320,7 @@ def _sighted(
     now: Snapshot,
     ready: Sequence[ServerStatus],
 ) -> Sighted:
-    for whom in (COUNTERS, _JUDGE):
+    for whom in (COUNTERS, _JUDGE, _LOOKS, _HISTORY):
         if failure := deps.questions.failure_of(whom):
             return Sighted(*(f"{whom} failed with {failure}",) * 2)
     reference = rollout.reference_id
@@ -291,11 +332,13 @@ def _sighted(
     )
 
 
-def _verdict(deps: RolloutDeps, rollout: Rollout, snapshots: Sequence[Snapshot]) -> Verdict | None:
-    if rollout.exposed_since is None:
+def _verdict(
+    deps: RolloutDeps, rollout: Rollout, before: Sequence[Snapshot] | None, now: Snapshot
+) -> Verdict | None:
+    if rollout.exposed_since is None or before is None:
         return None
     blocks = blocks_from_snapshots(
-        snapshots,
+        [*before, now],
         exposed_since=rollout.exposed_since,
         candidate=rollout.release_id,
         stable=rollout.reference_id,

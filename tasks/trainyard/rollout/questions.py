@@ -6,7 +6,9 @@ ours): a driver that such an error ends has no sight, and no hands either. So th
 once for each kind of it, and the rollout goes on. What stops a process (`KeyboardInterrupt`,
 `SystemExit`, `CancelledError`) is no `Exception`, and nobody keeps it from doing so.
 
-The store is not asked here: without it nothing can be decided, and its errors end a tick.
+A store that is away ends a tick: without it nothing can be decided. But a document of it that only
+tells something (a look, a history) and is damaged stays so however often it is read; it is asked
+for here, with `unless=Transient`.
 """
 
 from __future__ import annotations
@@ -40,16 +42,26 @@ class Questions:
         self._told: set[tuple[str, str]] = set()
         self._news: list[str] = []
 
-    def ask(self, whom: str, question: Callable[[], AnswerT], *, otherwise: AnswerT) -> AnswerT:
+    def ask(
+        self,
+        whom: str,
+        question: Callable[[], AnswerT],
+        *,
+        otherwise: AnswerT,
+        unless: type[Exception] | tuple[()] = (),
+    ) -> AnswerT:
         """Return the answer, or `otherwise` if there is none.
 
         Args:
             whom: is asked, as a part of a sentence.
             question: raises what it likes.
             otherwise: means that nothing is known.
+            unless: an error that the asker gets all the same.
         """
         try:
             answer = question()
+        except unless:
+            raise
         except (TrainyardError, OSError) as error:
             log.warning("%s cannot be asked: %s", whom, error)
             self._failing[whom] = _short(error)

@@ -42,7 +42,8 @@ def parse_document(data: bytes, key: str, kind: type[DocumentT]) -> DocumentT:
         where = ".".join(str(part) for part in first["loc"]) or "the document"
         raise CorruptFile(
             f"{key} is not a valid {kind.__name__}: {where}: {first['msg']}.",
-            hint="It was changed by hand or written by another version of Trainyard.",
+            hint="It was cut off, changed by hand or written by another version of Trainyard. "
+            "Bring it back from a backup, or remove it if it can be made again.",
         ) from error
     if not has_right_checksum(data):
         raise CorruptFile(

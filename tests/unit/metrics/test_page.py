@@ -99,8 +99,26 @@ def test_a_document_that_nobody_can_parse_is_counted_and_harms_no_other(store: W
     store.put("status/adder-2/compile/cpu.json", b"{}")
     seen = MetricsReader(store).look()
 
-    assert seen.unreadable == {"channels": 0, "status": 1, "verdicts": 0}
+    assert seen.unreadable == {"channels": 0, "status": 1, "verdicts": 0, "rollouts": 0}
     assert len(seen.statuses) == len(seen.channels) == 1
+
+
+@pytest.mark.parametrize("name", ["looks/000004.json", "history.json"])
+def test_evidence_that_a_driver_cannot_read_is_counted(store: Watched, name: str) -> None:
+    key = f"rollouts/{MODEL}/{ENVIRONMENT}/1/{name}"
+    store.put(key, b'{"rollout"')
+    store.put(f"rollouts/{MODEL}/{ENVIRONMENT}/1/events/rollout-1-x.json", b"{}")
+    store.put(f"rollouts/{MODEL}/{ENVIRONMENT}/0/{name}", b"")
+    reader = MetricsReader(store)
+    assert reader.look().unreadable["rollouts"] == 1
+    before = store.reads
+    assert reader.look().unreadable["rollouts"] == 1
+    assert store.reads == before
+    # It does not go away with its rollout, but with whoever mends it.
+    put_channel(store, make_channel(ended=True))
+    assert reader.look().unreadable["rollouts"] == 1
+    store.delete(key)
+    assert reader.look().unreadable["rollouts"] == 0
 
 
 def test_a_store_that_is_away_leaves_the_page_with_its_old_time(store: Watched) -> None:
