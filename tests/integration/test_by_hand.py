@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from typing import Any
 
 import pytest
 from tests.integration.test_rollout_crashes import QUICK, begin, world_with_a_stable_release
-from tests.rollout_world import ENVIRONMENT, MODEL, Behaviour, Killed, World, mortal
+from tests.rollout_world import ENVIRONMENT, MODEL, Behaviour, FakeLease, Killed, World, mortal
 
 from trainyard.documents.channel import Channel
 from trainyard.errors import BadInput, Busy, NotFound, Refused, Transient
@@ -22,6 +23,7 @@ from trainyard.rollout.rollouts import Rollouts, Tick
 from trainyard.rollout.standing import take_standing
 from trainyard.rollout.watcher import watch_all
 from trainyard.serving.guard_events import GuardEvent
+from trainyard.serving.protocol import LeaseSight
 from trainyard.store.layout import channel_key
 
 pytestmark = pytest.mark.integration
@@ -424,6 +426,71 @@ def test_a_driver_that_comes_back_is_watched(promoted: tuple[World, str, str]) -
     assert channel.rollout.driver.run_id == "other"
     assert any("only watches now" in line for line in world.said)
     assert serves(world, old)
+
+
+# --- a user who may write the store, but not what the platform keeps of its rollouts --------------
+
+
+class ForbiddenLease(FakeLease):
+    """A lease that this user may not read."""
+
+    def look(self, environment: str, model: str) -> LeaseSight:
+        raise BadInput("run/leases/production/adder.json cannot be read: this user may not.")
+
+
+class ReadOnlyLease(FakeLease):
+    """A lease that this user may read and not renew."""
+
+    def look(self, environment: str, model: str) -> LeaseSight:
+        return replace(super().look(environment, model), may_renew=False)
+
+
+@pytest.mark.parametrize("command", [abort, roll_back])
+@pytest.mark.parametrize("lease", [ForbiddenLease, ReadOnlyLease])
+def test_who_may_not_see_the_driver_moves_the_traffic_and_watches(
+    yard: tuple[World, str, str],
+    command: Callable[..., Channel],
+    lease: type[FakeLease],
+) -> None:
+    world, old, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    deps = replace(driven(world, tick), lease=lease(world))
+    channel = command(world, deps)
+    assert channel.rollout is not None
+    assert channel.rollout.outcome == "withdrawn"
+    assert serves(world, old)
+    unknown = [line for line in world.said if "cannot be read" in line]
+    assert len(unknown) == (lease is ForbiddenLease)
+    # Once it is over, there is nothing to be seen to.
+    with pytest.raises((NotFound, Refused)):
+        command(world, deps)
+
+
+@pytest.mark.parametrize("command", [abort, roll_back])
+def test_who_may_not_drive_says_that_nobody_does(
+    yard: tuple[World, str, str], command: Callable[..., Channel]
+) -> None:
+    world, old, new = yard
+    world.run(begin(world, new), until=at_weight(10))
+    world.lease_until = None
+    with pytest.raises(BadInput, match="Nobody drives this rollout") as told:
+        command(world, replace(forsaken(world), lease=ReadOnlyLease(world)))
+    assert "the same command" in told.value.hint
+    world.advance(5)
+    assert world.effective[old] == 100
+    assert command(world, forsaken(world)).rollout.outcome == "withdrawn"  # type: ignore[union-attr]
+    assert serves(world, old)
+
+
+def test_no_rollback_begins_that_its_user_could_not_drive() -> None:
+    world, _, new = copy.deepcopy(_promoted())
+    before = world.channel
+    for lease in (ReadOnlyLease, ForbiddenLease):
+        with pytest.raises(BadInput):
+            roll_back(world, replace(forsaken(world), lease=lease(world)))
+    assert world.channel == before
+    assert serves(world, new)
 
 
 # --- where it stands ------------------------------------------------------------------------------

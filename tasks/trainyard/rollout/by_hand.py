@@ -189,10 +189,13 @@ class Patience:
         self._model, self._environment = channel.model, channel.environment
         self._mark = ""
         self._since = deps.now()
+        self.may_drive = True
+        """May this user drive it, as far as its lease has told?"""
 
     def driver_lives(self) -> bool:
         """Tell it now. Raises TrainyardError if the lease cannot be read."""
         seen = self._deps.lease.look(self._environment, self._model)
+        self.may_drive = seen.may_renew
         if seen.state != "alive":
             return False
         now = self._deps.now()
@@ -305,7 +308,7 @@ class _SeeingThrough:
         self._channel = channel
         if self._is_over(channel):
             return self._finish_up(channel)
-        if not self._take_over or self._patience.driver_lives():
+        if not self._take_over or self._is_in_other_hands():
             return WATCH_PAUSE_S if self._wait else None
         self._say("Nobody drives this rollout: this command does, and stays until it is over.")
         claimed = change_channel(
@@ -319,11 +322,34 @@ class _SeeingThrough:
         """Do what a driver has left that died when the rollout was over; one that lives does it."""
         if not self._take_over or channel.in_progress:
             return None
-        if self._patience.driver_lives():
+        if self._is_in_other_hands():
             return WATCH_PAUSE_S if self._wait else None
         if finish_up(self._deps, channel.model, channel.environment):
             self._say("What its driver had left to be done is done.")
         return None
+
+    def _is_in_other_hands(self) -> bool:
+        """Tell whether a driver lives, or nobody knows: what this user may not touch, others end.
+
+        By then the channel says what is wished for, and the guard has moved the traffic.
+        """
+        try:
+            if self._patience.driver_lives():
+                return True
+        except TrainyardError as error:
+            if error.retryable:
+                raise
+            self._say(f"Nobody can tell whether somebody drives this rollout. {error}")
+            self._say("This command only watches.")
+            self._take_over = False
+            return True
+        if self._patience.may_drive:
+            return False
+        if self._channel.in_progress:
+            raise _no_hands("Nobody drives this rollout to its end, and this user may not either.")
+        # What is left of a rollout that is over, if anything is, the watch does.
+        self._take_over = False
+        return True
 
     def _claimed(self, channel: Channel) -> Channel:
         if self._is_over(channel):
@@ -353,6 +379,13 @@ class _SeeingThrough:
                 self._say(describe_entry(entry))
 
 
+def _no_hands(why: str) -> BadInput:
+    return BadInput(
+        why,
+        hint="Give the same command as the user who runs the agent and the proxy.",
+    )
+
+
 def abort_rollout(
     deps: RolloutDeps,
     model: str,
@@ -368,7 +401,8 @@ def abort_rollout(
     """Withdraw the release under way and see the rollout to its end. May be called again.
 
     Raises:
-        BadInput: there is no reason.
+        BadInput: there is no reason; or, once the traffic has moved: nobody drives, and this user
+            may not.
         NotFound: no rollout is under way.
         Refused: the release was promoted before.
         Transient: as `see_through`.
@@ -400,7 +434,8 @@ def _finish_last(
     channel = read_channel(deps.store, model, environment)
     if channel.in_progress or channel.rollout is None:
         return None
-    if deps.lease.look(environment, model).state == "absent":
+    sight = driver_sight(deps, channel)
+    if sight is None or sight.state == "absent":
         return None
     channel = see_through(deps, model, environment, run_id=run_id, say=say, timeout_s=timeout_s)
     assert channel.rollout is not None
@@ -437,7 +472,7 @@ def roll_back(
         The channel; unless `wait` is False, that release is stable in it.
 
     Raises:
-        BadInput: there is no reason.
+        BadInput: there is no reason; or nobody drives, and this user may not.
         NotFound: there is no such earlier release.
         Busy: a rollback to another release is under way.
         Refused: it could not be done; the message says why.
@@ -463,6 +498,7 @@ def roll_back(
         if channel.in_progress:
             return channel
     if _stable(channel) != target:
+        _refuse_without_hands(deps, model, environment, target)
         channel = request_rollback(
             deps,
             model,
@@ -480,6 +516,16 @@ def roll_back(
             hint="See its servers' logs; another release can be named with --to.",
         )
     return channel
+
+
+def _refuse_without_hands(deps: RolloutDeps, model: str, environment: str, target: str) -> None:
+    """Refuse to begin what this user could not drive; a lease that is away for now is no reason."""
+    try:
+        may_drive = deps.lease.look(environment, model).may_renew
+    except (Transient, OSError):
+        return
+    if not may_drive:
+        raise _no_hands(f"No rollback to {target} has begun: this user may not drive it.")
 
 
 def _drive_own(

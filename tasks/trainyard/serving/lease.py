@@ -17,7 +17,7 @@ from collections.abc import Callable
 from trainyard.documents.base import Frozen
 from trainyard.serving.protocol import LeaseSight
 from trainyard.serving.protocol import LeaseState as LeaseState
-from trainyard.serving.records import ServingPaths, read_record, write_record
+from trainyard.serving.records import ServingPaths, may_write, read_record, write_record
 from trainyard.settings import Settings
 from trainyard.store.disk import boot_id
 
@@ -85,13 +85,15 @@ class FileLease:
 
     def look(self, environment: str, model: str) -> LeaseSight:
         """Return whether somebody drives the rollout, as far as its lease tells."""
-        record = read_record(self._paths.lease(environment, model), LeaseRecord)
+        path = self._paths.lease(environment, model)
+        record = read_record(path, LeaseRecord)
         state = lease_state(
             record, wall=self._wall(), monotonic=self._monotonic(), boot=self._boot_id
         )
         if record is None:
-            return LeaseSight(state)
-        return LeaseSight(state, record.holder, f"{record.boot_id} {record.ends_monotonic}")
+            return LeaseSight(state, may_renew=may_write(path))
+        mark = f"{record.boot_id} {record.ends_monotonic}"
+        return LeaseSight(state, record.holder, mark, may_renew=may_write(path))
 
 
 def lease_state(

@@ -124,6 +124,8 @@ class LeaseSight:
     """Run and epoch of the driver, as `run#epoch`; empty: nobody."""
     mark: str = ""
     """Changes with each renewal."""
+    may_renew: bool = True
+    """False: who looks may not drive the rollout, as far as is known."""
 
 
 class Lease(Protocol):

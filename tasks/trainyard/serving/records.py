@@ -33,7 +33,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from trainyard.documents.base import Frozen
-from trainyard.errors import Busy, OutOfCapacity
+from trainyard.errors import BadInput, Busy, OutOfCapacity
 from trainyard.names import check_name, check_release_id
 from trainyard.serving.process import ServerIdentity, ServerProcess
 from trainyard.serving.protocol import ServerState
@@ -223,17 +223,49 @@ def write_record(path: Path, record: Frozen) -> None:
 
 
 def read_record(path: Path, kind: type[RecordT]) -> RecordT | None:
-    """Return the record at `path`, or None if there is none that this version can read."""
+    """Return the record at `path`, or None if there is none that this version can read.
+
+    Raises:
+        BadInput: this user may not read it.
+    """
     try:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise _forbidden(path) from error
     except ValidationError as error:
         log.warning("%s is not a %s and is ignored: %s", path, kind.__name__, error)
         return None
 
 
+def _forbidden(path: Path) -> BadInput:
+    return BadInput(
+        f"{path} cannot be read: this user may not.",
+        hint="Give the command as the user who runs the agent and the proxy of this home, or let "
+        "that user give you the right to read and write its folder `run`.",
+    )
+
+
+def may_write(path: Path) -> bool:
+    """Tell whether this user may write a record at `path`, whose folders may not be there yet."""
+    folder = path.parent
+    try:
+        while not folder.exists():
+            folder = folder.parent
+    except PermissionError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
 def _records(folder: Path, kind: type[RecordT]) -> Iterator[tuple[Path, RecordT]]:
+    try:
+        # A glob passes over what it may not see, and so would tell of no server at all.
+        os.scandir(folder).close()
+    except PermissionError as error:
+        raise _forbidden(folder) from error
+    except (FileNotFoundError, NotADirectoryError):
+        return
     for path in sorted(folder.glob("*/*.json")):
         record = read_record(path, kind)
         if record is not None:
@@ -303,6 +335,8 @@ def is_held(lock: Path) -> bool:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
+    except PermissionError as error:
+        raise _forbidden(lock) from error
     except BlockingIOError:
         return True
     return False

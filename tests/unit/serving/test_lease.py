@@ -118,3 +118,14 @@ def test_its_age_counts_from_the_last_renewal(lease: FileLease, clocks: Clocks) 
     lease.renew("staging", "adder", holder="run 1", duration_s=120)
     clocks.pass_s(30)
     assert lease.age_s("staging", "adder") == pytest.approx(30)
+
+
+def test_who_may_not_write_the_lease_is_told(
+    lease: FileLease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lease.look("staging", "adder").may_renew
+    lease.renew("staging", "adder", holder="run 1", duration_s=120)
+    assert lease.look("staging", "adder").may_renew
+    monkeypatch.setattr("os.access", lambda *_: False)
+    sight = lease.look("staging", "adder")
+    assert (sight.state, sight.may_renew) == ("alive", False)

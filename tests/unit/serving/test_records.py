@@ -66,6 +66,28 @@ def test_records_that_make_no_sense_are_ignored(
     assert "is not a ObservedServer" in caplog.text
 
 
+def test_what_this_user_may_not_read_is_named(
+    paths: ServingPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not taken for what is not there: a driver is, and servers are."""
+
+    def forbidden(*_: object, **__: object) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    write_record(paths.proxy, ProxyRecord(port=20002, socket="/s", pid=1, epoch="e"))
+    for broken, question in (
+        ("pathlib.Path.read_bytes", lambda: read_record(paths.proxy, ProxyRecord)),
+        ("os.scandir", lambda: observed_servers(paths)),
+        ("pathlib.Path.open", lambda: is_held(paths.agent_lock)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, forbidden)
+            with pytest.raises(BadInput) as told:
+                question()
+        assert str(paths.run) in told.value.message
+        assert "as the user who runs" in told.value.hint
+
+
 @pytest.mark.parametrize("name", ["..", "a/b", "", "A"])
 def test_names_from_outside_stay_in_their_folder(paths: ServingPaths, name: str) -> None:
     with pytest.raises(BadInput):
