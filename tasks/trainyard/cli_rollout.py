@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainyard.console import fail, say, settings, show
-from trainyard.errors import BadInput, NotFound, Refused, TrainyardError
+from trainyard.errors import BadInput, CorruptFile, NotFound, Refused, TrainyardError
 from trainyard.names import check_name, check_release_id
 
 if TYPE_CHECKING:
@@ -285,8 +285,9 @@ def _show_channels(model: str, as_json: bool) -> None:
     from trainyard.wiring import open_rollout
 
     deps = open_rollout(settings()).deps
-    channels = [c for c in list_channels(deps.store, model=model) if c.generation]
-    if model and not channels:
+    listed = list_channels(deps.store, model=model)
+    channels = [channel for channel in listed.channels if channel.generation]
+    if model and not channels and not listed.unreadable:
         raise NotFound(
             f"{model} has no channel, and no step of a plan of that name has begun.",
             hint="`trainyard status` shows all channels; `trainyard plan` prints ids of plans.",
@@ -294,10 +295,13 @@ def _show_channels(model: str, as_json: bool) -> None:
     found = [take_standing(deps, channel) for channel in channels]
     if as_json:
         _print_json([one.model_dump(mode="json") for one in found])
-    elif found:
-        show(standings_table(found))
+    elif found or listed.unreadable:
+        show(standings_table(found, listed.unreadable))
     else:
         say("Nothing was promoted yet.")
+    if listed.unreadable:
+        damaged = " ".join(error.message for error in listed.unreadable.values())
+        fail(CorruptFile(damaged, hint=next(iter(listed.unreadable.values())).hint))
 
 
 def _show_plan(plan_id: str, as_json: bool) -> bool:

@@ -51,7 +51,9 @@ def verify_command(open_airflow: OpenAirflow) -> Callable[..., None]:
         try:
             store = open_store(found)
             problems = [] if quick else _verify_bytes(store, found)
-            world = _look(store, found, open_airflow if airflow else None)
+            world, unreadable = _look(store, found, open_airflow if airflow else None)
+            known = {each.key for each in problems}
+            problems += [each for each in unreadable if each.key not in known]
             problems += disagreements(world)
         except TrainyardError as error:
             fail(error)
@@ -82,13 +84,18 @@ def _verify_bytes(store: Store, found: Settings) -> list[Problem]:
     return list(Verifier(store, found, policy_of(found)).run().problems)
 
 
-def _look(store: Store, found: Settings, open_airflow: OpenAirflow | None) -> World:
+def _look(
+    store: Store, found: Settings, open_airflow: OpenAirflow | None
+) -> tuple[World, list[Problem]]:
+    """Return what is compared, and the channels that cannot be."""
     from trainyard.care.agree import World
+    from trainyard.care.verify import Problem
     from trainyard.rollout.channel_store import list_channels
 
-    channels = list_channels(store)
+    listed = list_channels(store)
+    channels = listed.channels
     runs, whole = _runs(found, channels, open_airflow)
-    return World(
+    world = World(
         channels=channels,
         releases=_releases(store, channels),
         rollouts=_rollouts(store),
@@ -96,6 +103,7 @@ def _look(store: Store, found: Settings, open_airflow: OpenAirflow | None) -> Wo
         runs=runs,
         whole=whole,
     )
+    return world, [Problem(key, "wrong", error.message) for key, error in listed.unreadable.items()]
 
 
 def _releases(store: Store, channels: Sequence[Channel]) -> tuple[Published, ...]:

@@ -324,6 +324,25 @@ class TestTables:
         assert f"why {TRICKY}" in run("channel", "adder", "staging").stdout
         assert run("channel", "adder", "staging", "--json").stdout == document.to_bytes().decode()
 
+    def test_a_damaged_channel_hides_no_other(
+        self, yard: Yard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "200")
+        document = Channel(model="adder", environment="staging", generation=1)
+        yard.store.put(channel_key("adder", "staging"), document.to_bytes())
+        broken = channel_key("other", "staging")
+        yard.store.put(broken, document.to_bytes()[:200])
+        table = run("status")
+        assert table.exit_code == 10
+        assert "empty" in table.stdout
+        assert "cannot be read" in table.stdout
+        assert f"{broken} is not a valid Channel" in table.stderr
+        assert "backup" in table.stderr
+        assert run("status", "adder").exit_code == 0
+        as_json = run("status", "--json")
+        assert as_json.exit_code == 10
+        assert [each["model"] for each in json.loads(as_json.stdout)] == ["adder"]
+
     def test_a_channel_that_nobody_used_yet_is_empty(self, yard: Yard) -> None:
         result = run("channel", "adder", "staging")
         assert result.exit_code == 0

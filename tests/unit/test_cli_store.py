@@ -229,3 +229,28 @@ def test_verify_without_an_airflow_says_how_to_leave_it_out(
 
     assert result.exit_code == 10
     assert "--no-airflow" in result.output
+
+
+@pytest.mark.parametrize("quick", [(), ("--quick",)])
+def test_verify_names_a_damaged_channel_once_and_compares_the_others(
+    yard: Yard, quick: tuple[str, ...]
+) -> None:
+    key = "channels/other/production.json"
+    before = run_verify(*quick)
+    yard.store.put(key, b'{"model"')
+    try:
+        after = run_verify(*quick)
+    finally:
+        yard.store.delete(key)
+    assert [each for each in after if each["key"] != key] == before
+    (told,) = (each for each in after if each["key"] == key)
+    assert told["kind"] == "wrong"
+    assert "is not a valid Channel" in told["message"]
+
+
+def run_verify(*arguments: str) -> list[dict[str, str]]:
+    """Return the problems that the whole check finds."""
+    result = CliRunner().invoke(cli.app, ["verify", "--no-airflow", "--json", *arguments])
+    found: list[dict[str, str]] = json.loads(result.stdout)["problems"]
+    assert result.exit_code == (10 if any(each["kind"] != "note" for each in found) else 0)
+    return found

@@ -40,13 +40,18 @@ def find_key(store: Store, text: str) -> tuple[Place, bytes]:
 
 
 def roles_of(store: Store, release: str) -> list[str]:
-    """Return what a release (its key) is in which channel, a line each."""
-    return [
+    """Return what a release (its key) is in which channel, a line each.
+
+    What may be in a channel that cannot be read is said to be unknown.
+    """
+    listed = list_channels(store)
+    roles = [
         f"{track.role} in {facts.title}"
-        for facts in map(channel_facts, list_channels(store))
+        for facts in map(channel_facts, listed.channels)
         for track in facts.tracks
         if track.release == release
     ]
+    return [*roles, *(f"unknown in {key}, which cannot be read" for key in listed.unreadable)]
 
 
 def _candidates(text: str) -> list[str]:

@@ -186,8 +186,8 @@ def _limits(rollout: Rollout, now: datetime) -> Iterable[LimitLine]:
         )
 
 
-def standings_table(standings: Iterable[Standing]) -> Table:
-    """Return one row a channel."""
+def standings_table(standings: Iterable[Standing], unreadable: Iterable[str] = ()) -> Table:
+    """Return one row a channel, also for those that cannot be read, which are given by key."""
     table = Table(
         "Model", "Environment", "State", "Stable", "Candidate", "Driver", box=None, pad_edge=False
     )
@@ -195,6 +195,9 @@ def standings_table(standings: Iterable[Standing]) -> Table:
         candidate = f"{one.candidate} ({one.weights['candidate']} %)" if one.candidate else ""
         driver = _driver(one) if one.in_progress else ""
         table.add_row(one.model, one.environment, one.state, one.stable, candidate, driver)
+    for key in unreadable:
+        model, environment = key.removesuffix(".json").split("/")[1:]
+        table.add_row(model, environment, "cannot be read")
     return table
 
 

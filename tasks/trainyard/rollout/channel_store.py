@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from trainyard.canonical import digest, short
 from trainyard.documents.channel import Channel
-from trainyard.errors import Busy, NotFound
+from trainyard.errors import Busy, CorruptFile, NotFound
 from trainyard.names import check_name
 from trainyard.store.documents import (
     create_document,
@@ -78,9 +79,28 @@ def write_channel(store: Store, channel: Channel, *, version: str | None) -> str
     return store.replace(key, data, version=version)
 
 
-def list_channels(store: Store, *, model: str = "") -> tuple[Channel, ...]:
-    """Return all channels (of one model), sorted by model and environment. Raises CorruptFile."""
-    return tuple(read_document(store, key, Channel) for key in channel_keys(store, model=model))
+@dataclass(frozen=True)
+class ChannelList:
+    """The channels of a store."""
+
+    channels: tuple[Channel, ...]
+    """Those that can be read, sorted by model and environment."""
+    unreadable: Mapping[str, CorruptFile]
+    """What is wrong with the others, by key."""
+
+
+def list_channels(store: Store, *, model: str = "") -> ChannelList:
+    """Return all channels (of one model). One that is damaged hides no other."""
+    channels: list[Channel] = []
+    unreadable: dict[str, CorruptFile] = {}
+    for key in channel_keys(store, model=model):
+        try:
+            channels.append(read_document(store, key, Channel))
+        except NotFound:
+            continue
+        except CorruptFile as error:
+            unreadable[key] = error
+    return ChannelList(tuple(channels), unreadable)
 
 
 def channel_keys(store: Store, *, model: str = "") -> tuple[str, ...]:

@@ -97,12 +97,21 @@ def test_a_broken_channel_is_named(store: FolderStore) -> None:
 def test_channels_are_listed_by_model_and_environment(store: FolderStore) -> None:
     for model, environment in (("b", "two"), ("a", "two"), ("a", "one")):
         change_channel(store, model, environment, counted)
-    assert [(c.model, c.environment) for c in list_channels(store)] == [
+    assert [(c.model, c.environment) for c in list_channels(store).channels] == [
         ("a", "one"),
         ("a", "two"),
         ("b", "two"),
     ]
-    assert [c.environment for c in list_channels(store, model="b")] == ["two"]
+    assert [c.environment for c in list_channels(store, model="b").channels] == ["two"]
+
+
+def test_a_damaged_channel_hides_no_other(store: FolderStore) -> None:
+    change_channel(store, "b", "two", counted)
+    key = channel_key("a", "two")
+    store.put(key, b'{"model"')
+    listed = list_channels(store)
+    assert [c.model for c in listed.channels] == ["b"]
+    assert key in listed.unreadable[key].message
 
 
 def test_a_reset_archives_the_channel_where_no_router_looks(store: FolderStore) -> None:
