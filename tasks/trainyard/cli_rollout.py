@@ -271,6 +271,11 @@ def _show_channel(model: str, environment: str, as_json: bool) -> None:
 
     _, rollouts = _open(model, environment)
     channel = read_channel(rollouts.deps.store, model, environment)
+    if not channel.generation:
+        raise NotFound(
+            f"{model} has no channel in {environment}: nothing was promoted there yet.",
+            hint="`trainyard status` shows all channels there are.",
+        )
     standing = take_standing(rollouts.deps, channel)
     if as_json:
         _print_json(standing.model_dump(mode="json"))
@@ -281,7 +286,7 @@ def _show_channel(model: str, environment: str, as_json: bool) -> None:
 def _show_channels(model: str, as_json: bool) -> None:
     from trainyard.reports.standing import standings_table
     from trainyard.rollout.channel_store import list_channels
-    from trainyard.rollout.standing import take_standing
+    from trainyard.rollout.standing import take_standings
     from trainyard.wiring import open_rollout
 
     deps = open_rollout(settings()).deps
@@ -292,7 +297,7 @@ def _show_channels(model: str, as_json: bool) -> None:
             f"{model} has no channel, and no step of a plan of that name has begun.",
             hint="`trainyard status` shows all channels; `trainyard plan` prints ids of plans.",
         )
-    found = [take_standing(deps, channel) for channel in channels]
+    found = take_standings(deps, channels, with_servers=as_json)
     if as_json:
         _print_json([one.model_dump(mode="json") for one in found])
     elif found or listed.unreadable:

@@ -20,7 +20,7 @@ from trainyard.rollout import by_hand
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.driver import Settled
 from trainyard.rollout.rollouts import Rollouts, Tick
-from trainyard.rollout.standing import take_standing
+from trainyard.rollout.standing import take_standing, take_standings
 from trainyard.rollout.watcher import watch_all
 from trainyard.serving.guard_events import GuardEvent
 from trainyard.serving.protocol import LeaseSight
@@ -511,6 +511,39 @@ def test_a_standing_tells_what_there_is_and_what_can_be_done(yard: tuple[World, 
     world.host_mute = world.router_mute = True
     silent = take_standing(world.deps(), world.channel)
     assert (silent.route, silent.servers) == (None, None)
+
+
+def test_only_commands_that_are_not_refused_can_be_given() -> None:
+    world, old, _ = copy.deepcopy(_promoted())
+    assert take_standing(world.deps(), world.channel).can == ("rollback",)
+    bad = world.publish("bad", behaviour=Behaviour(refuses=True), **QUICK)
+    assert world.run(begin(world, bad)).outcome == "rolled_back"
+    # What was taken back is no promotion to undo: which release is meant must be said.
+    with pytest.raises(Refused):
+        roll_back(world, forsaken(world))
+    assert take_standing(world.deps(), world.channel).can == (f"rollback --to {old}",)
+    roll_back(world, forsaken(world), old)
+    assert serves(world, old)
+    assert take_standing(world.deps(), world.channel).can == ()
+
+
+def test_a_router_that_hangs_is_waited_for_once(
+    yard: tuple[World, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, _, _ = yard
+    clock = [0.0]
+    monkeypatch.setattr("trainyard.rollout.standing.time.monotonic", lambda: clock[0])
+
+    class Hanging:
+        def status(self, environment: str, model: str) -> None:
+            clock[0] += 2.0
+
+    deps = world.deps(router=Hanging())
+    other = world.channel.model_copy(update={"model": "other"})
+    elsewhere = other.model_copy(update={"environment": "staging"})
+    found = take_standings(deps, [world.channel, other, elsewhere], with_servers=False)
+    assert [one.route for one in found] == [None] * 3
+    assert clock == [4.0], "once in each environment"
 
 
 # --- whoever comes back after somebody else has ended the rollout ---------------------------------

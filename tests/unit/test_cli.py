@@ -179,6 +179,7 @@ class TestErrors:
             (["status", "adder-none"], "adder-none has no channel, and no step of a plan"),
             (["status", "../x"], "Model '../x' is not a valid name."),
             (["status", "adder", "moon"], "There is no environment moon"),
+            (["status", "nomodel", "staging"], "nomodel has no channel in staging"),
             (["pause", "adder", "staging", "--reason", "x"], "No rollout of adder is under way"),
             (["pause", "adder", "staging"], "A pause needs a reason."),
             (["resume", "adder", "staging"], "No rollout of adder is under way"),

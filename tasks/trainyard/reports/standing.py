@@ -186,19 +186,86 @@ def _limits(rollout: Rollout, now: datetime) -> Iterable[LimitLine]:
         )
 
 
-def standings_table(standings: Iterable[Standing], unreadable: Iterable[str] = ()) -> Table:
-    """Return one row a channel, also for those that cannot be read, which are given by key."""
+def standings_table(
+    standings: Iterable[Standing], unreadable: Iterable[str] = ()
+) -> RenderableType:
+    """Return one row a channel, and a line for each whose route does not do what it wishes.
+
+    Args:
+        standings: of the channels.
+        unreadable: keys of channels that cannot be read, which have a row as well.
+    """
     table = Table(
-        "Model", "Environment", "State", "Stable", "Candidate", "Driver", box=None, pad_edge=False
+        *("Model", "Environment", "Rollout", "State", "Stable", "Candidate", "Route", "Driver"),
+        box=None,
+        pad_edge=False,
     )
+    lines: list[str] = []
     for one in standings:
-        candidate = f"{one.candidate} ({one.weights['candidate']} %)" if one.candidate else ""
-        driver = _driver(one) if one.in_progress else ""
-        table.add_row(one.model, one.environment, one.state, one.stable, candidate, driver)
+        trouble = route_trouble(one)
+        if trouble:
+            lines.append(f"{one.model} in {one.environment}: {trouble}")
+        table.add_row(
+            one.model,
+            one.environment,
+            "" if one.rollout is None else str(one.rollout),
+            one.state,
+            _with_share(one, one.stable, "stable") if trouble else one.stable,
+            _with_share(one, one.candidate, "candidate"),
+            _route_word(one, trouble),
+            _driver(one) if one.in_progress else "",
+        )
     for key in unreadable:
         model, environment = key.removesuffix(".json").split("/")[1:]
-        table.add_row(model, environment, "cannot be read")
-    return table
+        table.add_row(model, environment, "", "cannot be read")
+    return Group(table, *(["", *lines] if lines else []))
+
+
+def route_trouble(one: Standing) -> str:
+    """Return what the route does in place of what the channel wishes, in sentences.
+
+    Empty if it does that, or if nobody can tell.
+    """
+    if one.route is None:
+        return ""
+    wished = {
+        release_id: one.weights[track]
+        for track, release_id in (("stable", one.stable), ("candidate", one.candidate))
+        if release_id and one.weights[track]
+    }
+    effective = {release_id: share for release_id, share in one.route.weights.items() if share}
+    follows = one.route.guard == "following"
+    if follows and effective == wished:
+        return ""
+    told = f"The route does not follow the channel: {_shares(effective)}."
+    if follows:
+        return f"{told} It may not have come to that yet."
+    return f"{told} The guard, {one.route.guard.replace('_', ' ')}: {one.route.guard_reason}"
+
+
+def _shares(weights: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {share} %" for name, share in weights.items()) or "no traffic"
+
+
+def _route_word(one: Standing, trouble: str) -> str:
+    if one.route is None:
+        return "cannot be asked" if one.stable or one.candidate else ""
+    if not trouble:
+        return "as wished"
+    guard = one.route.guard
+    return f"NOT as wished: {'not yet' if guard == 'following' else guard.replace('_', ' ')}"
+
+
+def _with_share(one: Standing, release_id: str, track: str) -> str:
+    """Return a release with its share of the traffic: as it is, and as wished if that differs."""
+    if not release_id:
+        return ""
+    wished = one.weights[track]
+    if one.route is None:
+        return f"{release_id} ({wished} % wished)"
+    share = one.route.weights.get(release_id, 0)
+    also = "" if share == wished else f", {wished} % wished"
+    return f"{release_id} ({share} %{also})"
 
 
 def _driver(one: Standing) -> str:
@@ -213,11 +280,12 @@ def standing_detail(one: Standing, history: Iterable[HistoryEntry]) -> Renderabl
         parts += ["", _metrics(one)]
     if one.servers:
         parts += ["", _servers(one)]
-    events = Table("When", "Event", "Release", "Who", "Detail", box=None, pad_edge=False)
+    events = Table("When", "Rollout", "Event", "Release", "Who", "Detail", box=None, pad_edge=False)
     for entry in list(history)[-SHOWN_EVENTS:]:
         detail = ", ".join(f"{key} {value}" for key, value in entry.detail.items())
         when = f"{entry.at:%Y-%m-%d %H:%M:%S}"
-        events.add_row(when, entry.event, entry.release_id, entry.who, detail)
+        number = "" if entry.rollout is None else str(entry.rollout)
+        events.add_row(when, number, entry.event, entry.release_id, entry.who, detail)
     parts += ["", events]
     if one.can:
         parts += ["", f"You can: {', '.join(one.can)}."]
@@ -229,18 +297,12 @@ def _facts(one: Standing) -> Table:
     rows = [
         ("Channel", f"{one.model} in {one.environment}"),
         ("State", one.state),
+        *([("Rollout", f"{one.rollout} ({one.kind})")] if one.rollout is not None else []),
         ("Stable", f"{one.stable or 'none'} ({one.weights['stable']} % wished)"),
     ]
     if one.candidate:
         rows.append(("Candidate", f"{one.candidate} ({one.weights['candidate']} % wished)"))
-    if one.route is None:
-        rows.append(("Route", "the router cannot be asked"))
-    else:
-        shares = ", ".join(f"{name} {share} %" for name, share in one.route.weights.items())
-        rows.append(("Route", shares or "no traffic"))
-        if one.route.guard != "following":
-            guard = one.route.guard.replace("_", " ")
-            rows.append(("Guard", f"{guard}: {one.route.guard_reason}"))
+    rows += _route_rows(one)
     if one.in_progress:
         rows.append(("Driver", f"{one.driver}: {_driver(one)}"))
     if one.paused is not None:
@@ -258,6 +320,18 @@ def _facts(one: Standing) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def _route_rows(one: Standing) -> list[tuple[str, str]]:
+    if one.route is None:
+        return [("Route", "the router cannot be asked")]
+    rows = [("Route", _shares(one.route.weights))]
+    if one.route.guard != "following":
+        guard = one.route.guard.replace("_", " ")
+        rows.append(("Guard", f"{guard}: {one.route.guard_reason}"))
+    elif route_trouble(one):
+        rows.append(("", "It does not follow the channel yet."))
+    return rows
 
 
 def _left(seconds: float) -> str:

@@ -105,6 +105,56 @@ def test_a_rollout_says_whether_somebody_drives_it(lease: Any, words: str) -> No
     assert words in text
 
 
+def baking(**route: Any) -> Standing:
+    """Return a bake in which the new release is wished half of the traffic."""
+    channel = held(phase="baking", phase_since=NOW)
+    tracks = {"stable": channel.candidate, "candidate": channel.stable}
+    wished = channel.model_copy(update={**tracks, "weights": Weights(stable=50, candidate=50)})
+    return asked(standing_of(wished, NOW), lease="expired", route=RouteLine(**route))
+
+
+def test_the_table_shows_the_route_as_it_is() -> None:
+    lost = baking(
+        weights={NEW: 0, OLD: 100}, guard="lease_expired", guard_reason="The lease [is] over."
+    )
+    text = printed(standings_table([lost, asked(standing_of(used_channel(), NOW))]))
+    row, _, *lines = text.splitlines()[1:]
+    assert f"{NEW} (0 %, 50 % wished)" in row
+    assert f"{OLD} (100 %, 50 % wished)" in row
+    assert "NOT as wished: lease expired" in row
+    assert f"{OLD} 100 %. The guard, lease expired: The lease [is] over." in " ".join(lines)
+    assert text.count("The route does not follow the channel") == 2, "the other row has {OLD: 90}"
+
+
+def test_a_route_that_follows_is_as_wished_and_one_that_is_late_says_so() -> None:
+    agreed = baking(weights={NEW: 50, OLD: 50}, guard="following")
+    assert "as wished" in printed(standings_table([agreed]))
+    assert "NOT" not in printed(standings_table([agreed]))
+    late = baking(weights={NEW: 0, OLD: 100}, guard="following")
+    assert "NOT as wished: not yet" in printed(standings_table([late]))
+    assert "It does not follow the channel yet." in printed(standing_detail(late, ()))
+
+
+def test_without_a_router_shares_are_wishes() -> None:
+    text = printed(standings_table([asked(standing_of(held(), NOW), route=None)]))
+    assert f"{NEW} (10 % wished)" in text
+    assert "cannot be asked" in text
+    nothing = printed(standings_table([standing_of(empty_channel(), NOW)]))
+    assert "cannot be asked" not in nothing
+
+
+def test_the_number_of_the_rollout_is_shown() -> None:
+    channel = held()
+    assert channel.rollout is not None
+    number = str(channel.rollout.number)
+    one = asked(standing_of(channel, NOW))
+    assert number in printed(standings_table([one])).splitlines()[1].split()
+    detail = printed(standing_detail(one, channel.history)).splitlines()
+    assert any(line.split()[:2] == ["Rollout", number] for line in detail)
+    (event,) = (line for line in detail if "rollout_started" in line)
+    assert event.split()[2:4] == [number, "rollout_started"]
+
+
 def test_the_detail_has_all_that_helps_at_night() -> None:
     channel = held()
     later = NOW + timedelta(seconds=100)
