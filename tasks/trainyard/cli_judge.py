@@ -50,7 +50,7 @@ def judge(
     from trainyard.rollout.block_log import dump_blocks
 
     try:
-        log, judge_spec = _log(blocks, spec, rollout)
+        log, judge_spec, ending = _log(blocks, spec, rollout)
         if save_blocks is not None:
             _write(save_blocks, dump_blocks(log))
         last = _replay(log, judge_spec, as_json=as_json)
@@ -58,6 +58,8 @@ def judge(
         fail(error)
     if not as_json:
         show(_table(last))
+        if ending:
+            say(ending)
 
 
 def _replay(log: list[Block], judge_spec: JudgeSpec, *, as_json: bool) -> Verdict:
@@ -99,7 +101,8 @@ def _replay(log: list[Block], judge_spec: JudgeSpec, *, as_json: bool) -> Verdic
 
 def _log(
     blocks: Path | None, spec: Path | None, rollout: tuple[str, str, int] | None
-) -> tuple[list[Block], JudgeSpec]:
+) -> tuple[list[Block], JudgeSpec, str]:
+    """Return the blocks, what they are judged by, and how their rollout ended if it is known."""
     from trainyard.rollout.block_log import parse_blocks, stored_log
     from trainyard.store.factory import open_store
 
@@ -109,15 +112,15 @@ def _log(
             hint="Use --blocks FILE --spec FILE, or --rollout MODEL ENVIRONMENT N.",
         )
     if rollout is not None:
-        log, judge_spec = stored_log(open_store(settings()), *rollout)
-        return log, judge_spec if spec is None else _spec(spec)
+        stored = stored_log(open_store(settings()), *rollout)
+        return stored.blocks, stored.spec if spec is None else _spec(spec), stored.ending
     if spec is None:
         raise BadInput(
             "A file of blocks says nothing about margins.",
             hint="Name the specification with --spec; `max_duration_s: 1800` is enough for one.",
         )
     assert blocks is not None
-    return parse_blocks(_read(blocks), name=str(blocks)), _spec(spec)
+    return parse_blocks(_read(blocks), name=str(blocks)), _spec(spec), ""
 
 
 def _spec(path: Path) -> JudgeSpec:

@@ -285,7 +285,7 @@ def test_the_replay_says_what_the_looks_said() -> None:
     world.run(begin(world, b, FakeProber(world, {b: wrong_by(3)})))
     rollout = world.channel.rollout
     assert rollout is not None
-    blocks, spec = stored_log(world.store, MODEL, ENVIRONMENT, rollout.number)
+    blocks, spec, _ = stored_log(world.store, MODEL, ENVIRONMENT, rollout.number)
     assert "quality" in [metric.name for metric in spec.metrics]
     said = [look.verdict for look in looks(world) if look.verdict is not None]
     by_time = {verdict.at: verdict for verdict in replay(blocks, spec)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -11,9 +13,11 @@ from trainyard.documents.evidence import Block, JudgeSpec, default_metrics
 from trainyard.documents.look import Comparison, Look
 from trainyard.errors import BadInput, NotFound
 from trainyard.rollout.channel_store import read_channel
+from trainyard.rollout.driver import ending_of
 from trainyard.rollout.history_log import HistoryLog
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.slices import blocks_from_snapshots
+from trainyard.store.layout import rollout_prefix
 from trainyard.store.protocol import Store
 
 
@@ -67,9 +71,16 @@ def parse_judge_spec(values: object, *, name: str) -> JudgeSpec:
         ) from error
 
 
-def stored_log(
-    store: Store, model: str, environment: str, number: int
-) -> tuple[list[Block], JudgeSpec]:
+class StoredLog(NamedTuple):
+    """What the judge was shown of a rollout."""
+
+    blocks: list[Block]
+    spec: JudgeSpec
+    ending: str
+    """How the rollout ended, and whether the judge wanted that, in a sentence or two."""
+
+
+def stored_log(store: Store, model: str, environment: str, number: int) -> StoredLog:
     """Return the blocks and the specification of a rollout, over or not.
 
     Raises:
@@ -79,12 +90,14 @@ def stored_log(
     if not looks:
         raise NotFound(
             f"Rollout {number} of {model} in {environment} has no looks.",
-            hint=f"`trainyard channel {model} {environment}` shows the rollouts there were.",
+            hint=_rollouts_there_are(store, model),
         )
-    comparison = _comparison(looks, read_channel(store, model, environment), number)
+    channel = read_channel(store, model, environment)
+    comparison = _comparison(looks, channel, number)
     if comparison is None:
         raise NotFound(
-            f"Rollout {number} of {model} in {environment} compared nothing.",
+            f"Rollout {number} of {model} in {environment} compared nothing. "
+            f"{_ending(channel, number, None, looks)}",
             hint="It ended before its candidate had traffic, or had nothing to be compared with.",
         )
     history = HistoryLog(store).read(model, environment, number)
@@ -95,7 +108,57 @@ def stored_log(
         candidate=comparison.candidate,
         stable=comparison.stable,
     )
-    return blocks, comparison.judge
+    return StoredLog(blocks, comparison.judge, _ending(channel, number, comparison, looks))
+
+
+def _ending(
+    channel: Channel, number: int, comparison: Comparison | None, looks: Sequence[Look]
+) -> str:
+    """Tell how a rollout ended; the judge's own verdicts do not say what others have done."""
+    pair = f" ({comparison.candidate} against {comparison.stable})" if comparison else ""
+    name = f"Rollout {number} of {channel.model} in {channel.environment}{pair}"
+    rollout = channel.rollout
+    if rollout is not None and rollout.number == number and channel.in_progress:
+        return f"{name} is under way: {rollout.phase.replace('_', ' ')}."
+    ended = ending_of(channel, number)
+    if ended is None:
+        return f"{name} is over; the channel does not know any more how it ended."
+    outcome, why = ended
+    told = f"{name} was {outcome.replace('_', ' ')}: {why}"
+    harm = any(look.verdict is not None and look.verdict.outcome == "HARM" for look in looks)
+    if outcome == "promoted" or harm:
+        return told
+    return f"{told} The judge did not find harm; that was not what ended it."
+
+
+def _rollouts_there_are(store: Store, model: str) -> str:
+    """Say which rollouts of a model have looks, in every environment."""
+    folder = rollout_prefix(model, "x", 0).rsplit("/", 2)[0]
+    found: dict[str, set[int]] = {}
+    for entry in store.list(folder):
+        environment, number, kind, *_ = [*entry.key.removeprefix(f"{folder}/").split("/"), "", ""]
+        if kind == "looks" and number.isdigit():
+            found.setdefault(environment, set()).add(int(number))
+    if not found:
+        return f"No rollout of {model} has any; `trainyard status` shows all channels."
+    return f"Rollouts with looks: {_listed(found)}."
+
+
+def _listed(found: Mapping[str, Iterable[int]]) -> str:
+    return "; ".join(
+        f"{', '.join(_ranges(sorted(numbers)))} in {environment}"
+        for environment, numbers in sorted(found.items())
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> list[str]:
+    """Return ascending numbers as `3` and `5-9`."""
+    starts = [numbers[0], *(b for a, b in pairwise(numbers) if b != a + 1)]
+    ends = [*(a for a, b in pairwise(numbers) if b != a + 1), numbers[-1]]
+    return [
+        str(start) if start == end else f"{start}-{end}"
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def _comparison(looks: Sequence[Look], channel: Channel, number: int) -> Comparison | None:
