@@ -7,17 +7,15 @@ give these commands; nothing else is asked, so that they work when everything el
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import platform
-import sys
 import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainyard.console import fail, say, settings, show
+from trainyard.console import fail, say, settings, show, show_json
 from trainyard.errors import BadInput, CorruptFile, NotFound, Refused, TrainyardError
 from trainyard.names import check_name, check_release_id
 
@@ -278,7 +276,7 @@ def _show_channel(model: str, environment: str, as_json: bool) -> None:
         )
     standing = take_standing(rollouts.deps, channel)
     if as_json:
-        _print_json(standing.model_dump(mode="json"))
+        show_json(standing.model_dump(mode="json"))
     else:
         show(standing_detail(standing, channel.history))
 
@@ -299,7 +297,7 @@ def _show_channels(model: str, as_json: bool) -> None:
         )
     found = take_standings(deps, channels, with_servers=as_json)
     if as_json:
-        _print_json([one.model_dump(mode="json") for one in found])
+        show_json([one.model_dump(mode="json") for one in found])
     elif found or listed.unreadable:
         show(standings_table(found, listed.unreadable))
     else:
@@ -322,11 +320,7 @@ def _show_plan(plan_id: str, as_json: bool) -> bool:
     if not found:
         return False
     if as_json:
-        _print_json([one.model_dump(mode="json", by_alias=True) for one in found])
+        show_json([one.model_dump(mode="json", by_alias=True) for one in found])
     else:
         show(status_table(found))
     return True
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import contextlib
+import json
+import os
+import sys
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
-from trainyard.errors import BadInput, TrainyardError
+from trainyard.errors import BadInput, TrainyardError, Transient
 from trainyard.settings import Settings, get_settings
 
 out = Console(emoji=False)
@@ -24,13 +28,51 @@ def fail(error: TrainyardError) -> NoReturn:
 
 
 def say(line: str) -> None:
-    """Print a line as it is."""
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
+    """Print a line as it is. A command whose lines nobody can read goes on with its work."""
+    try:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    except OSError as error:
+        _close_output()
+        if isinstance(error, BrokenPipeError):
+            # Whoever read them has seen enough.
+            return
+        with contextlib.suppress(OSError):
+            err.print(f"{_lost(error)} It goes on without.", markup=False, soft_wrap=True)
 
 
 def show(what: RenderableType) -> None:
-    """Print a table; square brackets in its cells are text."""
-    out.print(what, markup=False, highlight=False)
+    """Print a table; square brackets in its cells are text. Ends if it cannot be."""
+    try:
+        out.print(what, markup=False, highlight=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _close_output()
+        fail(Transient(_lost(error), hint="Send it to where there is room."))
+
+
+def show_json(value: Any) -> None:
+    """Print a value for programs. Ends if it cannot be."""
+    try:
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _close_output()
+        fail(Transient(_lost(error), hint="Send it to where there is room."))
+
+
+def _lost(error: OSError) -> str:
+    return f"Standard output cannot be written: {error.strerror or error}."
+
+
+def _close_output() -> None:
+    """Send what is still to be printed nowhere, so that it does not fail again, and at the end."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def settings() -> Settings:

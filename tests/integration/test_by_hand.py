@@ -428,6 +428,52 @@ def test_a_driver_that_comes_back_is_watched(promoted: tuple[World, str, str]) -
     assert serves(world, old)
 
 
+def test_an_abort_says_when_the_route_has_followed(yard: tuple[World, str, str]) -> None:
+    world, old, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    abort(world, driven(world, tick))
+    expected = [
+        f"The channel gives all traffic to {old}.",
+        f"The traffic is not back yet: the route still gives 10 % to {new}.",
+        f"The route gives all traffic to {old}.",
+    ]
+    assert [line for line in world.said if line in expected] == expected
+
+
+def test_an_abort_names_the_router_that_does_not_answer(yard: tuple[World, str, str]) -> None:
+    world, old, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    world.router_mute = True
+    with pytest.raises(Transient, match="The router cannot be asked whether the traffic is back"):
+        abort(world, driven(world, tick), timeout_s=3.0)
+    assert len([line for line in world.said if "The router cannot be asked" in line]) == 1
+    world.router_mute = False
+    assert abort(world, driven(world, tick)).rollout.outcome == "withdrawn"  # type: ignore[union-attr]
+    assert serves(world, old)
+
+
+@pytest.mark.parametrize(
+    "command", [by_hand.pause, by_hand.resume, by_hand.promote_now, abort, roll_back]
+)
+def test_no_reason_is_as_long_as_a_book(
+    yard: tuple[World, str, str], command: Callable[..., Channel]
+) -> None:
+    world, _, new = yard
+    world.run(begin(world, new), until=at_weight(10))
+    before = world.channel
+    long = {"reason": "x" * (by_hand.LONGEST_REASON + 1), "who": "ann"}
+    place = (
+        (world, forsaken(world))
+        if command in (abort, roll_back)
+        else (world.deps(), MODEL, ENVIRONMENT)
+    )
+    with pytest.raises(BadInput, match="500 are the most"):
+        command(*place, **long)
+    assert world.channel == before
+
+
 # --- a user who may write the store, but not what the platform keeps of its rollouts --------------
 
 

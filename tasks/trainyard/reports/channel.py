@@ -20,10 +20,11 @@ def channel_table(channel: Channel) -> RenderableType:
         if track is not None:
             since = f"{track.since:%Y-%m-%d %H:%M:%S} UTC"
             tracks.add_row(name, track.release_id, f"{weight} %", since)
-    events = Table("When", "Event", "Release", "Detail", box=None, pad_edge=False)
+    events = Table("When", "Rollout", "Event", "Release", "Detail", box=None, pad_edge=False)
     for entry in channel.history[-SHOWN_EVENTS:]:
         detail = ", ".join(f"{key} {value}" for key, value in entry.detail.items())
-        events.add_row(f"{entry.at:%H:%M:%S}", entry.event, entry.release_id, detail)
+        number = "" if entry.rollout is None else str(entry.rollout)
+        events.add_row(f"{entry.at:%H:%M:%S}", number, entry.event, entry.release_id, detail)
     rollout = channel.rollout
     line = "No rollout yet."
     if rollout is not None:

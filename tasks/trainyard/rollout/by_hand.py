@@ -41,6 +41,7 @@ from trainyard.rollout.events import (
     PromotionForced,
     ResumeRequested,
 )
+from trainyard.rollout.route_sight import RouteSight
 from trainyard.rollout.state_machine import (
     pause_refusal,
     promotion_refusal,
@@ -58,6 +59,9 @@ WATCH_PAUSE_S = 1.0
 """Seconds between two looks at a rollout that somebody else drives."""
 
 AFTER_TROUBLE_S = 2.0
+
+LONGEST_REASON = 500
+"""Characters of a reason; forms in Airflow take as many."""
 
 Say = Callable[[str], None]
 
@@ -97,6 +101,7 @@ def resume(
         NotFound: no rollout is under way.
         Refused: it is not paused.
     """
+    reason = _short_enough(reason)
     now = deps.now()
 
     def change(channel: Channel) -> Channel:
@@ -104,7 +109,7 @@ def resume(
         why = resume_refusal(channel)
         if why:
             raise Refused(why, hint=f"`trainyard status {model} {environment}` shows it.")
-        return step(channel, ResumeRequested(reason.strip(), who), now)[0]
+        return step(channel, ResumeRequested(reason, who), now)[0]
 
     return change_channel(deps.store, model, environment, change)
 
@@ -147,7 +152,17 @@ def _require_rollout(channel: Channel) -> None:
 def _reason(reason: str, what: str) -> str:
     if not reason.strip():
         raise BadInput(f"{what} needs a reason.", hint="Say why; it is kept in the history.")
-    return reason.strip()
+    return _short_enough(reason)
+
+
+def _short_enough(reason: str) -> str:
+    reason = reason.strip()
+    if len(reason) > LONGEST_REASON:
+        raise BadInput(
+            f"The reason has {len(reason)} characters; {LONGEST_REASON} are the most.",
+            hint="The channel keeps it in many places: be short, and say where more is written.",
+        )
+    return reason
 
 
 def _refuse_if_guarded(deps: RolloutDeps, channel: Channel) -> None:
@@ -276,6 +291,7 @@ class _SeeingThrough:
         self._take_over = take_over
         self._driver = driver
         self._patience = Patience(deps, channel)
+        self._route = RouteSight(deps, say)
 
     def until(self, end: datetime) -> Channel:
         """Go on until it is over; raises Transient if that is not before `end`."""
@@ -290,11 +306,13 @@ class _SeeingThrough:
                     trouble = str(error)
                     self._say(f"{error.message} Trying again.")
                 pause_s = AFTER_TROUBLE_S
+            self._route.look(self._channel)
             if pause_s is None:
                 return self._channel
             if self._deps.now() >= end:
+                said = f"{summary_of(self._channel)} {self._route.trouble}".rstrip()
                 raise Transient(
-                    f"It is not over yet. {summary_of(self._channel)}",
+                    f"It is not over yet. {said}",
                     hint="The same command again goes on with it.",
                 )
             self._deps.sleep(pause_s)
@@ -413,7 +431,7 @@ def abort_rollout(
         return left
     before = abort(deps, model, environment, reason=reason, who=who)
     assert before.rollout is not None
-    say(f"All traffic goes to {_stable(before)}.")
+    say(f"The channel gives all traffic to {_stable(before)}.")
     channel = see_through(
         deps, model, environment, run_id=run_id, say=say, timeout_s=timeout_s, wait=wait
     )
