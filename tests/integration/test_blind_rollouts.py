@@ -304,7 +304,11 @@ def test_a_clock_that_goes_far_back_is_blindness(world: World) -> None:
 
 @pytest.mark.parametrize("slept", [False, True], ids=["clock set", "machine slept"])
 def test_a_clock_that_goes_far_forward_promotes_nobody(world: World, slept: bool) -> None:
-    """Every time limit has passed at once; the evidence has not grown."""
+    """Every time limit has passed at once; the evidence has not grown.
+
+    The judge is one that needs the last step: a hold goes on where there is proof, and nowhere else.
+    """
+    world.judge = simple_judge()
     tick = promote(world)
     world.run(tick, until=at_weight(10))
     world.advance(1)
