@@ -306,7 +306,7 @@ def test_a_clock_that_goes_far_back_is_blindness(world: World) -> None:
 def test_a_clock_that_goes_far_forward_promotes_nobody(world: World, slept: bool) -> None:
     """Every time limit has passed at once; the evidence has not grown.
 
-    The judge is one that needs the last step: a hold goes on where there is proof, and nowhere else.
+    The judge is one that needs the last step: a hold goes on where there is proof only.
     """
     world.judge = simple_judge()
     tick = promote(world)
