@@ -64,7 +64,8 @@ def new_run_id(who: str) -> str:
 
 
 def _open(model: str, environment: str) -> tuple[Settings, Rollouts]:
-    """Return the rollouts of this installation. Raises BadInput, NotFound."""
+    """Return the rollouts of this installation. Raises BadInput, NotFound, Transient."""
+    from trainyard.store.factory import demand_content
     from trainyard.wiring import open_rollout
 
     check_name(model, "Model")
@@ -72,6 +73,7 @@ def _open(model: str, environment: str) -> tuple[Settings, Rollouts]:
     found = settings()
     rollouts = open_rollout(found)
     rollouts.deps.environment(environment)
+    demand_content(rollouts.deps.store)
     return found, rollouts
 
 
@@ -214,6 +216,7 @@ def watch() -> None:
     """
     from trainyard.rollout.by_hand import roll_back
     from trainyard.rollout.watcher import Finding, watch_all
+    from trainyard.store.factory import demand_content
     from trainyard.wiring import open_rollout
 
     def back(finding: Finding) -> None:
@@ -232,6 +235,7 @@ def watch() -> None:
     try:
         found = settings()
         deps = open_rollout(found).deps
+        demand_content(deps.store)
         findings = watch_all(deps, back)
     except TrainyardError as error:
         fail(error)
@@ -285,9 +289,11 @@ def _show_channels(model: str, as_json: bool) -> None:
     from trainyard.reports.standing import standings_table
     from trainyard.rollout.channel_store import list_channels
     from trainyard.rollout.standing import take_standings
+    from trainyard.store.factory import demand_content
     from trainyard.wiring import open_rollout
 
     deps = open_rollout(settings()).deps
+    demand_content(deps.store)
     listed = list_channels(deps.store, model=model)
     channels = [channel for channel in listed.channels if channel.generation]
     if model and not channels and not listed.unreadable:

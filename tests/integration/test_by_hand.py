@@ -283,6 +283,30 @@ def test_an_abort_that_comes_too_late_says_so(yard: tuple[World, str, str]) -> N
         abort(world, forsaken(world))
 
 
+def test_a_channel_that_is_gone_ends_no_command(yard: tuple[World, str, str]) -> None:
+    """A network folder that is not mounted for a moment looks like a store without anything."""
+    world, old, new = yard
+    world.run(begin(world, new), until=at_weight(10))
+    # The guard goes on with what it saw last, and cannot be asked.
+    world.router_mute = world.router_frozen = True
+    kept: dict[str, Any] = {}
+
+    def sleep(seconds: float) -> None:
+        world.advance(max(seconds, 0.1))
+        if not kept:
+            kept.update(world.store.keys)
+            world.store.keys.clear()
+
+    with pytest.raises(Transient, match="It is not over yet"):
+        abort(world, world.deps(sleep=sleep), timeout_s=20)
+    assert [line for line in world.said if "is gone from memory:" in line]
+    assert world.store.keys == {}, "nothing is written where the store should be"
+    world.store.keys.update(kept)
+    world.router_mute = world.router_frozen = False
+    assert abort(world, forsaken(world)).rollout.outcome == "withdrawn"  # type: ignore[union-attr]
+    assert serves(world, old)
+
+
 def test_a_command_whose_time_is_over_says_how_to_go_on(yard: tuple[World, str, str]) -> None:
     world, old, new = yard
     world.run(begin(world, new), until=at_weight(10))

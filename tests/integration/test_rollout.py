@@ -17,12 +17,12 @@ from tests.unit.yard import measurement
 from trainyard.documents.channel import Channel
 from trainyard.documents.look import Histogram, Look, PodCounters
 from trainyard.documents.measurement import Envelope
-from trainyard.errors import BadInput, Busy, NotFound, Refused
+from trainyard.errors import BadInput, Busy, NotFound, Refused, Transient
 from trainyard.releases import list_attestations
 from trainyard.rollout.by_hand import promote_now
-from trainyard.rollout.channel_store import reset_channel, write_channel
+from trainyard.rollout.channel_store import change_channel, reset_channel, write_channel
 from trainyard.rollout.driver import abort, tidy
-from trainyard.rollout.events import Adopted
+from trainyard.rollout.events import Adopted, DriverClaimed
 from trainyard.rollout.judge import judge
 from trainyard.rollout.looks import LookLog
 from trainyard.rollout.outbox import RolloutEvent
@@ -33,8 +33,12 @@ from trainyard.serving.protocol import ServerStatus
 from trainyard.spec.environments import Environment
 from trainyard.spec.loader import load_environments
 from trainyard.store.documents import read_document
+from trainyard.store.folder import FolderStore
+from trainyard.store.layout import channel_key
 
 pytestmark = pytest.mark.integration
+
+OTHER = DriverClaimed("another run")
 
 
 @pytest.fixture
@@ -233,6 +237,46 @@ def test_a_bake_that_nobody_drove_is_not_taken_for_passed(world: World, error_sh
     outcome = world.run(world.promote(release_id("b"))).outcome
     assert outcome == ("rolled_back" if error_share else "promoted")
     assert "bake_anew" in [entry.event for entry in world.channel.history]
+
+
+@pytest.mark.parametrize("watches", [False, True])
+def test_a_store_that_is_not_mounted_ends_no_rollout(tmp_path: Path, watches: bool) -> None:
+    root, away = tmp_path / "store", tmp_path / "away"
+    world = World(store=FolderStore(root))
+    world.store.put("releases/adder/a.json", b"{}")
+    world.publish("a")
+    assert world.run(world.promote(release_id("a"))).outcome == "promoted"
+    b = world.publish("b")
+    tick = world.promote(b)
+    world.run(tick, until=at_phase("holding"))
+    if watches:
+        change_channel(world.store, MODEL, ENVIRONMENT, lambda c: step(c, OTHER, world.now)[0])
+        assert not tick().done
+    root.rename(away)
+    for _ in range(2):
+        with pytest.raises(Transient, match=rf"channels/{MODEL}/{ENVIRONMENT}.json is gone"):
+            tick()
+        # What cannot begin is tried again, and a run that ends does not forget its rollout.
+        with pytest.raises(Transient, match="does not exist"):
+            world.promote(b)
+        with pytest.raises(Transient, match="does not exist"):
+            world.roll_back()
+        with pytest.raises(Transient, match="does not exist"):
+            Rollouts(world.deps()).settle(model=MODEL, environment=ENVIRONMENT, run_id="run")
+    assert not root.exists(), "nothing is written where the store should be"
+    away.rename(root)
+    if not watches:
+        assert world.run(tick).outcome == "promoted"
+    else:
+        assert not tick().done
+
+
+def test_a_channel_that_was_reset_is_waited_for_no_longer(world: World) -> None:
+    tick = world.promote(world.publish("b"))
+    change_channel(world.store, MODEL, ENVIRONMENT, lambda c: step(c, OTHER, world.now)[0])
+    empty = Channel(model=MODEL, environment=ENVIRONMENT, generation=world.channel.generation + 1)
+    world.store.put(channel_key(MODEL, ENVIRONMENT), empty.to_bytes())
+    assert "the channel was reset" in tick().summary
 
 
 @pytest.mark.parametrize("away_s", [90.0, 900.0])

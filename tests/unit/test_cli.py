@@ -37,7 +37,7 @@ from trainyard.settings import get_settings
 from trainyard.signing.keys import signing_key, trusted_keys
 from trainyard.steps.gate import gate
 from trainyard.steps.publish import publish
-from trainyard.store.folder import FolderStore
+from trainyard.store.folder import RESERVED, FolderStore
 from trainyard.store.layout import channel_key, status_key
 
 REPOSITORY = Path(__file__).parents[2]
@@ -198,12 +198,43 @@ class TestErrors:
     def test_bad_input_exits_with_10_and_leaves_no_documents(
         self, yard: Yard, arguments: list[str], words: str
     ) -> None:
+        # A store without anything in it may be one that is not mounted.
+        (yard.store.root / RESERVED).mkdir(parents=True)
         result = run(*arguments)
         assert result.exit_code == 10, result.output
         assert words in flat(result.output)
         assert "Traceback" not in result.output
         stored = [entry.key for entry in yard.store.list("")]
         assert [key for key in stored if not key.startswith(("locks/", "status/"))] == []
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["status"],
+            ["status", "adder"],
+            ["status", "adder", "staging"],
+            ["watch"],
+            *(
+                [command, "adder", "staging", "--reason", "x"]
+                for command in ("pause", "resume", "promote-now", "abort", "rollback")
+            ),
+        ],
+    )
+    def test_a_store_that_is_away_is_no_answer(
+        self, yard: Yard, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        root = yard.store.root
+        away = run(*arguments)
+        assert (away.exit_code, away.stdout) == (30, "")
+        assert f"The store {root} does not exist. What to do: If it" in flat(away.stderr)
+        root.mkdir()
+        assert f"The store {root} is empty." in flat(run(*arguments).stderr)
+        assert list(root.iterdir()) == []
+        monkeypatch.setenv("TRAINYARD_STORE", "/etc/passwd")
+        get_settings.cache_clear()
+        other = run(*arguments)
+        assert other.exit_code == 10
+        assert "The store /etc/passwd is no folder." in flat(other.stderr)
 
     def test_a_wrong_setting_is_named_by_its_variable(
         self, yard: Yard, monkeypatch: pytest.MonkeyPatch

@@ -23,7 +23,7 @@ from trainyard.errors import (
     TrainyardError,
     Transient,
 )
-from trainyard.rollout.channel_store import change_channel, read_channel
+from trainyard.rollout.channel_store import change_channel, demand_written, read_channel
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.driver import (
     abort,
@@ -259,7 +259,7 @@ def see_through(
     Raises:
         Transient: it takes longer, or the store is away. Whoever calls again goes on.
     """
-    channel = read_channel(deps.store, model, environment)
+    channel = demand_written(deps.store, read_channel(deps.store, model, environment))
     if channel.rollout is None:
         return channel
     end = deps.now() + timedelta(seconds=timeout_s)
@@ -322,6 +322,7 @@ class _SeeingThrough:
         if self._driver is not None:
             return self._drive(self._driver)
         channel = read_channel(self._deps.store, self._channel.model, self._channel.environment)
+        demand_written(self._deps.store, channel)
         self._tell(channel)
         self._channel = channel
         if self._is_over(channel):
@@ -370,6 +371,7 @@ class _SeeingThrough:
         return True
 
     def _claimed(self, channel: Channel) -> Channel:
+        demand_written(self._deps.store, channel)
         if self._is_over(channel):
             return channel
         return step(channel, DriverClaimed(self._run_id), self._deps.now())[0]

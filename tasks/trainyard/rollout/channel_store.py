@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trainyard.canonical import digest, short
 from trainyard.documents.channel import Channel
-from trainyard.errors import Busy, CorruptFile, NotFound
+from trainyard.errors import Busy, CorruptFile, NotFound, Transient
 from trainyard.names import check_name
 from trainyard.store.documents import (
     create_document,
@@ -35,6 +35,24 @@ def read_channel(store: Store, model: str, environment: str) -> Channel:
         return read_document(store, channel_key(model, environment), Channel)
     except NotFound:
         return Channel(model=model, environment=environment)
+
+
+def demand_written(store: Store, channel: Channel) -> Channel:
+    """Return a channel that was written before, and must be there.
+
+    Once it was written it always has a document, also after a reset. One that is missing is in a
+    store that is away, such as a network folder that is not mounted: that tells nothing.
+
+    Raises:
+        Transient: nobody has written it, by what is seen now.
+    """
+    if channel.generation:
+        return channel
+    raise Transient(
+        f"{channel_key(channel.model, channel.environment)} is gone from {store.url}.",
+        hint="If that folder is on another machine, is it mounted? If the file was removed, bring "
+        "it back from a backup.",
+    )
 
 
 def change_channel(

@@ -40,6 +40,7 @@ from trainyard.rollout.act import act, strays
 from trainyard.rollout.adopted import known_release
 from trainyard.rollout.channel_store import (
     change_channel,
+    demand_written,
     read_channel,
     read_for_change,
     write_channel,
@@ -68,6 +69,7 @@ from trainyard.rollout.state_machine import commands_for, place_in_line, step
 from trainyard.rollout.words import describe_entry
 from trainyard.serving.protocol import ServerStatus
 from trainyard.store.documents import read_document
+from trainyard.store.factory import demand_content
 from trainyard.store.layout import measurement_key, rollout_prefix
 
 log = logging.getLogger(__name__)
@@ -145,9 +147,11 @@ def start_rollout(
         Refused: also if it has waited for `queue_timeout_s`, or if the environment takes only what
             was approved, and this was not.
         Conflict: others kept changing the channel.
+        Transient: the store is away, or has nothing in it.
     """
     now = deps.now()
     rules = deps.environment(environment)
+    demand_content(deps.store)
 
     def change(channel: Channel) -> Channel:
         own = own_rollout(channel, run_id, release_id)
@@ -324,8 +328,10 @@ def request_rollback(
         Refused: no release is named, and what happened last was no promotion.
         Busy: another rollback is under way.
         Conflict: others kept changing the channel.
+        Transient: the store is away, or has nothing in it.
     """
     now = deps.now()
+    demand_content(deps.store)
 
     def change(channel: Channel) -> Channel:
         rollout = channel.rollout
@@ -487,7 +493,7 @@ def drive(deps: RolloutDeps, model: str, environment: str, driver: RolloutDriver
     """
     now = deps.now()
     channel, version = read_for_change(deps.store, model, environment)
-    before = channel
+    before = demand_written(deps.store, channel)
     _require_driver(channel, driver)
     servers: tuple[ServerStatus, ...] = ()
     messages: tuple[str, ...] = ()
@@ -656,8 +662,12 @@ def settle(
         run_id: the run whose rollout it is.
         release_id: what the run was to promote: a run that found it stable has promoted it.
         timeout_s: seconds to wait for servers to go; by default what the plan's limits add up to.
+
+    Raises:
+        Transient: the store is away, or has nothing in it.
     """
     now = deps.now()
+    demand_content(deps.store)
     before = read_channel(deps.store, model, environment)
     number = number_of_run(before, run_id)
 

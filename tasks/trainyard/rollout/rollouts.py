@@ -9,7 +9,7 @@ from typing import Literal
 from trainyard.documents.channel import Channel
 from trainyard.errors import BadInput, StaleDriver
 from trainyard.rollout import by_hand
-from trainyard.rollout.channel_store import read_channel
+from trainyard.rollout.channel_store import demand_written, read_channel
 from trainyard.rollout.deps import RolloutDeps
 from trainyard.rollout.driver import (
     DriveResult,
@@ -96,7 +96,7 @@ class Rollouts:
         """Take the channel, or take it again, and return the function that makes one tick.
 
         A tick never raises StaleDriver: once somebody else drives the rollout, ticks only watch it
-        and report its end.
+        and report its end. It raises Transient while the store is away.
 
         Raises:
             Busy, BadInput, NotFound, Refused: the request is refused.
@@ -240,7 +240,8 @@ class Rollouts:
 
     def _watch(self, model: str, environment: str, number: int) -> DriveResult:
         """Report where a rollout stands that somebody else drives."""
-        channel = read_channel(self.deps.store, model, environment)
+        store = self.deps.store
+        channel = demand_written(store, read_channel(store, model, environment))
         ended = ending_of(channel, number)
         rollout = channel.rollout
         if ended is not None:

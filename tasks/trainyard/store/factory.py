@@ -35,3 +35,16 @@ def open_store(settings: Settings, credentials: AwsCredentials | None = None) ->
         f"TRAINYARD_STORE names a store of kind {parts.scheme!r}, which this version cannot use.",
         hint="Name a folder, such as /srv/trainyard/store, or s3://bucket/prefix.",
     )
+
+
+def demand_content(store: Store) -> None:
+    """Raise if the store is a folder without anything in it: new, or not mounted.
+
+    For whoever would take that for an answer. A bucket that is away says so itself.
+
+    Raises:
+        Transient: it has nothing.
+        BadInput: it is no folder.
+    """
+    if isinstance(store, FolderStore):
+        store.demand_content()

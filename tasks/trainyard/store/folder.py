@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainyard.documents.base import FileEntry
-from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound
+from trainyard.errors import BadInput, Conflict, CorruptFile, NotFound, Transient
 from trainyard.names import check_relative_path
 from trainyard.store.disk import (
     exclusive,
@@ -70,6 +70,34 @@ class FolderStore:
     def url(self) -> str:
         """The folder as a `file:` URL."""
         return self._root.as_uri()
+
+    def demand_content(self) -> None:
+        """Raise if nothing was ever kept here: a folder that is not mounted must not look empty.
+
+        Raises:
+            Transient: the folder does not exist, or has nothing in it.
+            BadInput: it is no folder.
+        """
+        what = "is empty"
+        try:
+            with os.scandir(self._root) as found:
+                if any(found):
+                    return
+        except FileNotFoundError:
+            what = "does not exist"
+        except NotADirectoryError:
+            raise BadInput(
+                f"The store {self._root} is no folder.",
+                hint="TRAINYARD_STORE names it, or TRAINYARD_HOME the folder that it is in.",
+            ) from None
+        except OSError as error:
+            raise storage_error(error, "list", self._root) from error
+        raise Transient(
+            f"The store {self._root} {what}.",
+            hint="If it is on another machine, is it mounted? TRAINYARD_STORE names it, or "
+            "TRAINYARD_HOME the folder that it is in. On a new installation, the first plan "
+            "fills it.",
+        )
 
     def read(self, key: str) -> Stored:
         """Return the content of `key`. Raises NotFound."""
