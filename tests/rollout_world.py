@@ -572,7 +572,8 @@ class FakeLease:
         if until is None:
             return LeaseSight("absent")
         state = "alive" if self.world.lease_alive() else "expired"
-        return LeaseSight(state, self.world.lease_holder, until.isoformat())
+        left_s = (until - self.world.now).total_seconds()
+        return LeaseSight(state, self.world.lease_holder, until.isoformat(), left_s=left_s)
 
     def renew(self, environment: str, model: str, *, holder: str, duration_s: float) -> None:
         self.world.lease_until = self.world.now + timedelta(seconds=duration_s)
@@ -637,6 +638,16 @@ class FakeWarmer:
         if behaviour.mute:
             return WarmUpReport(requests, requests - 1, 0, "ReadTimeout: timed out")
         return WarmUpReport(requests, requests, 0, "")
+
+
+def driven(world: World, tick: Tick) -> RolloutDeps:
+    """Return the world of a person, while a driver elsewhere goes on."""
+
+    def sleep(seconds: float) -> None:
+        tick()
+        world.advance(max(seconds, 0.1))
+
+    return world.deps(sleep=sleep)
 
 
 class Killed(BaseException):

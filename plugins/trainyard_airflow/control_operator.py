@@ -77,6 +77,7 @@ class ControlOperator(BaseOperator):
             )
         except TrainyardError as error:
             raise (StepTransient if error.retryable else StepRefused)(str(error)) from error
-        summary = summary_of(channel)
+        held = rollouts.what_a_pause_holds(channel) if action == "pause" else ()
+        summary = " ".join((summary_of(channel), *held))
         self.log.info("%s", summary)
         return summary

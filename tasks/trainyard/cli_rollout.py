@@ -42,6 +42,9 @@ WaitOption = Annotated[
         help="Stay until the rollout is over. If nobody drives it, the command stays in any case.",
     ),
 ]
+StayOption = Annotated[
+    bool, typer.Option("--wait/--no-wait", help="Stay and watch until the rollout is over.")
+]
 TimeoutOption = Annotated[
     float, typer.Option("--timeout", min=1, help="Seconds that it waits at most.")
 ]
@@ -155,18 +158,48 @@ def pause(
     model: ModelArgument,
     environment: EnvironmentArgument,
     reason: ReasonOption = "",
-    wait: WaitOption = False,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait/--no-wait",
+            help="Stay until the rollout is over, and drive it if its driver has fallen silent.",
+        ),
+    ] = False,
     timeout: TimeoutOption = 86400.0,
 ) -> None:
-    """Freeze a rollout's weights where they are; the judge and all fuses go on."""
-    _wish(model, environment, "pause", reason, wait, timeout)
+    """Freeze a rollout's weights where they are; the judge and all fuses go on.
+
+    Weights stay only while a driver lives. The command says so if it sees none.
+    """
+    from trainyard.rollout.by_hand import DRIVER_SILENT_S, pause_and_stay
+
+    def command(found: Settings, rollouts: Rollouts) -> Channel:
+        who = current_user(found)
+        if wait:
+            return pause_and_stay(
+                rollouts.deps,
+                model,
+                environment,
+                reason=reason,
+                who=who,
+                run_id=new_run_id(who),
+                say=say,
+                timeout_s=timeout,
+            )
+        channel = rollouts.pause(model=model, environment=environment, reason=reason, who=who)
+        say(f"The channel has the pause. Looking for its driver, {DRIVER_SILENT_S:g} s at most.")
+        for line in rollouts.what_a_pause_holds(channel):
+            say(line)
+        return channel
+
+    _give(model, environment, command)
 
 
 def resume(
     model: ModelArgument,
     environment: EnvironmentArgument,
     reason: ReasonOption = "",
-    wait: WaitOption = False,
+    wait: StayOption = False,
     timeout: TimeoutOption = 86400.0,
 ) -> None:
     """Let a paused rollout go on."""
@@ -177,7 +210,7 @@ def promote_now(
     model: ModelArgument,
     environment: EnvironmentArgument,
     reason: ReasonOption = "",
-    wait: WaitOption = False,
+    wait: StayOption = False,
     timeout: TimeoutOption = 86400.0,
 ) -> None:
     """Go on to the bake without the judge's proof: you answer for the release."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -78,6 +79,8 @@ def test_an_abort_at_night_returns_the_traffic_and_cleans_up(night: StreamYard) 
         new = canary(night, "night")
         told = run("pause", MODEL, ENVIRONMENT, "--reason", "What is this?")
         assert told.exit_code == 0, told.output
+        assert f"The route gives 50 % to {before}, 50 % to {new.release_id}." in told.output
+        assert "Its driver has not been seen for 3 s. Unless it comes back" in told.output
         found = status()
         assert (found["paused"]["who"], found["paused"]["reason"]) == ("ann", "What is this?")
         assert found["weights"] == {"stable": 50, "candidate": 50}
@@ -106,11 +109,16 @@ def test_a_promotion_by_hand_and_a_rollback_at_night(night: StreamYard) -> None:
     with night.clients(8.0) as answers:
         new = canary(night, "dawn")
         assert run("promote-now", MODEL, ENVIRONMENT).exit_code == 10
-        told = run("promote-now", MODEL, ENVIRONMENT, "--reason", "The old one leaks.")
-        assert told.exit_code == 0, told.output
-        assert stable_of(night) == new.release_id
-        tick = night.promote(new)
-        assert night.drive(tick).outcome == "promoted"
+        promote = ("promote-now", MODEL, ENVIRONMENT, "--reason", "The old one leaks.")
+        silent = run(*promote)
+        assert silent.exit_code == 20
+        assert "Its driver has not been seen for 3 s" in silent.output
+        with ThreadPoolExecutor() as elsewhere:
+            ended = elsewhere.submit(night.drive, night.promote(new))
+            told = run(*promote)
+            assert told.exit_code == 0, told.output
+            assert stable_of(night) == new.release_id
+            assert ended.result().outcome == "promoted"
         # Airflow is down, and the new release is no good after all.
         back = run("rollback", MODEL, ENVIRONMENT, "--reason", "It is no good.")
         assert back.exit_code == 0, back.output

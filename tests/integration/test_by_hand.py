@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 from tests.integration.test_rollout_crashes import QUICK, begin, world_with_a_stable_release
-from tests.rollout_world import ENVIRONMENT, MODEL, Behaviour, FakeLease, Killed, World, mortal
+from tests.rollout_world import (
+    ENVIRONMENT,
+    MODEL,
+    Behaviour,
+    FakeLease,
+    Killed,
+    World,
+    driven,
+    mortal,
+)
 
 from trainyard.documents.channel import Channel
 from trainyard.errors import BadInput, Busy, NotFound, Refused, Transient
@@ -54,16 +63,6 @@ def at_weight(weight: int) -> Callable[[Channel], bool]:
     return lambda c: (
         c.rollout is not None and c.rollout.phase == "holding" and c.weights.candidate == weight
     )
-
-
-def driven(world: World, tick: Tick) -> RolloutDeps:
-    """Return the world of a person, while a driver elsewhere goes on."""
-
-    def sleep(seconds: float) -> None:
-        tick()
-        world.advance(max(seconds, 0.1))
-
-    return world.deps(sleep=sleep)
 
 
 def forsaken(world: World) -> RolloutDeps:
@@ -166,7 +165,7 @@ def test_a_promotion_by_hand_bakes_and_stays_on_record(yard: tuple[World, str, s
     world, _, new = yard
     tick = begin(world, new)
     world.run(tick, until=at_weight(10))
-    channel = by_hand.promote_now(world.deps(), MODEL, ENVIRONMENT, **WHO)
+    channel = by_hand.promote_now(driven(world, tick), MODEL, ENVIRONMENT, **WHO)
     assert channel.rollout is not None
     assert channel.rollout.phase == "baking"
     assert world.run(tick).outcome == "promoted"
@@ -180,7 +179,7 @@ def test_late_harm_rolls_a_promotion_by_hand_back(yard: tuple[World, str, str]) 
     world, old, new = yard
     tick = begin(world, new)
     world.run(tick, until=at_weight(10))
-    by_hand.promote_now(world.deps(), MODEL, ENVIRONMENT, **WHO)
+    by_hand.promote_now(driven(world, tick), MODEL, ENVIRONMENT, **WHO)
     world.advance(1)
     tick()
     world.behaviour[new].fails_to_start = True
@@ -217,9 +216,140 @@ def test_a_blown_fuse_refuses_a_promotion_by_hand(yard: tuple[World, str, str]) 
 def test_nobody_answers_for_a_release_that_nobody_watches(yard: tuple[World, str, str]) -> None:
     world, _, new = yard
     world.run(begin(world, new), until=at_weight(10))
+    before = world.channel
+    with pytest.raises(Refused, match="Its driver has not been seen for 15 s"):
+        by_hand.promote_now(forsaken(world), MODEL, ENVIRONMENT, **WHO)
+    assert world.lease_alive(), "the lease says that it lived a minute ago"
     world.lease_until = None
     with pytest.raises(Refused, match="Nobody drives this rollout"):
         by_hand.promote_now(world.deps(), MODEL, ENVIRONMENT, **WHO)
+    assert world.channel == before
+
+
+def test_nobody_is_promoted_past_a_guard_that_does_not_answer(
+    yard: tuple[World, str, str],
+) -> None:
+    world, _, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    world.router_mute = True
+    with pytest.raises(Refused, match="The router cannot be asked"):
+        by_hand.promote_now(driven(world, tick), MODEL, ENVIRONMENT, **WHO)
+    assert world.channel.stable is not None
+    assert world.channel.stable.release_id != new
+
+
+# --- what a pause holds ---------------------------------------------------------------------------
+
+
+def test_a_pause_says_what_the_route_does(yard: tuple[World, str, str]) -> None:
+    world, old, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    deps = driven(world, tick)
+    channel = by_hand.pause(deps, MODEL, ENVIRONMENT, **WHO)
+    assert by_hand.what_a_pause_holds(deps, channel) == (
+        f"The route gives 90 % to {old}, 10 % to {new}.",
+    )
+    world.router_mute = True
+    (route,) = by_hand.what_a_pause_holds(deps, channel)
+    assert route == "The router cannot be asked what the traffic does now."
+
+
+def test_a_pause_without_a_driver_says_that_it_freezes_nothing(
+    yard: tuple[World, str, str],
+) -> None:
+    world, old, new = yard
+    world.run(begin(world, new), until=at_weight(10))
+    deps = forsaken(world)
+    channel = by_hand.pause(deps, MODEL, ENVIRONMENT, **WHO)
+    route, driver = by_hand.what_a_pause_holds(deps, channel)
+    assert route == f"The route gives 90 % to {old}, 10 % to {new}."
+    assert "has not been seen for 15 s. Unless it comes back" in driver
+    assert f"trainyard abort {MODEL} {ENVIRONMENT}" in driver
+    assert world.lease_until is not None
+    left_s = (world.lease_until - world.now).total_seconds()
+    assert f"in {left_s:.0f} s, paused or not" in driver
+    world.advance(left_s + 5)
+    assert world.effective == {old: 100, new: 0}
+    route, driver = by_hand.what_a_pause_holds(deps, channel)
+    assert route.startswith(f"The route gives 100 % to {old}. The rollout's lease is expired")
+    assert "this pause freezes no weights: the guard has them" in driver
+
+
+def test_a_pause_before_any_traffic_waits_for_a_driver(yard: tuple[World, str, str]) -> None:
+    world, _, new = yard
+    begin(world, new)()
+    deps = forsaken(world)
+    channel = by_hand.pause(deps, MODEL, ENVIRONMENT, **WHO)
+    assert "no share of a canary" in by_hand.what_a_pause_holds(deps, channel)[1]
+    unknown = replace(deps, lease=ForbiddenLease(world))
+    assert "Nobody can tell" in by_hand.what_a_pause_holds(unknown, channel)[1]
+
+
+def pause_and_stay(world: World, deps: RolloutDeps, timeout_s: float) -> Channel:
+    return by_hand.pause_and_stay(
+        deps,
+        MODEL,
+        ENVIRONMENT,
+        run_id="cli/ann",
+        say=world.said.append,
+        timeout_s=timeout_s,
+        **WHO,
+    )
+
+
+def test_who_stays_with_a_pause_drives_for_a_driver_that_is_gone(
+    yard: tuple[World, str, str],
+) -> None:
+    world, _, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    since = world.now
+    with pytest.raises(Transient, match="It is not over yet"):
+        pause_and_stay(world, forsaken(world), 300.0)
+    assert (world.now - since).total_seconds() > 250, "longer than a lease"
+    assert world.effective[new] == 10
+    assert world.lease_alive()
+    # Given again it goes on, also past the end of the pause.
+    resumed = False
+
+    def sleep(seconds: float) -> None:
+        nonlocal resumed
+        world.advance(max(seconds, 0.1))
+        rollout = world.channel.rollout
+        if not resumed and rollout is not None and rollout.driver.epoch > 2:
+            resumed = True
+            by_hand.resume(world.deps(), MODEL, ENVIRONMENT, who="bob")
+
+    channel = pause_and_stay(world, world.deps(sleep=sleep), 3000.0)
+    assert channel.rollout is not None
+    assert channel.rollout.outcome == "promoted"
+    assert world.unguarded_arrivals == 0
+    assert serves(world, new)
+    assert tick().outcome == "promoted", "the run that asked for it tells how it ended"
+
+
+def test_harm_in_a_pause_is_rolled_back_by_who_stays() -> None:
+    world, old, new = world_with_a_stable_release(bad=True)
+    world.run(begin(world, new), until=at_weight(50))
+    channel = pause_and_stay(world, forsaken(world), 1000.0)
+    assert channel.rollout is not None
+    assert channel.rollout.outcome == "rolled_back"
+    assert serves(world, old)
+
+
+def test_who_stays_with_a_pause_leaves_it_to_a_driver_that_lives(
+    yard: tuple[World, str, str],
+) -> None:
+    world, _, new = yard
+    tick = begin(world, new)
+    world.run(tick, until=at_weight(10))
+    with pytest.raises(Transient, match="It is not over yet"):
+        pause_and_stay(world, driven(world, tick), 60.0)
+    rollout = world.channel.rollout
+    assert rollout is not None
+    assert rollout.driver.run_id == "run"
 
 
 # --- abort ----------------------------------------------------------------------------------------

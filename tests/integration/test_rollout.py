@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.rollout_world import ENVIRONMENT, MODEL, Behaviour, World, release_id
+from tests.rollout_world import ENVIRONMENT, MODEL, Behaviour, World, driven, release_id
 from tests.unit.yard import measurement
 
 from trainyard.documents.channel import Channel
@@ -380,7 +380,7 @@ def test_a_person_may_keep_the_only_release_that_answers(world: World) -> None:
         server.state = "failed"
     world.advance(2)
     tick()
-    promote_now(world.deps(), MODEL, ENVIRONMENT, reason="Its nodes are gone.", who="ann")
+    promote_now(driven(world, tick), MODEL, ENVIRONMENT, reason="Its nodes are gone.", who="ann")
     assert world.run(tick).outcome == "promoted"
     assert failed_in(world, 10.0) == 0
     assert stable_of(world) == release_id("b")
@@ -519,7 +519,7 @@ def test_a_rollback_without_room_for_both_keeps_enough_servers() -> None:
     world.run(world.promote(release_id("a"), run_id="first"))
     tick = world.promote(release_id("b"))
     world.run(tick, until=lambda channel: channel.rollout.phase == "holding")
-    promote_now(world.deps(), MODEL, ENVIRONMENT, reason="Needed.", who="ann")
+    promote_now(driven(world, tick), MODEL, ENVIRONMENT, reason="Needed.", who="ann")
     assert world.run(tick).outcome == "promoted"
     world.behaviour[release_id("a")].start_s = 60.0
     tick = world.roll_back(release_id("a"))

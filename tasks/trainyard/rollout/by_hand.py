@@ -11,7 +11,9 @@ channel's epoch tells it to stop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from trainyard.documents.channel import Channel, RolloutDriver
@@ -55,6 +57,9 @@ DRIVER_SILENT_S = 15.0
 """Seconds without a renewal after which a driver does not count as living. It renews with every
 tick, of which there is one every two seconds, unless it has servers to warm up."""
 
+PULSE_PAUSE_S = 0.5
+"""Seconds between two looks for a renewal."""
+
 WATCH_PAUSE_S = 1.0
 """Seconds between two looks at a rollout that somebody else drives."""
 
@@ -70,9 +75,23 @@ Say = Callable[[str], None]
 
 
 def pause(
-    deps: RolloutDeps, model: str, environment: str, *, reason: str, who: str = ""
+    deps: RolloutDeps,
+    model: str,
+    environment: str,
+    *,
+    reason: str,
+    who: str = "",
+    again: bool = False,
 ) -> Channel:
     """Freeze the weights where they are; looks go on, and whatever is harmful still rolls back.
+
+    Args:
+        deps: the world.
+        model: name of the model.
+        environment: name of the environment.
+        reason: why.
+        who: asks for it.
+        again: a rollout that is paused already stays as it is.
 
     Raises:
         BadInput: there is no reason.
@@ -84,6 +103,8 @@ def pause(
 
     def change(channel: Channel) -> Channel:
         _require_rollout(channel)
+        if again and not resume_refusal(channel):
+            return channel
         why = pause_refusal(channel, now)
         if why:
             raise Refused(why, hint=f"`trainyard status {model} {environment}` shows it.")
@@ -124,20 +145,24 @@ def promote_now(
     Raises:
         BadInput: there is no reason.
         NotFound: no rollout is under way.
-        Refused: the judge says HARM, the guard holds the traffic (a fuse blew, nobody drives), or
-            the rollout is not where that can be done.
+        Refused: the judge says HARM, the guard holds the traffic (a fuse blew) or cannot be asked,
+            nobody drives, or the rollout is not where that can be done.
     """
     reason = _reason(reason, "A promotion by hand")
-    now = deps.now()
-    _refuse_if_guarded(deps, read_channel(deps.store, model, environment))
 
     def change(channel: Channel) -> Channel:
         _require_rollout(channel)
         why = promotion_refusal(channel)
         if why:
             raise Refused(why, hint="It stays with the judge, or `trainyard abort` ends it.")
-        return step(channel, PromotionForced(reason, who), now)[0]
+        return step(channel, PromotionForced(reason, who), deps.now())[0]
 
+    before = read_channel(deps.store, model, environment)
+    change(before)
+    _refuse_if_guarded(deps, before)
+    _refuse_if_unwatched(deps, before)
+    # To see a driver takes a moment.
+    _refuse_if_guarded(deps, before)
     return change_channel(deps.store, model, environment, change)
 
 
@@ -166,10 +191,9 @@ def _short_enough(reason: str) -> str:
 
 
 def _refuse_if_guarded(deps: RolloutDeps, channel: Channel) -> None:
-    """Refuse a promotion that the guard has its own mind about, or that nobody would watch."""
+    """Refuse a promotion that the guard has its own mind about, or may have."""
     model, environment, rollout = channel.model, channel.environment, channel.rollout
-    if rollout is None or not channel.in_progress:
-        return
+    assert rollout is not None
     blown = [
         event.reason
         for event in deps.guard_events(model, environment, rollout.number)
@@ -178,18 +202,160 @@ def _refuse_if_guarded(deps: RolloutDeps, channel: Channel) -> None:
     if blown:
         raise Refused(f"A fuse blew: {blown[0]}", hint="The release is rolled back.")
     route = deps.router.status(environment, model)
+    if route is None:
+        raise Refused(
+            "The router cannot be asked, so nobody knows what the traffic does.",
+            hint="Find out why first; `trainyard abort` ends the rollout.",
+        )
     # Before the bake, a failover means that stable is down: a promotion is the way out of that.
-    if route is not None and route.guard not in {"following", "failover"}:
+    if route.guard not in {"following", "failover"}:
         raise Refused(
             f"The guard does not follow the channel ({route.guard.replace('_', ' ')}): "
             f"{route.guard_reason}",
             hint="Find out why first; `trainyard abort` ends the rollout.",
         )
-    if deps.lease.look(environment, model).state != "alive":
-        raise Refused(
-            "Nobody drives this rollout, so nobody would watch the release that you answer for.",
-            hint="Start Airflow, or end the rollout with `trainyard abort`.",
+
+
+def _refuse_if_unwatched(deps: RolloutDeps, channel: Channel) -> None:
+    """Refuse a promotion that nobody would watch for late harm."""
+    pulse = driver_pulse(deps, channel)
+    if pulse.beats:
+        return
+    silent = (
+        f"Its driver has not been seen for {DRIVER_SILENT_S:g} s"
+        if pulse.sight.state == "alive"
+        else "Nobody drives this rollout"
+    )
+    raise Refused(
+        f"{silent}, so nobody would watch the release that you answer for.",
+        hint="Start Airflow, or end the rollout with `trainyard abort`.",
+    )
+
+
+# --- what a pause holds ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """Whether the driver of a channel was seen at work."""
+
+    beats: bool
+    """It has renewed the lease while we looked."""
+    sight: LeaseSight
+    """The lease as it was seen last."""
+
+
+def driver_pulse(deps: RolloutDeps, channel: Channel) -> Pulse:
+    """Look at the lease until it is renewed or over, for `DRIVER_SILENT_S` at most.
+
+    A lease says that its driver lived minutes ago. Who leaves something to the driver must see it.
+
+    Raises:
+        TrainyardError: the lease cannot be read.
+    """
+    place = channel.environment, channel.model
+    first = sight = deps.lease.look(*place)
+    for _ in range(math.ceil(DRIVER_SILENT_S / PULSE_PAUSE_S)):
+        if sight.state != "alive" or sight.mark != first.mark:
+            break
+        deps.sleep(PULSE_PAUSE_S)
+        sight = deps.lease.look(*place)
+    return Pulse(sight.state == "alive" and sight.mark != first.mark, sight)
+
+
+def what_a_pause_holds(deps: RolloutDeps, channel: Channel) -> tuple[str, ...]:
+    """Return what the traffic of a paused rollout does, and whether it stays so; a line each.
+
+    A pause renews no lease: without a driver nobody judges the release under test, and the guard
+    does not leave it any traffic.
+    """
+    if not channel.in_progress:
+        return ()
+    return (_route_words(deps, channel), *_driver_words(channel, _pulse_or_error(deps, channel)))
+
+
+def _pulse_or_error(deps: RolloutDeps, channel: Channel) -> Pulse | Exception:
+    try:
+        return driver_pulse(deps, channel)
+    except (TrainyardError, OSError) as error:
+        return error
+
+
+def _route_words(deps: RolloutDeps, channel: Channel) -> str:
+    try:
+        route = deps.router.status(channel.environment, channel.model)
+    except (TrainyardError, OSError):
+        route = None
+    if route is None:
+        return "The router cannot be asked what the traffic does now."
+    shares = ", ".join(f"{share} % to {name}" for name, share in route.weights.items() if share)
+    held = "" if route.guard == "following" else f" {route.guard_reason}"
+    return f"The route gives {shares or 'nobody any traffic'}.{held}"
+
+
+def _driver_words(channel: Channel, pulse: Pulse | Exception) -> tuple[str, ...]:
+    """Say what follows from it if no driver was seen."""
+    if isinstance(pulse, Exception):
+        return (f"Nobody can tell whether somebody drives this rollout. {pulse}",)
+    if pulse.beats:
+        return ()
+    command = f"`trainyard abort {channel.model} {channel.environment}` ends it."
+    if channel.weights.candidate == 0:
+        return (
+            "Nobody drives this rollout. There is no share of a canary that could be frozen; the "
+            f"pause holds once a driver is back. {command}",
         )
+    if pulse.sight.state != "alive":
+        return (
+            "Nobody drives this rollout, so this pause freezes no weights: the guard has them. "
+            f"A driver that comes back ends the rollout, or goes on with its bake. {command}",
+        )
+    left_s = pulse.sight.left_s
+    when = f"in {max(left_s, 0.0):.0f} s" if left_s is not None else "when its lease ends"
+    return (
+        f"Its driver has not been seen for {DRIVER_SILENT_S:g} s. Unless it comes back, the guard "
+        f"takes the traffic from the release under test {when}, paused or not: nobody judges it. "
+        f"The same command with --wait drives it from here. {command}",
+    )
+
+
+def pause_and_stay(
+    deps: RolloutDeps,
+    model: str,
+    environment: str,
+    *,
+    reason: str,
+    who: str,
+    run_id: str,
+    say: Say,
+    timeout_s: float,
+) -> Channel:
+    """Pause the rollout, or find it paused, and stay until it is over.
+
+    If its driver has fallen silent while its lease still holds, this process drives it: looks and
+    fuses go on, so the weights may stay.
+
+    Raises:
+        BadInput, NotFound, Refused: as `pause`.
+        Transient: as `see_through`.
+    """
+    channel = pause(deps, model, environment, reason=reason, who=who, again=True)
+    say(summary_of(channel))
+    say(_route_words(deps, channel))
+    pulse = _pulse_or_error(deps, channel)
+    silent = isinstance(pulse, Pulse) and not pulse.beats and pulse.sight.state == "alive"
+    take_over = silent and channel.weights.candidate > 0
+    for line in () if take_over else _driver_words(channel, pulse):
+        say(line)
+    return see_through(
+        deps,
+        model,
+        environment,
+        run_id=run_id,
+        say=say,
+        timeout_s=timeout_s,
+        take_over=take_over,
+    )
 
 
 # --- ending, with or without a driver -------------------------------------------------------------

@@ -584,8 +584,9 @@ def summary_of(channel: Channel) -> str:
         pause = rollout.paused
         paused = f" (paused by {pause.who or 'somebody'}: {pause.reason})" if pause else ""
         return (
-            f"{rollout.release_id} in {channel.environment}: {rollout.phase}{paused}, "
-            f"{channel.weights.candidate} % of the traffic to the candidate. {rollout.reason}"
+            f"{rollout.release_id} in {channel.environment}: {rollout.phase}{paused}; the channel "
+            f"wishes {channel.weights.candidate} % of the traffic for the candidate. "
+            f"{rollout.reason}"
         )
     how = rollout.outcome.replace("_", " ")
     return f"{rollout.release_id} was {how} in {channel.environment}: {rollout.reason}"

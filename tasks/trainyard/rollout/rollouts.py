@@ -213,6 +213,10 @@ class Rollouts:
         """Freeze the weights of the rollout under way. Raises BadInput, Refused."""
         return by_hand.pause(self.deps, model, environment, reason=reason, who=who)
 
+    def what_a_pause_holds(self, channel: Channel) -> tuple[str, ...]:
+        """Return what the traffic of a paused rollout does, and whether it stays so."""
+        return by_hand.what_a_pause_holds(self.deps, channel)
+
     def resume(self, *, model: str, environment: str, reason: str = "", who: str = "") -> Channel:
         """Let a paused rollout go on. Raises Refused."""
         return by_hand.resume(self.deps, model, environment, reason=reason, who=who)

@@ -87,13 +87,17 @@ class FileLease:
         """Return whether somebody drives the rollout, as far as its lease tells."""
         path = self._paths.lease(environment, model)
         record = read_record(path, LeaseRecord)
-        state = lease_state(
-            record, wall=self._wall(), monotonic=self._monotonic(), boot=self._boot_id
-        )
+        wall, monotonic = self._wall(), self._monotonic()
+        state = lease_state(record, wall=wall, monotonic=monotonic, boot=self._boot_id)
         if record is None:
             return LeaseSight(state, may_renew=may_write(path))
-        mark = f"{record.boot_id} {record.ends_monotonic}"
-        return LeaseSight(state, record.holder, mark, may_renew=may_write(path))
+        return LeaseSight(
+            state,
+            record.holder,
+            f"{record.boot_id} {record.ends_monotonic}",
+            may_renew=may_write(path),
+            left_s=seconds_left(record, wall=wall, monotonic=monotonic, boot=self._boot_id),
+        )
 
 
 def lease_state(

@@ -126,6 +126,9 @@ class LeaseSight:
     """Changes with each renewal."""
     may_renew: bool = True
     """False: who looks may not drive the rollout, as far as is known."""
+    left_s: float | None = field(default=None, compare=False)
+    """Seconds until it ends unless it is renewed, by the clock of who looks; None: not known. Two
+    looks at one renewal are equal whatever time has passed between them."""
 
 
 class Lease(Protocol):

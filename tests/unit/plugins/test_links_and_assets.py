@@ -135,7 +135,10 @@ class TestControl:
             return do
 
         names = ("pause", "resume", "promote_now", "abort")
-        rollouts = SimpleNamespace(**{name: take(name) for name in names})
+        rollouts = SimpleNamespace(
+            **{name: take(name) for name in names},
+            what_a_pause_holds=lambda channel: ("The route gives all to it.",),
+        )
         monkeypatch.setattr("trainyard.wiring.open_rollout", lambda *_, **__: rollouts)
         return found
 
@@ -148,7 +151,9 @@ class TestControl:
 
     @pytest.mark.parametrize("action", ["pause", "resume", "promote_now", "abort"])
     def test_it_is_done_as_whoever_asked(self, asked: list[Any], action: str) -> None:
-        assert "of the traffic to the candidate" in self.run(action)
+        said = self.run(action)
+        assert "of the traffic for the candidate" in said
+        assert said.endswith("The route gives all to it.") == (action == "pause")
         ((done, request),) = asked
         assert done == action
         assert request == {

@@ -50,9 +50,10 @@ def test_a_look_tells_who_holds_it_and_whether_it_was_renewed(
     assert lease.look("staging", "adder") == LeaseSight("absent")
     lease.renew("staging", "adder", holder="run#1", duration_s=120)
     first = lease.look("staging", "adder")
-    assert (first.state, first.holder) == ("alive", "run#1")
+    assert (first.state, first.holder, first.left_s) == ("alive", "run#1", 120.0)
     clocks.pass_s(1)
     assert lease.look("staging", "adder") == first
+    assert lease.look("staging", "adder").left_s == 119.0
     lease.renew("staging", "adder", holder="run#1", duration_s=120)
     assert lease.look("staging", "adder").mark != first.mark
     clocks.pass_s(121)

@@ -87,7 +87,12 @@ class KubernetesLease:
         found = self._cluster.get(LEASE, name, self._namespace)
         state = LeaseClock(wall=self._now).state(name, found)
         spec = (found or {}).get("spec") or {}
-        return LeaseSight(state, spec.get("holderIdentity") or "", str(spec.get("renewTime")))
+        return LeaseSight(
+            state,
+            spec.get("holderIdentity") or "",
+            str(spec.get("renewTime")),
+            left_s=_left_s(spec, self._now()),
+        )
 
     def release(self, environment: str, model: str, *, holder: str) -> None:
         """End the lease, if `holder` has it."""
@@ -99,6 +104,14 @@ class KubernetesLease:
             self._cluster.replace(LEASE, {**found, "spec": {**found["spec"], "holderIdentity": ""}})
         except Conflict:
             return
+
+
+def _left_s(spec: Mapping[str, object], now: datetime) -> float | None:
+    """Return the seconds until a lease ends, by the wall clock; None if it does not say."""
+    renewed, duration = parse_time(spec.get("renewTime")), spec.get("leaseDurationSeconds")
+    if renewed is None or not isinstance(duration, int):
+        return None
+    return duration - (now - renewed).total_seconds()
 
 
 @dataclass(frozen=True)
