@@ -27,6 +27,7 @@ from trainyard.reports.charts import NARROW_WIDTH, evidence_plots, level_plots, 
 from trainyard.reports.glance import glance, stages
 from trainyard.reports.pages import compile_templates, render
 from trainyard.reports.release import release_report_html
+from trainyard.rollout.standing import commands_that_can_be_given
 from trainyard.rollout.words import describe_entry
 from trainyard.settings import Settings, get_settings
 from trainyard.spec.environments import Environment, Environments
@@ -483,6 +484,8 @@ class Actions:
     """Those that may be promoted, newest first."""
     earlier: tuple[str, ...]
     """Those that a rollback can go to, newest first."""
+    undoes: bool
+    """Is there a promotion that a rollback without a release would undo?"""
 
     @property
     def any(self) -> bool:
@@ -518,6 +521,7 @@ def _actions(request: Request, channel: Channel) -> Actions:
         abort_task=ROLLOUT_TASK,
         releases=_promotable(request, channel) if may_promote else (),
         earlier=tuple(dict.fromkeys(track.release_id for track in channel.previous)),
+        undoes="rollback" in commands_that_can_be_given(channel, datetime.now(UTC)),
     )
 
 

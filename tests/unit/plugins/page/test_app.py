@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 from tests.page_world import PROMOTE, FakeAccess, PageWorld
-from tests.rollout_world import ENVIRONMENT, MODEL
+from tests.rollout_world import ENVIRONMENT, MODEL, Behaviour
 from tests.unit.plugins.page.conftest import mounted
 
 from trainyard.canonical import digest
@@ -509,3 +509,19 @@ def poison(world: PageWorld) -> None:
         }
     )
     world.store.put(channel_key(MODEL, ENVIRONMENT), changed.to_bytes())
+
+
+def test_undoing_the_last_promotion_is_offered_only_if_there_is_one(tmp_path: Path) -> None:
+    world = PageWorld(tmp_path)
+    for name in ("first", "second"):
+        world.publish(name)
+        world.promote(name)
+    to_first = f"<option>{world.ids['first']}</option>"
+    assert "undo the last promotion" in (page := mounted(world).get(CHANNEL).text)
+    assert to_first in page
+    world.publish("slow", behaviour=Behaviour(ttft_s=0.09))
+    world.promote("slow")
+    assert world.channel.rollout is not None
+    assert world.channel.rollout.outcome == "rolled_back"
+    assert "undo the last promotion" not in (page := mounted(world).get(CHANNEL).text)
+    assert to_first in page
