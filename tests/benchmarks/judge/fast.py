@@ -63,6 +63,8 @@ class Closed:
     """Blocks of probes, not of users' requests."""
     counts_for_promotion: Bools
     """See the function of this name in `judge.blocks`."""
+    comparable: Bools
+    """Where it is known whether pods are alike (`judge.guards.first_comparison`)."""
 
     def sums(self, values: NDArray[np.generic]) -> Floats:
         """Return sums over the slices of each block, runs x blocks x pods."""
@@ -164,6 +166,11 @@ def close(rollouts: Rollouts, n: Ints, spec: JudgeSpec = SPEC) -> Closed:
         np.maximum(1, side.sum(axis=2)) for side in (served[..., :split], served[..., split:])
     ]
     loads = weight / servers[1] / ((100 - weight) / servers[0])
+    of_pods = np.einsum("rtb,rtp->rbp", onehot, n[:, :, split:], optimize=True)
+    firsts = [
+        first_comparison(of_pods[run, :number], probe[run, :number].astype(np.int64))
+        for run, number in enumerate(valid.sum(axis=1))
+    ]
     return Closed(
         valid=valid,
         start_s=end_s - length_s,
@@ -175,6 +182,7 @@ def close(rollouts: Rollouts, n: Ints, spec: JudgeSpec = SPEC) -> Closed:
         onehot=onehot,
         probe=probe,
         counts_for_promotion=(weight >= spec.last_weight) | (loads >= defaults.LEAST_LOAD),
+        comparable=np.arange(count) >= np.array(firsts)[:, None],
     )
 
 
@@ -329,7 +337,6 @@ def _average_path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: 
         evidence = log_mixture(score, information, defaults.MIXTURE_TIGHTNESS / horizon)
         harm |= used & (evidence + log_start_weight(number) >= -log(late))
     harm[:, : defaults.MIN_HARM_BLOCKS - 1] = False
-    harm &= _comparable(rollouts, closed)
 
     margin = log1p(metric.promote_margin)
     beta = metric.promote_beta
@@ -342,7 +349,7 @@ def _average_path(rollouts: Rollouts, closed: Closed, metric: MetricSpec, spec: 
     evidence = log_mixture(score, information, defaults.MIXTURE_TIGHTNESS / for_promotion)
     promote |= evidence >= -log(beta - early)
     held = _held(rollouts, closed, values, models)
-    return Path(harm & ~held, promote & ~held)
+    return Path(harm & ~held & closed.comparable, promote & ~held)
 
 
 def _held(rollouts: Rollouts, closed: Closed, values: Floats, models: list[Covariance]) -> Bools:
@@ -361,17 +368,6 @@ def _held(rollouts: Rollouts, closed: Closed, values: Floats, models: list[Covar
             model,
         )
     return held
-
-
-def _comparable(rollouts: Rollouts, closed: Closed) -> Bools:
-    """Tell where it is known whether pods are alike, runs x blocks (see `first_comparison`)."""
-    n = closed.sums(rollouts.n)[:, :, rollouts.world.stable_pods :]
-    counts = closed.valid.sum(axis=1)
-    strata = closed.probe.astype(np.int64)
-    firsts = [
-        first_comparison(n[run, :count], strata[run, :count]) for run, count in enumerate(counts)
-    ]
-    return np.asarray(np.arange(n.shape[1]) >= np.array(firsts)[:, None])
 
 
 def _differences(

@@ -63,15 +63,18 @@ def windows(requests: Floats) -> list[Window]:
     """
     found: list[Window] = []
     pods = requests.shape[1]
-    got, silent, first = np.zeros(pods), np.full(pods, defaults.GONE_BLOCKS), 0
-    for block, row in enumerate(requests):
-        got = got + row
-        silent = np.where(row > 0, 0, silent + 1)
-        tell = got >= defaults.LEAST_REQUESTS_OF_POD
-        waited_for = (got > 0) & ~tell & (silent < defaults.GONE_BLOCKS)
-        if not waited_for.any() or block - first + 1 >= defaults.LONGEST_WINDOW:
+    got, silent, first = [0.0] * pods, [defaults.GONE_BLOCKS] * pods, 0
+    for block, row in enumerate(requests.tolist()):
+        waits = False
+        for pod, count in enumerate(row):
+            got[pod] += count
+            silent[pod] = 0 if count > 0 else silent[pod] + 1
+            few = 0 < got[pod] < defaults.LEAST_REQUESTS_OF_POD
+            waits |= few and silent[pod] < defaults.GONE_BLOCKS
+        if not waits or block - first + 1 >= defaults.LONGEST_WINDOW:
+            tell = np.array(got) >= defaults.LEAST_REQUESTS_OF_POD
             found.append(Window(first, block, tell))
-            got, first = np.zeros(pods), block + 1
+            got, first = [0.0] * pods, block + 1
     return found
 
 
