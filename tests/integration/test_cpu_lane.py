@@ -166,10 +166,10 @@ def test_a_compile_makes_a_bundle_of_code_without_weights(made: Yard) -> None:
 def test_a_measurement_starts_from_the_bundle_and_has_every_figure(made: Yard) -> None:
     result = measure(made.plan, "cpu", made.surroundings("measure"))
     found = read_document(made.store, result.key, Measurement)
+    # That nothing new was compiled shows that the bundle was used; how fast that is, a machine that
+    # does other things as well cannot say.
     assert found.start.new_cache_files == ()
     assert found.start.engine_init_s is not None
-    assert made.bundle.engine_init_s is not None
-    assert found.start.engine_init_s < made.bundle.engine_init_s
     (score,) = found.accuracy
     assert (score.name, score.metric, score.samples) == ("addition", "exact_match", 200)
     assert 0 <= score.score <= 1
