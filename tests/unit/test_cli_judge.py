@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -18,8 +20,8 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, ["judge", *arguments], env={"COLUMNS": "200"})
 
 
-def blocks(*, failed: int, minutes: int = 6) -> list[Block]:
-    """Return a log in which the candidate fails `failed` of 100 requests a slice."""
+def log_of(figures: Callable[[str], dict[str, Any]], *, minutes: int = 6) -> list[Block]:
+    """Return the log of two pods a side; `figures` has what a track's rows do not share."""
     return [
         Block.model_validate(
             {
@@ -28,11 +30,8 @@ def blocks(*, failed: int, minutes: int = 6) -> list[Block]:
                 "release": f"m-{track}",
                 "track": track,
                 "pod": f"{track}-{pod}",
-                "metric": "errors",
-                "kind": "count",
-                "requests": 100,
-                "bad": failed if track == "candidate" else 0,
                 "weight_candidate": 50,
+                **figures(track),
             }
         )
         for i in range(2 * minutes)
@@ -41,27 +40,17 @@ def blocks(*, failed: int, minutes: int = 6) -> list[Block]:
     ]
 
 
+def blocks(*, failed: int, minutes: int = 6) -> list[Block]:
+    """Return a log in which the candidate fails `failed` of 100 requests a slice."""
+    errors = {"metric": "errors", "kind": "count", "requests": 100}
+    bad = {"stable": 0, "candidate": failed}
+    return log_of(lambda track: {**errors, "bad": bad[track]}, minutes=minutes)
+
+
 def latencies(total: float) -> list[Block]:
     """Return a log in which a slice's times to the first token add up to `total`."""
-    return [
-        Block.model_validate(
-            {
-                "t": 30.0 * (i + 1),
-                "duration_s": 30.0,
-                "release": f"m-{track}",
-                "track": track,
-                "pod": f"{track}-{pod}",
-                "metric": "ttft",
-                "kind": "mean",
-                "requests": 60,
-                "total": total,
-                "weight_candidate": 50,
-            }
-        )
-        for i in range(6)
-        for track in ("stable", "candidate")
-        for pod in range(2)
-    ]
+    ttft = {"metric": "ttft", "kind": "mean", "requests": 60, "total": total}
+    return log_of(lambda _: ttft, minutes=3)
 
 
 @pytest.mark.parametrize(

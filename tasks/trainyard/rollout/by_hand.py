@@ -43,7 +43,7 @@ from trainyard.rollout.events import (
     PromotionForced,
     ResumeRequested,
 )
-from trainyard.rollout.route_sight import RouteSight
+from trainyard.rollout.route_sight import RouteSight, shares_in_words
 from trainyard.rollout.state_machine import (
     pause_refusal,
     promotion_refusal,
@@ -288,9 +288,8 @@ def _route_words(deps: RolloutDeps, channel: Channel) -> str:
         route = None
     if route is None:
         return "The router cannot be asked what the traffic does now."
-    shares = ", ".join(f"{share} % to {name}" for name, share in route.weights.items() if share)
     held = "" if route.guard == "following" else f" {route.guard_reason}"
-    return f"The route gives {shares or 'nobody any traffic'}.{held}"
+    return f"The route gives {shares_in_words(route.weights) or 'nobody any traffic'}.{held}"
 
 
 def _driver_words(channel: Channel, pulse: Pulse | Exception) -> tuple[str, ...]:

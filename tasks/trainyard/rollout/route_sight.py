@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from trainyard.documents.channel import Channel
 from trainyard.errors import TrainyardError
@@ -47,8 +47,12 @@ class RouteSight:
         others = {name: share for name, share in route.weights.items() if share and name != stable}
         if not others:
             return ""
-        shares = ", ".join(f"{share} % to {name}" for name, share in others.items())
-        return f"The traffic is not back yet: the route still gives {shares}."
+        return f"The traffic is not back yet: the route still gives {shares_in_words(others)}."
+
+
+def shares_in_words(weights: Mapping[str, int]) -> str:
+    """Return who gets how much of the traffic, as the end of a sentence; empty: nobody."""
+    return ", ".join(f"{share} % to {name}" for name, share in weights.items() if share)
 
 
 def _takes_back(channel: Channel) -> bool:
