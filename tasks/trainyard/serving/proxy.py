@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import time
 import uuid
@@ -24,6 +23,7 @@ from trainyard.serving.guard_loop import Guard
 from trainyard.serving.process_log import log_to_stderr
 from trainyard.serving.proxy_app import ProxyApp
 from trainyard.serving.proxy_metrics import ProxyMetrics
+from trainyard.serving.proxy_server import server_config
 from trainyard.serving.records import (
     LOOPBACK,
     ProxyRecord,
@@ -43,10 +43,6 @@ log = logging.getLogger(__name__)
 
 PORT_WAIT_S = 5.0
 """Seconds to wait for the port of the last start, before clients must be given another."""
-
-IDLE_CLIENT_S = 75
-"""Seconds before an idle connection of a client is closed. Clients must go first (httpx after 5 s,
-load balancers of AWS after 60), or a request could meet a connection that is just being closed."""
 
 
 def run_proxy(settings: Settings, store: Store | None = None) -> None:
@@ -71,21 +67,7 @@ def run_proxy(settings: Settings, store: Store | None = None) -> None:
         )
         guard = Guard(settings, store or open_store(settings), _elsewhere(settings))
         app = ProxyApp(guard, ProxyMetrics(), record.epoch)
-        config = uvicorn.Config(
-            app,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            # The servers' answers carry them already.
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=IDLE_CLIENT_S,
-            timeout_graceful_shutdown=int(settings.drain_timeout_s),
-        )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # Uvicorn ends on these, and then raises them again for whoever handled them before.
-            signal.signal(number, lambda *_: None)
+        config = server_config(app, settings)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_serve(uvicorn.Server(config), app, guard, sock, record, paths))
         status_socket.forget_socket(socket_path, wanted)

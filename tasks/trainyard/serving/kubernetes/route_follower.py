@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
@@ -41,6 +40,7 @@ from trainyard.serving.kubernetes.route import (
 from trainyard.serving.process_log import log_to_stderr
 from trainyard.serving.proxy_app import ProxyApp
 from trainyard.serving.proxy_metrics import ProxyMetrics
+from trainyard.serving.proxy_server import server_config
 from trainyard.serving.route import Endpoint, Route, Upstream, take_idle
 from trainyard.settings import Settings
 
@@ -123,19 +123,7 @@ def run_follower(settings: Settings, names: Sequence[str] = ()) -> None:
     follower = RouteFollower(frozenset(places.by_name))
     own_port = sockets[1].getsockname()[1]
     app = ProxyApp(follower, ProxyMetrics(), uuid.uuid4().hex, own_port=own_port)
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=int(settings.drain_timeout_s),
-    )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Uvicorn ends on these, and then raises them again for whoever handled them before.
-        signal.signal(number, lambda *_: None)
+    config = server_config(app, settings)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_serve(uvicorn.Server(config), follower, cluster, places.namespace, sockets))
 

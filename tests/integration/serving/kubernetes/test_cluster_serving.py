@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -237,6 +238,21 @@ def test_a_canary_and_its_rollback(yard: Yard) -> None:
         yard.processes[name].send_signal(signal.SIGTERM)
         code = yard.processes[name].wait(timeout=PATIENCE_S)
         assert code in (0, -signal.SIGTERM), yard.log(name)
+
+
+def test_a_client_of_the_proxy_may_be_idle_for_longer_than_clients_keep_connections(
+    yard: Yard,
+) -> None:
+    yard.wish(0)
+    yard.followed(100, 0)
+    connections = []
+    with httpx.Client(limits=httpx.Limits(keepalive_expiry=None), timeout=PATIENCE_S) as client:
+        for pause_s in (0.0, 5.5):
+            time.sleep(pause_s)
+            answer = client.post(f"{yard.url}/completions", json={"tokens": 1})
+            assert answer.status_code == 200
+            connections.append(answer.extensions["network_stream"].get_extra_info("client_addr"))
+    assert connections[0] == connections[1]
 
 
 def test_traffic_comes_back_without_driver_store_and_leader(yard: Yard) -> None:
