@@ -23,6 +23,7 @@ from trainyard.kubernetes.kinds import (
 from trainyard.kubernetes.labels import ADOPTED, CONTAINER, PORT, RELEASE, server_object_name
 from trainyard.kubernetes.labels import ENVIRONMENT as IN
 from trainyard.kubernetes.labels import MODEL as OF
+from trainyard.serving.kubernetes.autoscaling import PAUSED
 from trainyard.serving.kubernetes.host import KubernetesHost
 from trainyard.settings import Settings
 from trainyard.spec.environments import Environment
@@ -435,6 +436,19 @@ def test_a_paused_scaled_object_stays_paused(fake: FakeCluster, host: Kubernetes
     found = fake.get(SCALED_OBJECT, "adder")
     assert found is not None
     assert found["metadata"]["annotations"] == {"autoscaling.keda.sh/paused": "true"}
+
+
+def test_what_somebody_removed_while_it_was_held_does_not_keep_it_held(
+    fake: FakeCluster, host: KubernetesHost
+) -> None:
+    fake.put(AUTOSCALER, autoscaler(AUTOSCALER, maxReplicas=6))
+    fake.put(SCALED_OBJECT, autoscaler(SCALED_OBJECT))
+    before = both(fake)
+    host.hold_autoscaling(ENVIRONMENT, "adder")
+    fake.edit(AUTOSCALER, "adder", lambda body: body["spec"].pop("behavior"))
+    fake.edit(SCALED_OBJECT, "adder", lambda body: body["metadata"]["annotations"].pop(PAUSED))
+    host.resume_autoscaling(ENVIRONMENT, "adder", ADDER.release_id)
+    assert both(fake) == before
 
 
 def test_a_cluster_without_keda_has_autoscalers_all_the_same(

@@ -111,10 +111,11 @@ def _letting_go(kind: Kind, each: Object, deployment: str) -> list[Object]:
         operations.append({"op": "remove", "path": _pointer("annotations", HELD)})
         before = json.loads(held)
         if kind == SCALED_OBJECT:
-            operations += _set(_pointer("annotations", PAUSED), before["paused"])
+            path, present = _pointer("annotations", PAUSED), _annotations(each)
+            operations += _put_back(path, before["paused"], PAUSED in present)
         else:
-            operations += _set("/spec/minReplicas", before["minReplicas"])
-            operations += _set("/spec/behavior", before["behavior"])
+            for name in ("minReplicas", "behavior"):
+                operations += _put_back(f"/spec/{name}", before[name], name in each["spec"])
     if _target(each) not in (None, deployment):
         operations.append(
             {"op": "replace", "path": "/spec/scaleTargetRef/name", "value": deployment}
@@ -122,9 +123,14 @@ def _letting_go(kind: Kind, each: Object, deployment: str) -> list[Object]:
     return operations
 
 
-def _set(path: str, value: Any) -> list[Object]:
+def _put_back(path: str, value: Any, present: bool) -> list[Object]:
+    """Return what gives a field its value again; None: it had none.
+
+    Somebody may have removed meanwhile what a hold had set, and what is missing cannot be removed:
+    the patch would fail at every try, and the autoscaler be held for good.
+    """
     if value is None:
-        return [{"op": "remove", "path": path}]
+        return [{"op": "remove", "path": path}] if present else []
     return [{"op": "add", "path": path, "value": value}]
 
 
