@@ -94,6 +94,9 @@ class Mirror:
                 log.debug("The version of %s is too old to watch from", self._kind.plural)
             except TrainyardError as error:
                 log.warning("%s cannot be watched: %s", self._kind.plural, error)
+            except Exception:
+                # A thread that has died would leave a copy that is never mended, and tell nobody.
+                log.exception("%s cannot be watched: nobody foresaw this", self._kind.plural)
             self._stopped.wait(self._pause_s)
             self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2)
 

@@ -91,3 +91,18 @@ def test_a_kind_that_is_missing_is_waited_for(fake: FakeCluster) -> None:
     fake.kinds = kinds
     eventually(lambda: mirror.synced)
     mirror.stop()
+
+
+def test_an_answer_that_nobody_foresaw_does_not_end_the_copying(
+    fake: FakeCluster, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = mirror._cluster.list
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(mirror._cluster, "list", listed)
+        raise KeyError("metadata")
+
+    monkeypatch.setattr(mirror._cluster, "list", once)
+    fake.put(POD, pod("a"))
+    mirror.start()
+    eventually(lambda: names(mirror) == {"a"})

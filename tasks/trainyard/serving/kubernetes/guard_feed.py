@@ -1,7 +1,8 @@
 """The guard's news from outside the cluster's API, read beside it.
 
 The store and the data plane may be slow or silent for minutes. Both are asked in threads of their
-own, and the guard takes what they saw last, so that neither can hold up a withdrawal.
+own, and the guard takes what they saw last, so that neither can hold up a withdrawal. Whatever a
+look fails with, the next one is made: a thread that has died would be missed by nobody.
 """
 
 from __future__ import annotations
@@ -117,7 +118,10 @@ class StoreFeed:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                log.exception("The store cannot be read, in a way that nobody foresaw")
             self._stopped.wait(self._interval_s)
 
 
@@ -170,6 +174,8 @@ class TrafficFeed:
                 sight = watched.data_plane.look(environment, model, watched.route)
             except (TrainyardError, ValueError) as error:
                 log.warning("The traffic of %s/%s is not known: %s", environment, model, error)
+            except Exception:
+                log.exception("The traffic of %s/%s: nobody foresaw this", environment, model)
             with self._guard:
                 if sight is None:
                     self._sights.pop((environment, model), None)
