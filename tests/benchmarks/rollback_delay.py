@@ -98,7 +98,9 @@ def forsaken(world: StreamYard, name: str) -> Release:
     # Shorter than an environment may have it, so that the benchmark does not take all day.
     deps = world.rollouts.deps
     rules = deps.environments[ENVIRONMENT].model_copy(update={"lease_s": LEASE_S})
-    short = replace(world.rollouts, deps=replace(deps, environments={ENVIRONMENT: rules}))
+    # It is not in the environments file, so that one is not to be read again.
+    changed = replace(deps, environments={ENVIRONMENT: rules}, read_environments=None)
+    short = replace(world.rollouts, deps=changed)
     tick = short.begin(
         kind="promote",
         model=MODEL,
