@@ -118,8 +118,8 @@ def cost(act: Callable[[], object]) -> Cost:
 
 
 def first_request(home: Path, how: str) -> dict[str, Cost]:
-    """Return the costs of a new process that answers one request (see `page_first.py`)."""
-    program = Path(__file__).with_name("page_first.py")
+    """Return the costs of a new process that answers one request (see `tests/first_page.py`)."""
+    program = REPOSITORY / "tests" / "first_page.py"
     done = subprocess.run(
         [sys.executable, str(program), str(home), how], capture_output=True, text=True, check=False
     )

@@ -1,6 +1,6 @@
-"""One process that answers one request, for `page.py`: the first one of an API server.
+"""One process that answers one request, for `benchmarks/page.py`: the first one of an API server.
 
-    python tests/benchmarks/page_first.py HOME cold|warm
+    python tests/first_page.py HOME cold|warm
 
 Prints, as JSON, what the warming took (if there was any) and what the request took, in seconds: of
 the clock and of the processor. As in an API server, FastAPI is loaded before; nothing of ours is.
@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 
 from trainyard_airflow.page.mounted import MountedPage
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 
 
 class Anybody:
