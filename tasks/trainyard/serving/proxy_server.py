@@ -9,9 +9,10 @@ import uvicorn
 from trainyard.serving.proxy_app import ProxyApp
 from trainyard.settings import Settings
 
-IDLE_CLIENT_S = 75
+IDLE_CLIENT_S = 4100
 """Seconds before an idle connection of a client is closed. Clients must go first (httpx after 5 s,
-load balancers of AWS after 60), or a request could meet a connection that is just being closed."""
+AWS's load balancers after 60 s by default and 4,000 s at most), or a request could meet one that is
+just being closed."""
 
 
 def server_config(app: ProxyApp, settings: Settings) -> uvicorn.Config:

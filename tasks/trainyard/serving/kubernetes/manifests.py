@@ -58,6 +58,10 @@ SETTLE_S = 20
 """Seconds in which every data plane has learned that a pod left its Service."""
 STOP_S = 30
 """Seconds between SIGTERM and SIGKILL, at the end of the grace period."""
+IDLE_CONNECTION_S = 3900
+"""Seconds before a server closes an idle connection; vLLM's default is 5. Data planes keep theirs
+for longer (Envoy an hour), and must go first: a request that meets a connection which is just being
+closed fails, and the less traffic a release has, the more of its requests do."""
 
 _NODE = "/node"
 """Where the node's folder lies in containers that may see all of it."""
@@ -267,7 +271,13 @@ def _server(
         # Other pods and the node's kubelet ask it.
         host="0.0.0.0",
     )
-    env = {"PYTHONUNBUFFERED": "1", **_home(place), **place.env, **command.env}
+    env = {
+        "PYTHONUNBUFFERED": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(IDLE_CONNECTION_S),
+        **_home(place),
+        **place.env,
+        **command.env,
+    }
     if instance is not None:
         # Tells the releases of one node apart in neuron-monitor's `runtime_tag`.
         env["NEURON_PROCESS_TAG"] = release.release_id
