@@ -57,7 +57,7 @@ test: test-packages setup check ## Run the checks, then the unit, integration an
 	@.ci/tests $(RUN)/pytest
 
 .PHONY: soak
-soak: test-packages setup ## Run the long tests and the benchmarks, and print their figures
+soak: soak-packages setup ## Run the long tests and the benchmarks, and print their figures
 	@failed=; \
 	$(RUN)/pytest -s -m "soak or benchmark" || failed="pytest"; \
 	for script in $(BENCHMARKS); do \
@@ -129,9 +129,11 @@ lock: $(TOOLS_STAMP) ## Write requirements/*.txt anew; UPGRADE=--upgrade takes n
 system-packages:
 	@PYTHON="$(PYTHON)" .ci/system-packages $(SYSTEM_PACKAGES)
 
-.PHONY: test-packages
+.PHONY: test-packages soak-packages
 test-packages:
 	@PYTHON="$(PYTHON)" .ci/system-packages $(SYSTEM_PACKAGES) tests
+soak-packages:
+	@PYTHON="$(PYTHON)" .ci/system-packages $(SYSTEM_PACKAGES) soak
 
 $(TOOLS_STAMP): | system-packages
 	@echo "Installing uv into .venv-tools"
