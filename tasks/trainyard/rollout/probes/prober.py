@@ -27,9 +27,11 @@ from trainyard.rollout.probes.asking import ask
 from trainyard.rollout.probes.schedule import Round, Schedule
 from trainyard.rollout.probes.tally import Tally
 from trainyard.serving.protocol import ServerStatus
+from trainyard.serving.route import IDLE_CONNECTION_S
 
 log = logging.getLogger(__name__)
 
+_LIMITS = httpx.Limits(keepalive_expiry=IDLE_CONNECTION_S)
 _RECENT = 50
 """Newest rounds that tell how long answers take."""
 
@@ -172,7 +174,7 @@ class HttpProber:
         """Send rounds until the window closes, and wait for the last of them."""
         under_way: set[asyncio.Task[None]] = set()
         async with (
-            httpx.AsyncClient(trust_env=False, timeout=None) as client,
+            httpx.AsyncClient(trust_env=False, timeout=None, limits=_LIMITS) as client,
             asyncio.TaskGroup() as rounds,
         ):
             due = self._monotonic()

@@ -58,7 +58,7 @@ SETTLE_S = 20
 """Seconds in which every data plane has learned that a pod left its Service."""
 STOP_S = 30
 """Seconds between SIGTERM and SIGKILL, at the end of the grace period."""
-IDLE_CONNECTION_S = 3900
+KEEP_ALIVE_S = 3900
 """Seconds before a server closes an idle connection; vLLM's default is 5. Data planes keep theirs
 for longer (Envoy an hour), and must go first: a request that meets a connection which is just being
 closed fails, and the less traffic a release has, the more of its requests do."""
@@ -273,7 +273,7 @@ def _server(
     )
     env = {
         "PYTHONUNBUFFERED": "1",
-        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(IDLE_CONNECTION_S),
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S),
         **_home(place),
         **place.env,
         **command.env,

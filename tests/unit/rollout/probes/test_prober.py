@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from tests.unit.rollout.probes.completions import completions
+from tests.unit.rollout.probes.completions import completions, events
 
 from trainyard.documents.channel import ProbePlan
 from trainyard.documents.look import ProbeCounters, ProbeReading
@@ -132,6 +135,40 @@ def test_it_sends_nothing_after_its_window_and_goes_on_in_the_next() -> None:
         after = until(prober, lambda reading: reading.cursor > before.cursor)
         assert after.epoch == before.epoch == first.epoch
         stop(prober)
+
+
+def test_no_probe_is_sent_on_a_connection_that_the_server_may_be_closing() -> None:
+    """vLLM closes connections that were idle for 5 s."""
+    ports: list[int] = []
+
+    class Server(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            ports.append(self.client_address[1])
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            answer = "".join(f"data: {line}\n\n" for line in events(right(body))).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    prober = HttpProber()
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Server) as http,
+        completions(right) as new,
+    ):
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        old = f"http://127.0.0.1:{http.server_address[1]}"
+        prober.keep(replace(wish({"s0": old}, {"c0": new}), rounds_per_s=0.4))
+        until(prober, lambda reading: reading.cursor >= 3 and at_rest(reading))
+        assert stop(prober)["s0"].failed == 0
+        http.shutdown()
+    assert len(ports) >= 3
+    assert all(before != after for before, after in pairwise(ports))
 
 
 def test_another_process_has_counters_of_its_own_and_goes_on_at_the_cursor() -> None:
