@@ -3,22 +3,30 @@
 It lives in the triggerer, so that a rollback needs no free worker: the wish "all to stable" is
 written here, before any task runs. A triggerer that dies loses nothing: another one takes the
 channel over with a higher epoch and goes on where the channel says the rollout stands.
+
+Each rollout has a thread of its own. A triggerer has few threads for all its triggers together, and
+rollouts that wait for something slow (servers that warm up, a store that does not answer) would
+keep the others from renewing their leases.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 if TYPE_CHECKING:
     from trainyard.errors import Closed
     from trainyard.wiring import Kind, Tick
+
+T = TypeVar("T")
 
 LONGEST_WAIT_S = 300.0
 """Seconds between two looks at an environment that is closed."""
@@ -80,11 +88,12 @@ class RolloutTrigger(BaseTrigger):
         from trainyard.errors import Closed, TrainyardError
 
         said = ""
+        own_thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         try:
-            drive = await self._begin()
+            drive = await self._begin(own_thread)
             while True:
                 try:
-                    result = await asyncio.to_thread(drive)
+                    result = await _run_in(own_thread, drive)
                 except Closed as closed:
                     # The turn of a request that waited for the channel has come in such a window.
                     await self._wait_for_window(closed)
@@ -105,9 +114,12 @@ class RolloutTrigger(BaseTrigger):
         except TrainyardError as error:
             yield TriggerEvent({"outcome": "refused", "message": str(error)})
             return
+        finally:
+            # Nobody waits for a tick under way: a triggerer that is told to stop must.
+            own_thread.shutdown(wait=False, cancel_futures=True)
         yield TriggerEvent({"outcome": result.outcome, "message": result.summary})
 
-    async def _begin(self) -> Tick:
+    async def _begin(self, own_thread: ThreadPoolExecutor) -> Tick:
         """Take the channel; if the request says so, wait while the environment is closed.
 
         The task before has waited for that, too; this is for a window that began since, for
@@ -119,7 +131,7 @@ class RolloutTrigger(BaseTrigger):
         failing_since: float | None = None
         while True:
             try:
-                return await asyncio.to_thread(self._start)
+                return await _run_in(own_thread, self._start)
             except Closed as closed:
                 await self._wait_for_window(closed)
                 failing_since = None
@@ -176,3 +188,9 @@ class RolloutTrigger(BaseTrigger):
             requested_by=self.requested_by,
             run_id=self.run_id,
         )
+
+
+async def _run_in(thread: ThreadPoolExecutor, act: Callable[[], T]) -> T:
+    """Return what `act` does in a thread, in the present context: Airflow's logs go by that."""
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(thread, context.run, act)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -296,3 +298,39 @@ def test_events_of_the_rollout_are_told_with_the_run(
 
     asyncio.run(run())
     assert told == [("held", KWARGS["run_id"])]
+
+
+def test_rollouts_that_wait_for_something_slow_do_not_hold_up_another(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A triggerer's shared pool has a few threads; each rollout has its own."""
+    from trainyard_airflow import rollout_trigger
+
+    slow, ended = threading.Event(), tick(outcome="promoted", summary="It is promoted.")
+
+    class Rollouts:
+        def begin(self, *, run_id: str, **_: Any) -> Callable[[], DriveResult]:
+            def drive() -> DriveResult:
+                assert run_id == "quick" or slow.wait(60)
+                return ended
+
+            return drive
+
+    monkeypatch.setattr("trainyard.wiring.open_rollout", lambda settings, **_: Rollouts())
+
+    async def outcome(run_id: str) -> Any:
+        trigger = rollout_trigger.RolloutTrigger(**{**KWARGS, "run_id": run_id})
+        return [event.payload["outcome"] async for event in trigger.run()]
+
+    async def all_of_them() -> Any:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        others = [asyncio.create_task(outcome(f"slow-{number}")) for number in range(4)]
+        await asyncio.sleep(0.2)
+        try:
+            async with asyncio.timeout(30):
+                quick = await outcome("quick")
+        finally:
+            slow.set()
+        return [quick, *await asyncio.gather(*others)]
+
+    assert asyncio.run(all_of_them()) == [["promoted"]] * 5
