@@ -21,10 +21,8 @@ import argparse
 import asyncio
 import os
 import random
-import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -43,34 +41,21 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.judge.peers import PEERS, Minutes
 from tests.benchmarks.judge.traffic import BIN_FIRST_S, BIN_LOG_WIDTH, BINS
-from tests.unit import yard
+from tests.lane_world import compile_model, train
 
-from trainyard.documents.artifacts import BundleManifest
 from trainyard.documents.channel import Channel, RolloutPlan, Track
 from trainyard.documents.evidence import Verdict
 from trainyard.documents.look import ReleaseCounters, RouteCounters, Snapshot
-from trainyard.documents.plan import Plan, ReleaseRequest
-from trainyard.lanes.cpu import CpuLane
+from trainyard.documents.plan import Plan
 from trainyard.materialize import materialize_bundle
 from trainyard.rollout.judge import replay
 from trainyard.rollout.plan_rollout import promotion_plan
 from trainyard.rollout.readers.scrape import HttpMetricReader
 from trainyard.rollout.slices import blocks_from_snapshots
-from trainyard.serving.process import ServerProcess, free_port
+from trainyard.serving.process import ServerProcess
 from trainyard.serving.protocol import ServerStatus
-from trainyard.settings import Settings
 from trainyard.spec.environments import Environment
-from trainyard.steps.compile import compile_bundle
-from trainyard.steps.context import StepContext
-from trainyard.steps.download import download
-from trainyard.steps.plan import plan as make_plan
-from trainyard.store.documents import read_document
-from trainyard.store.folder import FolderStore
-from trainyard.store.layout import plan_key
 
-REPOSITORY = Path(__file__).parents[2]
-PYTHON = REPOSITORY / ".venv-serve" / "bin" / "python"
-LANE = CpuLane()
 STABLE, CANDIDATE = "adder-stable", "adder-candidate"
 TRACKS = (STABLE, CANDIDATE)
 STOPPED_S, RUNNING_S = 0.010, 0.005
@@ -106,50 +91,19 @@ class Outcome:
     """Slices after which each peer rolled back; `inf` is never."""
 
 
-def prepare(home: Path) -> tuple[Plan, BundleManifest, Settings]:
-    """Train the demonstration model for three steps and compile it."""
-    models = home / "home" / "demo" / "models" / "adder"
-    train = [PYTHON, "-m", "trainyard.demo.training", "--out", models, "--revisions", "r1"]
-    subprocess.run([*train, "--steps", "3"], check=True, stdout=subprocess.DEVNULL)
-    shutil.copytree(REPOSITORY / "dags" / "models", home / "models")
-    settings = Settings(
-        home=home / "home",
-        catalogue=home / "models",
-        environments=REPOSITORY / "dags" / "environments.yaml",
-        serve_python=PYTHON,
-    )
-    store = FolderStore(settings.store_root)
-    context = StepContext(settings, store, yard.Silent(), settings.work_root / "first")
-    make_plan(ReleaseRequest(model="adder", revision="r1"), context, plan_id="p1")
-    plan = read_document(store, plan_key("p1"), Plan)
-    download(plan, context)
-    compiled = compile_bundle(plan, "cpu", context)
-    return plan, read_document(store, compiled.key, BundleManifest), settings
-
-
 @contextmanager
 def servers(home: Path) -> Iterator[tuple[Plan, dict[str, ServerProcess]]]:
     """Start one server a release; stop both."""
-    plan, bundle, settings = prepare(home)
-    store = FolderStore(settings.store_root)
+    train(home, {"r1": 3})
+    made = compile_model(home)
     started: dict[str, ServerProcess] = {}
     try:
         for name in TRACKS:
-            port = free_port()
-            command = LANE.command(
-                plan.target("cpu").target,
-                python=PYTHON,
-                model_dir=settings.home / "demo/models/adder/r1",
-                cache_dir=materialize_bundle(store, bundle, home / name / "cache"),
-                served_model_name="adder",
-                port=port,
-                cache_only=True,
-            )
-            log = home / name / "server.log"
-            started[name] = ServerProcess.start(command.argv, command.env, port=port, log_path=log)
+            cache_dir = materialize_bundle(made.store, made.bundle, home / name / "cache")
+            started[name] = made.start(cache_dir)
         for process in started.values():
             process.wait_healthy(300)
-        yield plan, started
+        yield made.plan, started
     finally:
         for process in started.values():
             process.stop(0)

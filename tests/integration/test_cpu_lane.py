@@ -9,11 +9,10 @@ import asyncio
 import json
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -23,40 +22,30 @@ import pytest
 from tests.behaviour_world import CAUGHT_BY, check, give_random_head
 from tests.fake_answers import serving
 from tests.gate_runs import broken_cases, verdicts
+from tests.lane_world import LANE, PYTHON, LaneYard, compile_model, train
 from tests.parity_runs import Run, Runs, broken, figures_of, sums
 from tests.tampered_models import tamper
 from tests.tampering_proxy import Fault, TamperingProxy
-from tests.unit import yard
 
-from trainyard.documents.artifacts import BundleManifest, files_digest
+from trainyard.documents.artifacts import files_digest
 from trainyard.documents.look import PodCounters
 from trainyard.documents.measurement import Measurement
 from trainyard.documents.parity import ParityFigures
-from trainyard.documents.plan import Plan, ReleaseRequest
 from trainyard.errors import CacheMiss
-from trainyard.lanes.cpu import CpuLane
 from trainyard.lanes.protocol import StartProof
 from trainyard.materialize import materialize_bundle
 from trainyard.measure.parity import collect
 from trainyard.rollout.probes.answers import Answer, are_same
 from trainyard.rollout.probes.asking import ask
 from trainyard.rollout.readers.scrape import HttpMetricReader
-from trainyard.serving.process import ServerProcess, free_port
+from trainyard.serving.process import ServerProcess
 from trainyard.serving.protocol import ServerStatus
-from trainyard.settings import Settings
 from trainyard.spec.model import BehaviourName, LatencyMetric, Probes
-from trainyard.steps.compile import compile_bundle
-from trainyard.steps.context import StepContext, StepResult
-from trainyard.steps.download import download
 from trainyard.steps.measure import measure
-from trainyard.steps.plan import plan as make_plan
 from trainyard.store.documents import read_document
 from trainyard.store.folder import FolderStore
-from trainyard.store.layout import bundle_manifest_key, plan_key
+from trainyard.store.layout import bundle_manifest_key
 
-REPOSITORY = Path(__file__).parents[2]
-PYTHON = REPOSITORY / ".venv-serve" / "bin" / "python"
-LANE = CpuLane()
 AT_THE_LIMIT: tuple[BehaviourName, ...] = ("longest_prompt", "cancellation")
 """Behaviour checks that are about the server's own `max_model_len`, or need long answers."""
 BRIEF = tuple(name for name in get_args(BehaviourName) if name not in AT_THE_LIMIT)
@@ -68,73 +57,27 @@ pytestmark = [
 ]
 
 
-@dataclass(frozen=True)
-class Yard:
-    """A home with an untrained model, a plan for it, and the bundle."""
-
-    settings: Settings
-    store: FolderStore
-    plan: Plan
-    compiled: StepResult
-
-    def surroundings(self, name: str) -> StepContext:
-        return StepContext(self.settings, self.store, yard.Silent(), self.settings.work_root / name)
-
-    @property
-    def bundle(self) -> BundleManifest:
-        return read_document(self.store, self.compiled.key, BundleManifest)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a home in which the demonstration model was trained for a few steps, twice."""
     folder = tmp_path_factory.mktemp("lane")
-    models = folder / "home" / "demo" / "models" / "adder"
-    for steps, revision in ((3, "r1"), (2, "r2")):
-        command = ["-m", "trainyard.demo.training", "--out", models, "--revisions", revision]
-        subprocess.run([PYTHON, *command, "--steps", str(steps)], check=True, timeout=300)
-    shutil.copytree(REPOSITORY / "dags" / "models", folder / "models")
+    train(folder, {"r1": 3, "r2": 2})
     return folder
 
 
 @pytest.fixture(scope="module")
-def made(home: Path) -> Yard:
+def made(home: Path) -> LaneYard:
     """Return the yard after plan, download and compile."""
-    settings = Settings(
-        home=home / "home",
-        catalogue=home / "models",
-        environments=REPOSITORY / "dags" / "environments.yaml",
-        serve_python=PYTHON,
-    )
-    store = FolderStore(settings.store_root)
-    context = StepContext(settings, store, yard.Silent(), settings.work_root / "first")
-    make_plan(ReleaseRequest(model="adder", revision="r1"), context, plan_id="p1")
-    plan = read_document(store, plan_key("p1"), Plan)
-    download(plan, context)
-    return Yard(settings, store, plan, compile_bundle(plan, "cpu", context))
+    return compile_model(home)
 
 
 @contextmanager
 def server(
-    made: Yard, cache_dir: Path, *, model: Path, **changes: object
+    made: LaneYard, cache_dir: Path, *, model: Path, **changes: object
 ) -> Iterator[tuple[ServerProcess, StartProof]]:
     """Start a server of the planned target with some settings changed; prove the start."""
-    target = made.plan.target("cpu").target.model_copy(update=changes)
-    assert LANE.problems(target) == ()
-    port = free_port()
-    command = LANE.command(
-        target,
-        python=PYTHON,
-        model_dir=model,
-        cache_dir=cache_dir,
-        served_model_name="adder",
-        port=port,
-        cache_only=True,
-    )
     before = LANE.snapshot(cache_dir)
-    process = ServerProcess.start(
-        command.argv, command.env, port=port, log_path=cache_dir.with_name("server.log")
-    )
+    process = made.start(cache_dir, model=model, **changes)
     try:
         process.wait_healthy(300)
         yield (
@@ -150,7 +93,7 @@ def server(
         process.stop(0)
 
 
-def test_a_compile_makes_a_bundle_of_code_without_weights(made: Yard) -> None:
+def test_a_compile_makes_a_bundle_of_code_without_weights(made: LaneYard) -> None:
     assert not made.compiled.reused
     bundle = made.bundle
     suffixes = [Path(file.path).suffix for file in bundle.files]
@@ -158,16 +101,16 @@ def test_a_compile_makes_a_bundle_of_code_without_weights(made: Yard) -> None:
     assert bundle.engine_init_s is not None
     assert 0 < bundle.engine_init_s < bundle.compile_s
     assert bundle.dropped == ()
-    weights = (made.settings.home / "demo/models/adder/r1/model.safetensors").stat().st_size
+    weights = (made.weights() / "model.safetensors").stat().st_size
     assert all(file.size < weights for file in bundle.files)
     assert not any("safetensors" in file.path for file in bundle.files)
 
 
-def test_a_measurement_starts_from_the_bundle_and_has_every_figure(made: Yard) -> None:
+def test_a_measurement_starts_from_the_bundle_and_has_every_figure(made: LaneYard) -> None:
     result = measure(made.plan, "cpu", made.surroundings("measure"))
     found = read_document(made.store, result.key, Measurement)
-    # That nothing new was compiled shows that the bundle was used; how fast that is, a machine that
-    # does other things as well cannot say.
+    # That nothing new was compiled shows that the bundle was used; how much sooner a server is then
+    # ready is for tests/benchmarks/bundle_start.py.
     assert found.start.new_cache_files == ()
     assert found.start.engine_init_s is not None
     (score,) = found.accuracy
@@ -202,7 +145,9 @@ NEEDS_TRAINING: Fault = "prefix"
 the soak form tries this one with a model that was trained."""
 
 
-def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_path: Path) -> None:
+def test_other_weights_settings_and_folders_use_the_same_code(
+    made: LaneYard, tmp_path: Path
+) -> None:
     """The compile key leaves all of this out; and running requests end before the server does.
 
     Faults of servers are tried here too, for a start of vLLM takes long: each is one of a proxy
@@ -219,7 +164,7 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
         "enable_prefix_caching": False,
     }
     model = tmp_path / "weights"
-    shutil.copytree(made.settings.home / "demo/models/adder/r2", model)
+    shutil.copytree(made.weights("r2"), model)
     give_random_head(model / "model.safetensors")
     with server(made, cache_dir, model=model, **changes) as (process, proof):
         assert proof.used_bundle, proof.reason
@@ -240,7 +185,7 @@ def test_other_weights_settings_and_folders_use_the_same_code(made: Yard, tmp_pa
     ).engine_init_s
 
 
-def check_faithful(made: Yard, parity: Sequence[ParityFigures], url: str, model: Path) -> None:
+def check_faithful(made: LaneYard, parity: Sequence[ParityFigures], url: str, model: Path) -> None:
     """A faithful server is not stopped in 20 runs, by its behaviour or by the whole gate."""
     behaviour = []
     for seed in range(len(parity)):
@@ -256,7 +201,7 @@ def check_faithful(made: Yard, parity: Sequence[ParityFigures], url: str, model:
 
 
 def check_parity(
-    made: Yard, process: ServerProcess, model: Path, folder: Path
+    made: LaneYard, process: ServerProcess, model: Path, folder: Path
 ) -> Sequence[ParityFigures]:
     """A faithful server keeps the bounds of the demonstration 20 times; nothing else does once.
 
@@ -395,16 +340,16 @@ def _answer_through_a_stop(process: ServerProcess, tokens: int) -> list[str]:
 
 
 @pytest.mark.soak
-def test_another_number_format_needs_other_code(made: Yard, tmp_path: Path) -> None:
+def test_another_number_format_needs_other_code(made: LaneYard, tmp_path: Path) -> None:
     """What is in the compile key is there for a reason."""
     cache_dir = materialize_bundle(made.store, made.bundle, tmp_path / "cache")
-    model = made.settings.home / "demo/models/adder/r1"
+    model = made.weights()
     with server(made, cache_dir, model=model, dtype="float32") as (_, proof):
         assert not proof.used_bundle
         assert any(name.endswith(".so") for name in proof.new_files)
 
 
-def test_a_bundle_without_its_graphs_is_a_cache_miss(made: Yard, tmp_path: Path) -> None:
+def test_a_bundle_without_its_graphs_is_a_cache_miss(made: LaneYard, tmp_path: Path) -> None:
     """A bundle that lacks what leads to the code: vLLM compiles in silence, and we refuse."""
     store = FolderStore(tmp_path / "store")
     shutil.copytree(made.settings.store_root, tmp_path / "store", dirs_exist_ok=True)
