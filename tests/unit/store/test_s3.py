@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from tests.fake_s3 import FakeS3
-from tests.faulty_proxy import Answer, Request
+from tests.faulty_proxy import Answer, Fault, Request
 from tests.unit.store.conformance import (
     PART,
     StoreConformance,
@@ -341,9 +341,18 @@ class TestStorms:
 
     def test_parts_that_fail_are_sent_again(self, s3: FakeS3, store: S3Store) -> None:
         data = content(6 * PART)
-        s3.proxy.fail(lambda r: r.is_part, answer=BUSY, times=4)
-        s3.proxy.fail(lambda r: r.is_part, times=3)
+
+        def fail(number: str, **how: object) -> Fault:
+            return s3.proxy.fail(
+                lambda request: request.is_part and request.query["partNumber"] == number, **how
+            )
+
+        # Each part has its own failures: of common ones a part could get more than it has tries.
+        numbers = [str(number) for number in range(1, 7)]
+        faults = [fail(number, answer=BUSY, times=2) for number in numbers]
+        faults += [fail(number) for number in numbers]
         assert store.upload_ranged("a", ranges(data)).sha256 == sha256(data)
+        assert [fault.hits for fault in faults] == [2] * 6 + [1] * 6
 
     def test_a_full_store_says_so(self, s3: FakeS3, store: S3Store) -> None:
         full = Answer.error(507, "XMinioStorageFull")
