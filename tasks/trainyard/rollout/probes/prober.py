@@ -32,6 +32,8 @@ from trainyard.serving.route import IDLE_CONNECTION_S
 log = logging.getLogger(__name__)
 
 _LIMITS = httpx.Limits(keepalive_expiry=IDLE_CONNECTION_S)
+"""A probe on a connection that is just being closed would count as an error of the release."""
+
 _RECENT = 50
 """Newest rounds that tell how long answers take."""
 
