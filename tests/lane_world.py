@@ -13,6 +13,7 @@ from tests.unit import yard
 from trainyard.documents.artifacts import BundleManifest
 from trainyard.documents.plan import Plan, ReleaseRequest
 from trainyard.lanes.cpu import CpuLane
+from trainyard.lanes.protocol import StartProof
 from trainyard.serving.process import ServerProcess, free_port
 from trainyard.settings import Settings
 from trainyard.steps.compile import compile_bundle
@@ -72,6 +73,15 @@ class LaneYard:
         )
         log = cache_dir.with_name("server.log")
         return ServerProcess.start(command.argv, command.env, port=port, log_path=log)
+
+    def proof(self, process: ServerProcess, cache_dir: Path, before: frozenset[str]) -> StartProof:
+        """Return how a healthy server showed that it started from the bundle, or did not."""
+        return LANE.prove_start(
+            log=process.log_text(),
+            before=before,
+            after=LANE.snapshot(cache_dir),
+            bundle=self.bundle,
+        )
 
 
 def train(folder: Path, steps: Mapping[str, int]) -> None:

@@ -39,12 +39,7 @@ def seconds_to_ready(made: LaneYard, cache_dir: Path, *, cache_only: bool) -> fl
     try:
         process.wait_healthy(LONGEST_START_S)
         took = time.perf_counter() - began
-        proof = LANE.prove_start(
-            log=process.log_text(),
-            before=before,
-            after=LANE.snapshot(cache_dir),
-            bundle=made.bundle,
-        )
+        proof = made.proof(process, cache_dir, before)
     finally:
         process.stop(0)
     if cache_only and not proof.used_bundle:

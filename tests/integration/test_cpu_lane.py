@@ -80,15 +80,7 @@ def server(
     process = made.start(cache_dir, model=model, **changes)
     try:
         process.wait_healthy(300)
-        yield (
-            process,
-            LANE.prove_start(
-                log=process.log_text(),
-                before=before,
-                after=LANE.snapshot(cache_dir),
-                bundle=made.bundle,
-            ),
-        )
+        yield process, made.proof(process, cache_dir, before)
     finally:
         process.stop(0)
 

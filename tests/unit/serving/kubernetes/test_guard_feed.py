@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.cluster_world import NAME, put_route
-from tests.fake_cluster import FakeCluster
 from tests.serving_world import ENVIRONMENT, MODEL, eventually, make_channel, put_channel
 
 from trainyard.kubernetes.client import Object
-from trainyard.kubernetes.kinds import HTTP_ROUTE
 from trainyard.serving.kubernetes.arrivals import DataPlaneSight
 from trainyard.serving.kubernetes.guard_feed import StoreFeed, TrafficFeed, Watched
 from trainyard.store.folder import FolderStore
@@ -33,7 +30,7 @@ class SometimesBroken:
 
 def test_traffic_is_asked_for_again_after_any_failure() -> None:
     data_plane, feed = SometimesBroken(), TrafficFeed(interval_s=0.01)
-    feed.want({CHANNEL: Watched(a_route(), data_plane)})
+    feed.want({CHANNEL: Watched({}, data_plane)})
     feed.look()
     assert feed.sight(CHANNEL) == DataPlaneSight("epoch", {})
     feed.look()
@@ -60,11 +57,3 @@ def test_the_store_is_read_again_after_any_failure(tmp_path: Path) -> None:
         eventually(lambda: CHANNEL in feed.wishes.by_channel)
     finally:
         feed.stop()
-
-
-def a_route() -> Object:
-    with FakeCluster.running() as fake:
-        put_route(fake)
-        found = fake.get(HTTP_ROUTE, NAME)
-        assert found is not None
-        return found
